@@ -1,0 +1,3 @@
+//! Project tasks: one file per task.
+
+fn main() {}
