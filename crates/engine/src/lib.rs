@@ -1,1 +1,95 @@
-//! To be written.
+//! What makes a machine real.
+//!
+//! [`Engine`] is the contract between the platform (`nullspace-server`) and the things that can
+//! build an isolated Linux environment. Its method docs say what the caller guarantees and what the
+//! engine owes; [`conformance`] checks every engine against them, and [`fake::FakeEngine`] is an
+//! engine without isolation, good enough to develop the platform on any Linux box.
+//!
+//! An engine creates, destroys, lists and dials. Everything that happens *inside* a machine (commands,
+//! files, ports) is spoken to its guest over the dialled stream with `nullspace-protocol`, the same on
+//! every engine.
+
+pub mod conformance;
+pub mod fake;
+mod spec;
+
+pub use nullspace_protocol::BoxedIo;
+pub use spec::{Bind, Capabilities, ExitReason, LiveMachine, MachineExit, MachineSpec};
+
+use async_trait::async_trait;
+use tokio::sync::broadcast;
+
+/// Why an engine could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The spec asks for something that cannot be: the caller's input is wrong.
+    #[error("invalid machine spec: {0}")]
+    InvalidSpec(String),
+    /// The engine knows no live machine of that id.
+    #[error("no live machine {0}")]
+    NotFound(String),
+    /// A machine of that id is alive already.
+    #[error("machine {0} exists already")]
+    Exists(String),
+    /// No room for one more machine (addresses, ids, memory or a configured limit).
+    #[error("no capacity: {0}")]
+    Capacity(String),
+    /// The engine cannot do this at all; `hint` names one that can.
+    #[error("the {engine} engine cannot {what}")]
+    Unsupported {
+        /// The engine that was asked.
+        engine: &'static str,
+        /// The missing ability, as a verb phrase.
+        what: &'static str,
+    },
+    /// A step of building or ending the machine failed.
+    #[error("{step} failed: {reason}")]
+    Step {
+        /// The step, as the engine's own docs name it.
+        step: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// The engine's helper process is gone or does not answer; the operation may be retried.
+    #[error("engine unavailable: {0}")]
+    Unavailable(String),
+}
+
+/// Makes, ends and reaches machines.
+///
+/// All methods may be called concurrently. Ids are unique for all time: a caller never reuses the id
+/// of a machine that was destroyed.
+#[async_trait]
+pub trait Engine: Send + Sync + 'static {
+    /// The engine's name as users write it: `native`, `gvisor`, `microvm`, or `fake`.
+    fn name(&self) -> &'static str;
+
+    /// What this engine can do beyond the basics.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Whether a machine could be created now; the error says what is in the way.
+    async fn health(&self) -> Result<(), EngineError>;
+
+    /// Builds a machine and returns once its guest answers.
+    ///
+    /// The caller guarantees that `spec.lower` are finished, immutable trees that stay in place while
+    /// the machine lives, and that `spec.id` was never used before. The engine owes: all or nothing
+    /// (on error no process, mount, cgroup, interface or file of the machine remains), the limits of
+    /// the spec enforced, and a machine that outlives the calling process.
+    async fn create(&self, spec: &MachineSpec) -> Result<(), EngineError>;
+
+    /// Ends a machine: when this returns no process of it runs. What it leaves on disk is removed in
+    /// the background. Unknown ids are fine (`Ok`), so that a repeated call is harmless.
+    async fn destroy(&self, id: &str) -> Result<(), EngineError>;
+
+    /// The machines that are alive now, also those that an earlier process of the caller created.
+    async fn list(&self) -> Result<Vec<LiveMachine>, EngineError>;
+
+    /// Opens a byte stream to the machine's guest, to speak `nullspace-protocol` over. Many streams
+    /// may be open at once.
+    async fn dial(&self, id: &str) -> Result<BoxedIo, EngineError>;
+
+    /// Machines that ended without [`Engine::destroy`], from now on. A lagging receiver must call
+    /// [`Engine::list`] to catch up.
+    fn exits(&self) -> broadcast::Receiver<MachineExit>;
+}

@@ -1,0 +1,141 @@
+//! What is asked of an engine, and what it tells about what lives.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// A host path shown inside a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bind {
+    /// Absolute host path, opened by the engine.
+    pub source: PathBuf,
+    /// Absolute path inside the machine; made if missing.
+    pub target: PathBuf,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+/// Everything an engine needs to build one machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineSpec {
+    /// The machine's id: 1 to 64 characters of `[A-Za-z0-9_-]`, unique for all time.
+    pub id: String,
+    /// The name the machine gives itself; 1 to 63 characters of a DNS label.
+    pub hostname: String,
+    /// Read-only trees, topmost first; at least one. Files in them belong to uid 0 and up, as inside
+    /// the machine.
+    pub lower: Vec<PathBuf>,
+    /// Host paths shown inside, after the layers are in place.
+    pub binds: Vec<Bind>,
+    /// Environment of every command in the machine unless the command sets the name itself. May hold
+    /// secrets: an engine keeps it in memory and never writes it to disk or a log.
+    pub env: BTreeMap<String, String>,
+    /// The default working directory of commands; made if missing.
+    pub cwd: String,
+    /// CPU limit in thousandths of a core; at least 10.
+    pub cpu_millis: u32,
+    /// Memory limit in bytes (anonymous and page cache together); at least 16 MiB.
+    pub memory_bytes: u64,
+    /// Most processes and threads at once; at least 16.
+    pub pids_max: u32,
+    /// Whether the machine may reach the internet. Without it, it has loopback only.
+    pub internet: bool,
+}
+
+impl MachineSpec {
+    /// Checks the bounds that the field docs give. Engines call it before they do anything.
+    ///
+    /// # Errors
+    /// [`crate::EngineError::InvalidSpec`] with the field that is wrong.
+    pub fn validate(&self) -> Result<(), crate::EngineError> {
+        let bad = |what: String| Err(crate::EngineError::InvalidSpec(what));
+        let word = |s: &str, max: usize, extra: &[char]| {
+            !s.is_empty()
+                && s.len() <= max
+                && s.chars().all(|c| c.is_ascii_alphanumeric() || extra.contains(&c))
+        };
+        if !word(&self.id, 64, &['_', '-']) {
+            return bad(format!("id {:?} is not 1 to 64 of [A-Za-z0-9_-]", self.id));
+        }
+        if !word(&self.hostname, 63, &['-']) {
+            return bad(format!("hostname {:?} is not a DNS label", self.hostname));
+        }
+        if self.lower.is_empty() || self.lower.len() > 32 {
+            return bad("lower must name 1 to 32 layers".into());
+        }
+        for path in self.lower.iter().chain(self.binds.iter().map(|b| &b.source)) {
+            let text = path.to_string_lossy();
+            if !path.is_absolute() || text.contains([':', ',', '\\', '\0']) {
+                return bad(format!("layer path {text:?} is not absolute or holds one of : , \\"));
+            }
+        }
+        for bind in &self.binds {
+            if !crate::spec::clean_absolute(&bind.target.to_string_lossy()) {
+                return bad(format!("bind target {:?} is not a clean absolute path", bind.target));
+            }
+        }
+        if !clean_absolute(&self.cwd) {
+            return bad(format!("cwd {:?} is not a clean absolute path", self.cwd));
+        }
+        if self.cpu_millis < 10 {
+            return bad("cpu_millis is under 10".into());
+        }
+        if self.memory_bytes < 16 << 20 {
+            return bad("memory_bytes is under 16 MiB".into());
+        }
+        if self.pids_max < 16 {
+            return bad("pids_max is under 16".into());
+        }
+        if self.env.iter().any(|(k, v)| k.is_empty() || k.contains(['=', '\0']) || v.contains('\0')) {
+            return bad("env holds an empty name, `=` in a name, or a NUL".into());
+        }
+        Ok(())
+    }
+}
+
+/// `/` or `/a/b`: absolute, no empty, `.` or `..` segment, no NUL.
+fn clean_absolute(path: &str) -> bool {
+    path == "/"
+        || path.strip_prefix('/').is_some_and(|rest| {
+            !path.contains('\0') && rest.split('/').all(|s| !matches!(s, "" | "." | ".."))
+        })
+}
+
+/// A machine that an engine keeps alive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveMachine {
+    /// Its id.
+    pub id: String,
+}
+
+/// A machine that ended by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineExit {
+    /// Its id.
+    pub id: String,
+    /// Why.
+    pub reason: ExitReason,
+}
+
+/// Why a machine ended without being asked to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReason {
+    /// Its process 1 ended; the text is what the engine saw (exit code or signal).
+    GuestEnded(String),
+    /// The kernel killed process 1 for memory.
+    OutOfMemory,
+    /// The engine's helper died and took the machine with it.
+    EngineLost,
+}
+
+/// What an engine can do beyond create, destroy, list and dial.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// A boundary between machine and host that the kernel enforces.
+    pub isolated: bool,
+    /// Keeps memory across a stop, durably.
+    pub hibernate: bool,
+    /// Branches a running machine.
+    pub fork: bool,
+}

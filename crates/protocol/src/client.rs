@@ -1,0 +1,446 @@
+//! The host's end of the protocol.
+
+use std::{convert::Infallible, pin::Pin, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{Stream, StreamExt, stream};
+use http::{Method, Request, Response, StatusCode};
+use http_body::Frame as BodyFrame;
+use http_body_util::{BodyExt, Empty, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{body::Incoming, client::conn::http2::SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    BoxedIo, CONNECTION_WINDOW, MAX_FRAME, PROTOCOL_VERSION, STREAM_WINDOW,
+    frame::{self, Frame, FrameError},
+    types::{
+        ErrorBody, ErrorKind, ExecRequest, FileInfo, Hello, OutputQuery, PathRequest, PermissionsRequest,
+        ProcessInfo, ReadQuery, RenameRequest, SignalRequest, Started, WriteQuery,
+    },
+};
+
+/// The most JSON a guest may answer with: a list of some 100,000 files.
+const MAX_JSON: usize = 64 << 20;
+
+type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// Why a request to a guest failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum GuestError {
+    /// The guest refused; the machine is fine.
+    #[error("{}", .0.message)]
+    Refused(ErrorBody),
+    /// The connection broke or never stood: the machine may be gone.
+    #[error("connection to the guest lost while {step}: {reason}")]
+    Lost {
+        /// What was being done.
+        step: &'static str,
+        /// What the transport said.
+        reason: String,
+    },
+    /// The guest said something that the protocol does not allow.
+    #[error("guest broke the protocol: {0}")]
+    Protocol(String),
+}
+
+impl GuestError {
+    /// The guest's own word for the refusal, if it was one.
+    #[must_use]
+    pub fn kind(&self) -> Option<ErrorKind> {
+        match self {
+            Self::Refused(body) => Some(body.kind),
+            _ => None,
+        }
+    }
+
+    fn lost(step: &'static str, error: impl std::fmt::Display) -> Self {
+        Self::Lost { step, reason: error.to_string() }
+    }
+}
+
+/// Raw bytes from a guest, in order.
+pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes, std::io::Error>> + Send>>;
+
+/// A handle on one machine's guest. Clones share the connection.
+#[derive(Clone, Debug)]
+pub struct GuestClient {
+    sender: SendRequest<Body>,
+    hello: Arc<Hello>,
+}
+
+impl GuestClient {
+    /// Shakes hands over a dialled stream. The connection lives until the last clone and the last open
+    /// stream are dropped.
+    ///
+    /// # Errors
+    /// [`GuestError::Lost`] when the stream breaks, [`GuestError::Protocol`] for a guest that is too new.
+    pub async fn connect(io: BoxedIo) -> Result<Self, GuestError> {
+        let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(MAX_FRAME)
+            .max_send_buf_size(STREAM_WINDOW as usize)
+            .handshake(TokioIo::new(io))
+            .await
+            .map_err(|e| GuestError::lost("opening the connection", e))?;
+        // Ends when the peer closes or all handles are gone; its error reaches every open request.
+        tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        let mut client =
+            Self { sender, hello: Arc::new(Hello { protocol: 0, version: String::new() }) };
+        let hello: Hello = client.get("/hello", "shaking hands").await?;
+        if hello.protocol > PROTOCOL_VERSION {
+            return Err(GuestError::Protocol(format!(
+                "guest speaks version {}, this program knows up to {PROTOCOL_VERSION}",
+                hello.protocol
+            )));
+        }
+        client.hello = Arc::new(hello);
+        Ok(client)
+    }
+
+    /// What the guest said of itself.
+    #[must_use]
+    pub fn hello(&self) -> &Hello {
+        &self.hello
+    }
+
+    /// Whether the connection is known to be closed; requests on it fail.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Starts a process and streams its output until it ends. Dropping the stream kills the process
+    /// tree. Back-pressure reaches the process: it waits when the stream is not read.
+    ///
+    /// # Errors
+    /// [`GuestError::Refused`] with `Invalid` for a bad working directory, `NotFound`/`Permission` for a
+    /// program that cannot be run, `Exhausted` when the machine is out of processes or memory.
+    pub async fn exec(&self, request: &ExecRequest) -> Result<OutputStream, GuestError> {
+        let response = self.post("/exec", request, "starting a command").await?;
+        Ok(OutputStream::new(response.into_body()))
+    }
+
+    /// Starts a process that goes on by itself.
+    ///
+    /// # Errors
+    /// As [`GuestClient::exec`].
+    pub async fn spawn(&self, request: &ExecRequest) -> Result<u32, GuestError> {
+        let started: Started = json(self.post("/spawn", request, "starting a process").await?).await?;
+        Ok(started.pid)
+    }
+
+    /// Processes started through the guest, oldest first, recently ended ones too.
+    ///
+    /// # Errors
+    /// [`GuestError::Lost`].
+    pub async fn processes(&self) -> Result<Vec<ProcessInfo>, GuestError> {
+        self.get("/processes", "listing processes").await
+    }
+
+    /// One process.
+    ///
+    /// # Errors
+    /// `NotFound` for an id that was never started here or is forgotten.
+    pub async fn process(&self, pid: u32) -> Result<ProcessInfo, GuestError> {
+        self.get(&format!("/processes/{pid}"), "reading a process").await
+    }
+
+    /// Output of a process from a byte offset on; with `follow` until it ends.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` when bytes before the offset wanted were already acknowledged away.
+    pub async fn output(&self, pid: u32, query: OutputQuery) -> Result<OutputStream, GuestError> {
+        let path = format!("/processes/{pid}/output?{}", query_string(&query));
+        let response = self.send(Method::GET, &path, empty(), "reading output").await?;
+        Ok(OutputStream::new(response.into_body()))
+    }
+
+    /// Says that output before `offset` is safe elsewhere ([`crate::Retain::UntilAcknowledged`]).
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn acknowledge(&self, pid: u32, offset: u64) -> Result<(), GuestError> {
+        let path = format!("/processes/{pid}/acknowledge?from={offset}");
+        self.send(Method::POST, &path, empty(), "acknowledging output").await.map(drop)
+    }
+
+    /// Sends a signal to the process and everything it started. 9 ends the whole tree.
+    ///
+    /// # Errors
+    /// `NotFound`; a process that ended already is fine.
+    pub async fn signal(&self, pid: u32, signal: i32) -> Result<(), GuestError> {
+        let path = format!("/processes/{pid}/signal");
+        self.post(&path, &SignalRequest { signal }, "signalling a process").await.map(drop)
+    }
+
+    /// Writes to a process's standard input; waits until it took the bytes.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` when it has no open standard input.
+    pub async fn stdin(&self, pid: u32, data: Bytes, close: bool) -> Result<(), GuestError> {
+        let path = format!("/processes/{pid}/stdin?close={close}");
+        self.send(Method::POST, &path, full(data), "writing standard input").await.map(drop)
+    }
+
+    /// One file system object.
+    ///
+    /// # Errors
+    /// `NotFound`, `Permission`, `Invalid` (unknown user).
+    pub async fn stat(&self, request: &PathRequest) -> Result<FileInfo, GuestError> {
+        json(self.post("/files/stat", request, "reading file details").await?).await
+    }
+
+    /// What a directory holds, sorted by path; links are listed, not followed.
+    ///
+    /// # Errors
+    /// `NotFound`, `Permission`, `Invalid` (not a directory, over 200,000 entries).
+    pub async fn list(&self, request: &PathRequest) -> Result<Vec<FileInfo>, GuestError> {
+        json(self.post("/files/list", request, "listing a directory").await?).await
+    }
+
+    /// A file's details and its bytes.
+    ///
+    /// # Errors
+    /// `NotFound`, `Permission`, `Invalid` (a directory or device).
+    pub async fn read(&self, query: &ReadQuery) -> Result<(FileInfo, ByteStream), GuestError> {
+        let path = format!("/files/raw?{}", query_string(query));
+        let response = self.send(Method::GET, &path, empty(), "reading a file").await?;
+        let info = response
+            .headers()
+            .get("x-file-info")
+            .and_then(|value| serde_json::from_slice(value.as_bytes()).ok())
+            .ok_or_else(|| GuestError::Protocol("file answer without its details".into()))?;
+        Ok((info, byte_stream(response.into_body())))
+    }
+
+    /// A directory tree (or one file) as a POSIX tar: names relative to the path, directories, regular
+    /// files and symbolic links only, plain uncompressed.
+    ///
+    /// # Errors
+    /// `NotFound`, `Permission`.
+    pub async fn tar(&self, query: &ReadQuery) -> Result<ByteStream, GuestError> {
+        let path = format!("/files/tar?{}", query_string(query));
+        let response = self.send(Method::GET, &path, empty(), "reading a directory").await?;
+        Ok(byte_stream(response.into_body()))
+    }
+
+    /// Replaces or makes a file from a stream; it appears whole or not at all.
+    ///
+    /// # Errors
+    /// `Permission`, `Invalid` (a directory is there, unknown user), `NoSpace`; an error of `data` is
+    /// [`GuestError::Lost`] and leaves the old file.
+    pub async fn write<S>(&self, query: &WriteQuery, data: S) -> Result<FileInfo, GuestError>
+    where
+        S: Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static,
+    {
+        let path = format!("/files/raw?{}", query_string(query));
+        let body = StreamBody::new(data.map(|chunk| chunk.map(BodyFrame::data))).boxed_unsync();
+        json(self.send(Method::PUT, &path, body, "writing a file").await?).await
+    }
+
+    /// Makes a directory and its parents; one that exists is fine.
+    ///
+    /// # Errors
+    /// `Permission`, `Exists` (a file is there), `NoSpace`.
+    pub async fn mkdir(&self, request: &PathRequest) -> Result<(), GuestError> {
+        self.post("/files/mkdir", request, "making a directory").await.map(drop)
+    }
+
+    /// Removes a file or a whole directory.
+    ///
+    /// # Errors
+    /// `NotFound`, `Permission`.
+    pub async fn remove(&self, request: &PathRequest) -> Result<(), GuestError> {
+        self.post("/files/remove", request, "removing a file").await.map(drop)
+    }
+
+    /// rename(2).
+    ///
+    /// # Errors
+    /// `NotFound`, `Permission`, `Exists`, `Invalid`.
+    pub async fn rename(&self, request: &RenameRequest) -> Result<FileInfo, GuestError> {
+        json(self.post("/files/rename", request, "renaming a file").await?).await
+    }
+
+    /// chmod(2).
+    ///
+    /// # Errors
+    /// `NotFound`, `Permission`.
+    pub async fn permissions(&self, request: &PermissionsRequest) -> Result<(), GuestError> {
+        self.post("/files/permissions", request, "changing permissions").await.map(drop)
+    }
+
+    /// A TCP connection to a port inside the machine, as its own loopback sees it.
+    ///
+    /// # Errors
+    /// `NotFound` when nothing listens there.
+    pub async fn tunnel(&self, port: u16) -> Result<BoxedIo, GuestError> {
+        let (ours, theirs) = tokio::io::duplex(64 << 10);
+        let (upload, mut download) = tokio::io::split(theirs);
+        let upload = tokio_util::io::ReaderStream::with_capacity(upload, 64 << 10);
+        let path = format!("/tunnel?port={port}");
+        let body = StreamBody::new(upload.map(|chunk| chunk.map(BodyFrame::data))).boxed_unsync();
+        let response = self.send(Method::POST, &path, body, "opening a port").await?;
+        tokio::spawn(async move {
+            let mut body = response.into_body();
+            while let Some(Ok(frame)) = body.frame().await {
+                if let Ok(data) = frame.into_data() {
+                    if tokio::io::AsyncWriteExt::write_all(&mut download, &data).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            let _ = tokio::io::AsyncWriteExt::shutdown(&mut download).await;
+        });
+        Ok(Box::new(ours))
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str, step: &'static str) -> Result<T, GuestError> {
+        json(self.send(Method::GET, path, empty(), step).await?).await
+    }
+
+    async fn post<T: Serialize>(
+        &self,
+        path: &str,
+        body: &T,
+        step: &'static str,
+    ) -> Result<Response<Incoming>, GuestError> {
+        let body = serde_json::to_vec(body).map_err(|e| GuestError::Protocol(e.to_string()))?;
+        self.send(Method::POST, path, full(body.into()), step).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+        step: &'static str,
+    ) -> Result<Response<Incoming>, GuestError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://guest{path}"))
+            .body(body)
+            .map_err(|e| GuestError::Protocol(e.to_string()))?;
+        let mut sender = self.sender.clone();
+        sender.ready().await.map_err(|e| GuestError::lost(step, e))?;
+        let response = sender.send_request(request).await.map_err(|e| GuestError::lost(step, e))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let body = collect(response.into_body()).await?;
+        Err(match serde_json::from_slice(&body) {
+            Ok(error) => GuestError::Refused(error),
+            Err(_) if status == StatusCode::NOT_FOUND => {
+                GuestError::Protocol(format!("this guest does not know {path}"))
+            }
+            Err(_) => GuestError::Protocol(format!("status {status} without a reason")),
+        })
+    }
+}
+
+/// Frames of a process's output. See [`GuestClient::exec`] and [`GuestClient::output`].
+#[derive(Debug)]
+pub struct OutputStream {
+    body: Incoming,
+    buffer: BytesMut,
+}
+
+impl OutputStream {
+    fn new(body: Incoming) -> Self {
+        Self { body, buffer: BytesMut::new() }
+    }
+
+    /// The next frame; `None` after the last.
+    ///
+    /// # Errors
+    /// [`GuestError::Lost`] when the machine or the connection went away, [`GuestError::Protocol`] for
+    /// bytes that are no frames.
+    pub async fn next(&mut self) -> Result<Option<Frame>, GuestError> {
+        loop {
+            match frame::decode(&mut self.buffer) {
+                Ok(Some(frame)) => return Ok(Some(frame)),
+                Ok(None) => {}
+                Err(error @ (FrameError::Kind(_) | FrameError::Length { .. })) => {
+                    return Err(GuestError::Protocol(error.to_string()));
+                }
+            }
+            match self.body.frame().await {
+                None if self.buffer.is_empty() => return Ok(None),
+                None => return Err(GuestError::lost("reading output", "cut inside a frame")),
+                Some(Err(error)) => return Err(GuestError::lost("reading output", error)),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn json<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T, GuestError> {
+    let body = collect(response.into_body()).await?;
+    serde_json::from_slice(&body).map_err(|e| GuestError::Protocol(format!("unexpected answer: {e}")))
+}
+
+async fn collect(body: Incoming) -> Result<Bytes, GuestError> {
+    match Limited::new(body, MAX_JSON).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) => Err(GuestError::Lost { step: "reading an answer", reason: error.to_string() }),
+    }
+}
+
+fn byte_stream(body: Incoming) -> ByteStream {
+    Box::pin(stream::unfold(body, |mut body| async move {
+        loop {
+            match body.frame().await? {
+                Ok(frame) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Some((Ok(data), body));
+                    }
+                }
+                Err(error) => return Some((Err(std::io::Error::other(error)), body)),
+            }
+        }
+    }))
+}
+
+fn empty() -> Body {
+    Empty::new().map_err(|never: Infallible| match never {}).boxed_unsync()
+}
+
+fn full(data: Bytes) -> Body {
+    Full::new(data).map_err(|never: Infallible| match never {}).boxed_unsync()
+}
+
+/// Form-encodes a flat struct: the values are numbers, booleans, strings or absent.
+fn query_string<T: Serialize>(query: &T) -> String {
+    let mut out = String::new();
+    let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(query) else { return out };
+    for (name, value) in fields {
+        let text = match value {
+            serde_json::Value::Null => continue,
+            serde_json::Value::String(text) => text,
+            other => other.to_string(),
+        };
+        if !out.is_empty() {
+            out.push('&');
+        }
+        out.push_str(&name);
+        out.push('=');
+        for byte in text.bytes() {
+            if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'/') {
+                out.push(byte as char);
+            } else {
+                out.push_str(&format!("%{byte:02X}"));
+            }
+        }
+    }
+    out
+}

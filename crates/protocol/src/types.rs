@@ -1,0 +1,231 @@
+//! The JSON bodies and queries of the guest protocol. Unknown fields are ignored by both ends.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// First answer of a guest: `GET /hello`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`crate::PROTOCOL_VERSION`] of the guest.
+    pub protocol: u32,
+    /// The guest's own version, for people.
+    pub version: String,
+}
+
+/// What becomes of a process's output once it was read from the pipe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Retain {
+    /// Keep the first bytes up to the guest's limit and drop what comes later (a log that only grows at
+    /// its end). The process never waits for a reader.
+    #[default]
+    Head,
+    /// Keep everything from the last acknowledged offset on; when a full window is not acknowledged the
+    /// process waits. Nothing is ever lost.
+    UntilAcknowledged,
+}
+
+/// `POST /exec` (attached, answers frames) and `POST /spawn` (background, answers [`Started`]).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// Program and arguments; not split, no shell. At least one element.
+    pub argv: Vec<String>,
+    /// Set over the machine's own environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Absolute directory; the machine's default when absent.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// Kill the process tree after this long; the exit frame then says `timed_out`.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+    /// Keep standard input open for `/processes/{pid}/stdin`; otherwise it is `/dev/null`.
+    #[serde(default)]
+    pub stdin: bool,
+    /// What becomes of output that was read.
+    #[serde(default)]
+    pub retain: Retain,
+    /// What lists show as the command; derived from `argv` when absent.
+    #[serde(default)]
+    pub label: Option<String>,
+}
+
+/// A process was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// Its id inside the machine.
+    pub pid: u32,
+}
+
+/// One process started through the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessInfo {
+    /// Its id inside the machine.
+    pub pid: u32,
+    /// The command as one line.
+    pub command: String,
+    /// Whether it still runs.
+    pub running: bool,
+    /// Exit code once ended; 128 + N after signal N.
+    pub exit_code: Option<i32>,
+    /// Whether the time limit ended it.
+    #[serde(default)]
+    pub timed_out: bool,
+}
+
+/// Query of `GET /processes/{pid}/output`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputQuery {
+    /// First byte wanted, counted over both streams together from the process's start.
+    #[serde(default)]
+    pub from: u64,
+    /// Go on until the process ends and all output was sent; otherwise end after what is there now.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// `POST /processes/{pid}/signal`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignalRequest {
+    /// Signal number, 1 to 64.
+    pub signal: i32,
+}
+
+/// What a file system object is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileKind {
+    /// Regular file.
+    File,
+    /// Directory.
+    Dir,
+    /// Symbolic link.
+    Symlink,
+    /// Device, socket, pipe.
+    Other,
+}
+
+/// One file system object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileInfo {
+    /// Last path segment; `/` for the root.
+    pub name: String,
+    /// Absolute path as asked for (links in it are not resolved).
+    pub path: String,
+    /// Kind; links are not followed.
+    pub kind: FileKind,
+    /// Bytes; 0 for everything but regular files.
+    pub size: u64,
+    /// Permission bits, `0o7777`.
+    pub mode: u32,
+    /// Owner's name, or number when the machine has no name for it.
+    pub owner: String,
+    /// Group's name, or number.
+    pub group: String,
+    /// Last change of contents, nanoseconds since 1970.
+    pub modified_ns: i128,
+    /// Where a link points, verbatim.
+    pub symlink_target: Option<String>,
+}
+
+/// Body of requests that name one path: stat, list, remove.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathRequest {
+    /// Absolute, or relative to the machine's default directory (or the user's home).
+    pub path: String,
+    /// Act as this user of the machine; root when absent.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Levels for a list; 0 and 1 are direct children.
+    #[serde(default)]
+    pub depth: u32,
+    /// Follow a link at the end of the path (stat only).
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// Body of `POST /files/mkdir`; parents are made too.
+pub type MkdirRequest = PathRequest;
+
+/// Body of `POST /files/rename`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenameRequest {
+    /// From.
+    pub old_path: String,
+    /// To; its parents must exist.
+    pub new_path: String,
+    /// Act as this user.
+    #[serde(default)]
+    pub user: Option<String>,
+}
+
+/// Body of `POST /files/permissions`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PermissionsRequest {
+    /// Which.
+    pub path: String,
+    /// New permission bits, `0o7777`.
+    pub mode: u32,
+    /// Act as this user.
+    #[serde(default)]
+    pub user: Option<String>,
+}
+
+/// Query of `GET /files/raw` and `GET /files/tar`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadQuery {
+    /// Which.
+    pub path: String,
+    /// Act as this user.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// First byte.
+    #[serde(default)]
+    pub offset: u64,
+    /// At most this many bytes; all when absent.
+    #[serde(default)]
+    pub length: Option<u64>,
+}
+
+/// Query of `PUT /files/raw`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteQuery {
+    /// Which; missing parents are made, the file is replaced at once when all bytes have arrived.
+    pub path: String,
+    /// Act as this user.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Permission bits; an existing file keeps its own, a new one gets `0o644`.
+    #[serde(default)]
+    pub mode: Option<u32>,
+}
+
+/// Why the guest refused, in a word that programs test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// Malformed or impossible request (a directory where a file is needed, unknown user, bad cwd).
+    Invalid,
+    /// No such file or process.
+    NotFound,
+    /// The machine's own permissions refuse it.
+    Permission,
+    /// It is there already.
+    Exists,
+    /// No space left, or over a quota.
+    NoSpace,
+    /// Too many processes, too little memory, too many open files.
+    Exhausted,
+    /// Anything else the system said.
+    Io,
+}
+
+/// Body of every answer that is not 2xx.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// For programs.
+    pub kind: ErrorKind,
+    /// For people: what failed and on what.
+    pub message: String,
+}
