@@ -52,7 +52,8 @@ impl MachineSpec {
         let word = |s: &str, max: usize, extra: &[char]| {
             !s.is_empty()
                 && s.len() <= max
-                && s.chars().all(|c| c.is_ascii_alphanumeric() || extra.contains(&c))
+                && s.chars()
+                    .all(|c| c.is_ascii_alphanumeric() || extra.contains(&c))
         };
         if !word(&self.id, 64, &['_', '-']) {
             return bad(format!("id {:?} is not 1 to 64 of [A-Za-z0-9_-]", self.id));
@@ -63,15 +64,24 @@ impl MachineSpec {
         if self.lower.is_empty() || self.lower.len() > 32 {
             return bad("lower must name 1 to 32 layers".into());
         }
-        for path in self.lower.iter().chain(self.binds.iter().map(|b| &b.source)) {
+        for path in self
+            .lower
+            .iter()
+            .chain(self.binds.iter().map(|b| &b.source))
+        {
             let text = path.to_string_lossy();
             if !path.is_absolute() || text.contains([':', ',', '\\', '\0']) {
-                return bad(format!("layer path {text:?} is not absolute or holds one of : , \\"));
+                return bad(format!(
+                    "layer path {text:?} is not absolute or holds one of : , \\"
+                ));
             }
         }
         for bind in &self.binds {
             if !crate::spec::clean_absolute(&bind.target.to_string_lossy()) {
-                return bad(format!("bind target {:?} is not a clean absolute path", bind.target));
+                return bad(format!(
+                    "bind target {:?} is not a clean absolute path",
+                    bind.target
+                ));
             }
         }
         if !clean_absolute(&self.cwd) {
@@ -86,7 +96,11 @@ impl MachineSpec {
         if self.pids_max < 16 {
             return bad("pids_max is under 16".into());
         }
-        if self.env.iter().any(|(k, v)| k.is_empty() || k.contains(['=', '\0']) || v.contains('\0')) {
+        if self
+            .env
+            .iter()
+            .any(|(k, v)| k.is_empty() || k.contains(['=', '\0']) || v.contains('\0'))
+        {
             return bad("env holds an empty name, `=` in a name, or a NUL".into());
         }
         Ok(())

@@ -15,8 +15,9 @@ use crate::{
     BoxedIo, CONNECTION_WINDOW, MAX_FRAME, PROTOCOL_VERSION, STREAM_WINDOW,
     frame::{self, Frame, FrameError},
     types::{
-        ErrorBody, ErrorKind, ExecRequest, FileInfo, Hello, OutputQuery, PathRequest, PermissionsRequest,
-        ProcessInfo, ReadQuery, RenameRequest, SignalRequest, Started, WriteQuery,
+        ErrorBody, ErrorKind, ExecRequest, FileInfo, Hello, OutputQuery, PathRequest,
+        PermissionsRequest, ProcessInfo, ReadQuery, RenameRequest, SignalRequest, Started,
+        WriteQuery,
     },
 };
 
@@ -55,7 +56,10 @@ impl GuestError {
     }
 
     fn lost(step: &'static str, error: impl std::fmt::Display) -> Self {
-        Self::Lost { step, reason: error.to_string() }
+        Self::Lost {
+            step,
+            reason: error.to_string(),
+        }
     }
 }
 
@@ -89,8 +93,13 @@ impl GuestClient {
         tokio::spawn(async move {
             let _ = connection.await;
         });
-        let mut client =
-            Self { sender, hello: Arc::new(Hello { protocol: 0, version: String::new() }) };
+        let mut client = Self {
+            sender,
+            hello: Arc::new(Hello {
+                protocol: 0,
+                version: String::new(),
+            }),
+        };
         let hello: Hello = client.get("/hello", "shaking hands").await?;
         if hello.protocol > PROTOCOL_VERSION {
             return Err(GuestError::Protocol(format!(
@@ -130,7 +139,8 @@ impl GuestClient {
     /// # Errors
     /// As [`GuestClient::exec`].
     pub async fn spawn(&self, request: &ExecRequest) -> Result<u32, GuestError> {
-        let started: Started = json(self.post("/spawn", request, "starting a process").await?).await?;
+        let started: Started =
+            json(self.post("/spawn", request, "starting a process").await?).await?;
         Ok(started.pid)
     }
 
@@ -147,7 +157,8 @@ impl GuestClient {
     /// # Errors
     /// `NotFound` for an id that was never started here or is forgotten.
     pub async fn process(&self, pid: u32) -> Result<ProcessInfo, GuestError> {
-        self.get(&format!("/processes/{pid}"), "reading a process").await
+        self.get(&format!("/processes/{pid}"), "reading a process")
+            .await
     }
 
     /// Output of a process from a byte offset on; with `follow` until it ends.
@@ -156,7 +167,9 @@ impl GuestClient {
     /// `NotFound`; `Invalid` when bytes before the offset wanted were already acknowledged away.
     pub async fn output(&self, pid: u32, query: OutputQuery) -> Result<OutputStream, GuestError> {
         let path = format!("/processes/{pid}/output?{}", query_string(&query));
-        let response = self.send(Method::GET, &path, empty(), "reading output").await?;
+        let response = self
+            .send(Method::GET, &path, empty(), "reading output")
+            .await?;
         Ok(OutputStream::new(response.into_body()))
     }
 
@@ -166,7 +179,9 @@ impl GuestClient {
     /// `NotFound`.
     pub async fn acknowledge(&self, pid: u32, offset: u64) -> Result<(), GuestError> {
         let path = format!("/processes/{pid}/acknowledge?from={offset}");
-        self.send(Method::POST, &path, empty(), "acknowledging output").await.map(drop)
+        self.send(Method::POST, &path, empty(), "acknowledging output")
+            .await
+            .map(drop)
     }
 
     /// Sends a signal to the process and everything it started. 9 ends the whole tree.
@@ -175,7 +190,9 @@ impl GuestClient {
     /// `NotFound`; a process that ended already is fine.
     pub async fn signal(&self, pid: u32, signal: i32) -> Result<(), GuestError> {
         let path = format!("/processes/{pid}/signal");
-        self.post(&path, &SignalRequest { signal }, "signalling a process").await.map(drop)
+        self.post(&path, &SignalRequest { signal }, "signalling a process")
+            .await
+            .map(drop)
     }
 
     /// Writes to a process's standard input; waits until it took the bytes.
@@ -184,7 +201,9 @@ impl GuestClient {
     /// `NotFound`; `Invalid` when it has no open standard input.
     pub async fn stdin(&self, pid: u32, data: Bytes, close: bool) -> Result<(), GuestError> {
         let path = format!("/processes/{pid}/stdin?close={close}");
-        self.send(Method::POST, &path, full(data), "writing standard input").await.map(drop)
+        self.send(Method::POST, &path, full(data), "writing standard input")
+            .await
+            .map(drop)
     }
 
     /// One file system object.
@@ -192,7 +211,11 @@ impl GuestClient {
     /// # Errors
     /// `NotFound`, `Permission`, `Invalid` (unknown user).
     pub async fn stat(&self, request: &PathRequest) -> Result<FileInfo, GuestError> {
-        json(self.post("/files/stat", request, "reading file details").await?).await
+        json(
+            self.post("/files/stat", request, "reading file details")
+                .await?,
+        )
+        .await
     }
 
     /// What a directory holds, sorted by path; links are listed, not followed.
@@ -200,7 +223,11 @@ impl GuestClient {
     /// # Errors
     /// `NotFound`, `Permission`, `Invalid` (not a directory, over 200,000 entries).
     pub async fn list(&self, request: &PathRequest) -> Result<Vec<FileInfo>, GuestError> {
-        json(self.post("/files/list", request, "listing a directory").await?).await
+        json(
+            self.post("/files/list", request, "listing a directory")
+                .await?,
+        )
+        .await
     }
 
     /// A file's details and its bytes.
@@ -209,7 +236,9 @@ impl GuestClient {
     /// `NotFound`, `Permission`, `Invalid` (a directory or device).
     pub async fn read(&self, query: &ReadQuery) -> Result<(FileInfo, ByteStream), GuestError> {
         let path = format!("/files/raw?{}", query_string(query));
-        let response = self.send(Method::GET, &path, empty(), "reading a file").await?;
+        let response = self
+            .send(Method::GET, &path, empty(), "reading a file")
+            .await?;
         let info = response
             .headers()
             .get("x-file-info")
@@ -225,7 +254,9 @@ impl GuestClient {
     /// `NotFound`, `Permission`.
     pub async fn tar(&self, query: &ReadQuery) -> Result<ByteStream, GuestError> {
         let path = format!("/files/tar?{}", query_string(query));
-        let response = self.send(Method::GET, &path, empty(), "reading a directory").await?;
+        let response = self
+            .send(Method::GET, &path, empty(), "reading a directory")
+            .await?;
         Ok(byte_stream(response.into_body()))
     }
 
@@ -240,7 +271,11 @@ impl GuestClient {
     {
         let path = format!("/files/raw?{}", query_string(query));
         let body = StreamBody::new(data.map(|chunk| chunk.map(BodyFrame::data))).boxed_unsync();
-        json(self.send(Method::PUT, &path, body, "writing a file").await?).await
+        json(
+            self.send(Method::PUT, &path, body, "writing a file")
+                .await?,
+        )
+        .await
     }
 
     /// Makes a directory and its parents; one that exists is fine.
@@ -248,7 +283,9 @@ impl GuestClient {
     /// # Errors
     /// `Permission`, `Exists` (a file is there), `NoSpace`.
     pub async fn mkdir(&self, request: &PathRequest) -> Result<(), GuestError> {
-        self.post("/files/mkdir", request, "making a directory").await.map(drop)
+        self.post("/files/mkdir", request, "making a directory")
+            .await
+            .map(drop)
     }
 
     /// Removes a file or a whole directory.
@@ -256,7 +293,9 @@ impl GuestClient {
     /// # Errors
     /// `NotFound`, `Permission`.
     pub async fn remove(&self, request: &PathRequest) -> Result<(), GuestError> {
-        self.post("/files/remove", request, "removing a file").await.map(drop)
+        self.post("/files/remove", request, "removing a file")
+            .await
+            .map(drop)
     }
 
     /// rename(2).
@@ -264,7 +303,11 @@ impl GuestClient {
     /// # Errors
     /// `NotFound`, `Permission`, `Exists`, `Invalid`.
     pub async fn rename(&self, request: &RenameRequest) -> Result<FileInfo, GuestError> {
-        json(self.post("/files/rename", request, "renaming a file").await?).await
+        json(
+            self.post("/files/rename", request, "renaming a file")
+                .await?,
+        )
+        .await
     }
 
     /// chmod(2).
@@ -272,7 +315,9 @@ impl GuestClient {
     /// # Errors
     /// `NotFound`, `Permission`.
     pub async fn permissions(&self, request: &PermissionsRequest) -> Result<(), GuestError> {
-        self.post("/files/permissions", request, "changing permissions").await.map(drop)
+        self.post("/files/permissions", request, "changing permissions")
+            .await
+            .map(drop)
     }
 
     /// A TCP connection to a port inside the machine, as its own loopback sees it.
@@ -285,12 +330,17 @@ impl GuestClient {
         let upload = tokio_util::io::ReaderStream::with_capacity(upload, 64 << 10);
         let path = format!("/tunnel?port={port}");
         let body = StreamBody::new(upload.map(|chunk| chunk.map(BodyFrame::data))).boxed_unsync();
-        let response = self.send(Method::POST, &path, body, "opening a port").await?;
+        let response = self
+            .send(Method::POST, &path, body, "opening a port")
+            .await?;
         tokio::spawn(async move {
             let mut body = response.into_body();
             while let Some(Ok(frame)) = body.frame().await {
                 if let Ok(data) = frame.into_data() {
-                    if tokio::io::AsyncWriteExt::write_all(&mut download, &data).await.is_err() {
+                    if tokio::io::AsyncWriteExt::write_all(&mut download, &data)
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                 }
@@ -300,7 +350,11 @@ impl GuestClient {
         Ok(Box::new(ours))
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str, step: &'static str) -> Result<T, GuestError> {
+    async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        step: &'static str,
+    ) -> Result<T, GuestError> {
         json(self.send(Method::GET, path, empty(), step).await?).await
     }
 
@@ -327,8 +381,14 @@ impl GuestClient {
             .body(body)
             .map_err(|e| GuestError::Protocol(e.to_string()))?;
         let mut sender = self.sender.clone();
-        sender.ready().await.map_err(|e| GuestError::lost(step, e))?;
-        let response = sender.send_request(request).await.map_err(|e| GuestError::lost(step, e))?;
+        sender
+            .ready()
+            .await
+            .map_err(|e| GuestError::lost(step, e))?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|e| GuestError::lost(step, e))?;
         if response.status().is_success() {
             return Ok(response);
         }
@@ -353,7 +413,10 @@ pub struct OutputStream {
 
 impl OutputStream {
     fn new(body: Incoming) -> Self {
-        Self { body, buffer: BytesMut::new() }
+        Self {
+            body,
+            buffer: BytesMut::new(),
+        }
     }
 
     /// The next frame; `None` after the last.
@@ -386,13 +449,17 @@ impl OutputStream {
 
 async fn json<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T, GuestError> {
     let body = collect(response.into_body()).await?;
-    serde_json::from_slice(&body).map_err(|e| GuestError::Protocol(format!("unexpected answer: {e}")))
+    serde_json::from_slice(&body)
+        .map_err(|e| GuestError::Protocol(format!("unexpected answer: {e}")))
 }
 
 async fn collect(body: Incoming) -> Result<Bytes, GuestError> {
     match Limited::new(body, MAX_JSON).collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) => Err(GuestError::Lost { step: "reading an answer", reason: error.to_string() }),
+        Err(error) => Err(GuestError::Lost {
+            step: "reading an answer",
+            reason: error.to_string(),
+        }),
     }
 }
 
@@ -412,17 +479,23 @@ fn byte_stream(body: Incoming) -> ByteStream {
 }
 
 fn empty() -> Body {
-    Empty::new().map_err(|never: Infallible| match never {}).boxed_unsync()
+    Empty::new()
+        .map_err(|never: Infallible| match never {})
+        .boxed_unsync()
 }
 
 fn full(data: Bytes) -> Body {
-    Full::new(data).map_err(|never: Infallible| match never {}).boxed_unsync()
+    Full::new(data)
+        .map_err(|never: Infallible| match never {})
+        .boxed_unsync()
 }
 
 /// Form-encodes a flat struct: the values are numbers, booleans, strings or absent.
 fn query_string<T: Serialize>(query: &T) -> String {
     let mut out = String::new();
-    let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(query) else { return out };
+    let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(query) else {
+        return out;
+    };
     for (name, value) in fields {
         let text = match value {
             serde_json::Value::Null => continue,

@@ -55,7 +55,11 @@ impl Frame {
                 head(2, *offset, data.len());
                 out.put_slice(data);
             }
-            Self::Exit { code, timed_out, total } => {
+            Self::Exit {
+                code,
+                timed_out,
+                total,
+            } => {
                 head(3, *total, 5);
                 out.put_i32(*code);
                 out.put_u8(u8::from(*timed_out));
@@ -111,7 +115,11 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
         0 => Frame::Started(payload.get_u32()),
         1 => Frame::Stdout(offset, payload),
         2 => Frame::Stderr(offset, payload),
-        _ => Frame::Exit { code: payload.get_i32(), timed_out: payload.get_u8() != 0, total: offset },
+        _ => Frame::Exit {
+            code: payload.get_i32(),
+            timed_out: payload.get_u8() != 0,
+            total: offset,
+        },
     }))
 }
 
@@ -127,7 +135,12 @@ mod tests {
         let mut out = BytesMut::new();
         Frame::Started(7).encode(&mut out);
         Frame::Stderr(3, Bytes::from_static(b"hi")).encode(&mut out);
-        Frame::Exit { code: -1, timed_out: true, total: 5 }.encode(&mut out);
+        Frame::Exit {
+            code: -1,
+            timed_out: true,
+            total: 5,
+        }
+        .encode(&mut out);
         assert_eq!(
             out[..],
             [

@@ -16,8 +16,9 @@ mod types;
 
 pub use client::{ByteStream, GuestClient, GuestError, OutputStream};
 pub use types::{
-    ErrorBody, ErrorKind, ExecRequest, FileInfo, FileKind, Hello, MkdirRequest, OutputQuery, PathRequest,
-    PermissionsRequest, ProcessInfo, ReadQuery, RenameRequest, Retain, SignalRequest, Started, WriteQuery,
+    ErrorBody, ErrorKind, ExecRequest, FileInfo, FileKind, Hello, MkdirRequest, OutputQuery,
+    PathRequest, PermissionsRequest, ProcessInfo, ReadQuery, RenameRequest, Retain, SignalRequest,
+    Started, WriteQuery,
 };
 
 use tokio::io::{AsyncRead, AsyncWrite};

@@ -1,0 +1,258 @@
+//! An engine without isolation: a machine is a folder and a real guest in this process.
+//!
+//! Good enough to develop the whole platform on: commands really run (on the host, in the folder), files
+//! are real, the guest protocol is the real one. It keeps the same promises as the others where they do
+//! not need a kernel boundary, and it can be told to fail.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    io,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use nullspace_guest::{Config, Guest};
+use tokio::{sync::broadcast, task::JoinSet};
+
+use crate::{
+    BoxedIo, Capabilities, Engine, EngineError, ExitReason, LiveMachine, MachineExit, MachineSpec,
+};
+
+/// See the module's docs. Dropping it ends its machines.
+pub struct FakeEngine {
+    root: tempfile::TempDir,
+    machines: Mutex<HashMap<String, Machine>>,
+    exits: broadcast::Sender<MachineExit>,
+    failing: Mutex<BTreeSet<String>>,
+}
+
+struct Machine {
+    guest: Guest,
+    root: PathBuf,
+    /// Open connections; they end with the machine.
+    connections: JoinSet<()>,
+}
+
+impl std::fmt::Debug for FakeEngine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FakeEngine")
+            .field("root", &self.root.path())
+            .finish_non_exhaustive()
+    }
+}
+
+impl FakeEngine {
+    /// An engine with no machines, in a temporary folder of its own.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            root: tempfile::tempdir()?,
+            machines: Mutex::default(),
+            exits: broadcast::Sender::new(64),
+            failing: Mutex::default(),
+        })
+    }
+
+    /// Ends a machine as if its guest had died.
+    pub fn crash(&self, id: &str) {
+        if self.lock().remove(id).map(Machine::end).is_some() {
+            let reason = ExitReason::GuestEnded("crashed by a test".into());
+            let _ = self.exits.send(MachineExit {
+                id: id.to_owned(),
+                reason,
+            });
+        }
+    }
+
+    /// Makes every later [`Engine::create`] whose hostname or id is this one fail.
+    pub fn fail_create(&self, id_or_hostname: &str) {
+        self.failing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id_or_hostname.to_owned());
+    }
+
+    /// The folder that is a machine's `/`.
+    #[must_use]
+    pub fn machine_root(&self, id: &str) -> PathBuf {
+        self.root.path().join(id)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Machine>> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Machine {
+    fn end(self) {
+        self.guest.kill_all();
+        let Self {
+            mut connections,
+            root,
+            ..
+        } = self;
+        connections.abort_all();
+        let _ = std::fs::remove_dir_all(root);
+    }
+}
+
+impl Drop for FakeEngine {
+    fn drop(&mut self) {
+        for (_, machine) in self.lock().drain() {
+            machine.end();
+        }
+    }
+}
+
+/// Copies the layers, lowest first, so that the folder looks like the overlay would.
+fn populate(root: &Path, spec: &MachineSpec) -> io::Result<()> {
+    for dir in ["tmp", "etc", "root", "workspace"] {
+        std::fs::create_dir_all(root.join(dir))?;
+    }
+    std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
+    std::fs::write(root.join("etc/group"), "root:x:0:\n")?;
+    for layer in spec.lower.iter().rev() {
+        // A whole template is of no use to commands that run on the host: they see the host's own.
+        if layer.join("usr").exists() {
+            continue;
+        }
+        copy_tree(layer, root)?;
+    }
+    std::fs::create_dir_all(root.join(spec.cwd.trim_start_matches('/')))
+}
+
+fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            copy_tree(&entry.path(), &target)?;
+        } else if kind.is_symlink() {
+            std::os::unix::fs::symlink(std::fs::read_link(entry.path())?, target)?;
+        } else {
+            std::fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Engine for FakeEngine {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
+
+    async fn health(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    async fn create(&self, spec: &MachineSpec) -> Result<(), EngineError> {
+        spec.validate()?;
+        let step = |step: &str| {
+            let step = step.to_owned();
+            move |e: io::Error| EngineError::Step {
+                step,
+                reason: e.to_string(),
+            }
+        };
+        {
+            let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+            if failing.contains(&spec.id) || failing.contains(&spec.hostname) {
+                return Err(EngineError::Step {
+                    step: "create".into(),
+                    reason: "told to fail".into(),
+                });
+            }
+        }
+        for layer in &spec.lower {
+            if !layer.is_dir() {
+                return Err(EngineError::InvalidSpec(format!(
+                    "layer {} is no directory",
+                    layer.display()
+                )));
+            }
+        }
+        if self.lock().contains_key(&spec.id) {
+            return Err(EngineError::Exists(spec.id.clone()));
+        }
+        let root = self.machine_root(&spec.id);
+        if let Err(error) = populate(&root, spec) {
+            let _ = std::fs::remove_dir_all(&root);
+            return Err(step("populate")(error));
+        }
+        let mut env = spec.env.clone();
+        env.entry("PATH".into())
+            .or_insert_with(|| std::env::var("PATH").unwrap_or_default());
+        let config = Config {
+            env,
+            cwd: spec.cwd.clone(),
+            root: root.clone(),
+            init: false,
+        };
+        let guest = Guest::new(config).map_err(step("guest"))?;
+        self.lock().insert(
+            spec.id.clone(),
+            Machine {
+                guest,
+                root,
+                connections: JoinSet::new(),
+            },
+        );
+        Ok(())
+    }
+
+    async fn destroy(&self, id: &str) -> Result<(), EngineError> {
+        let machine = self.lock().remove(id);
+        if let Some(machine) = machine {
+            machine.end();
+        }
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<LiveMachine>, EngineError> {
+        Ok(self
+            .lock()
+            .keys()
+            .map(|id| LiveMachine { id: id.clone() })
+            .collect())
+    }
+
+    async fn dial(&self, id: &str) -> Result<BoxedIo, EngineError> {
+        let mut machines = self.lock();
+        let machine = machines
+            .get_mut(id)
+            .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
+        let (ours, theirs) = tokio::io::duplex(64 << 10);
+        let guest = machine.guest.clone();
+        machine
+            .connections
+            .spawn(async move { guest.serve(theirs).await });
+        Ok(Box::new(ours))
+    }
+
+    fn exits(&self) -> broadcast::Receiver<MachineExit> {
+        self.exits.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn keeps_the_contract() -> Result<(), Box<dyn std::error::Error>> {
+        let layer = tempfile::tempdir()?;
+        let engine = FakeEngine::new()?;
+        crate::conformance::run(&engine, &[layer.path().to_owned()]).await;
+        Ok(())
+    }
+}

@@ -1,0 +1,282 @@
+//! The guest's routes. Each is one line here and one function in the module of its noun.
+
+use std::{convert::Infallible, io};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, stream};
+use http_body::Frame as BodyFrame;
+use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{Method, Request, Response, StatusCode, body::Incoming};
+use nullspace_protocol::{
+    ErrorBody, ErrorKind, ExecRequest, Hello, OutputQuery, PROTOCOL_VERSION, SignalRequest,
+    Started, frame::Frame,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::{
+    Guest,
+    error::{Error, Result},
+    files,
+    output::Next,
+    process::{self, Process},
+    tunnel,
+};
+
+/// The most JSON a request may carry: a command line and its environment.
+const MAX_JSON: usize = 8 << 20;
+/// The most standard input one request may carry.
+const MAX_STDIN: usize = 64 << 20;
+
+type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// Answers one request.
+pub(crate) async fn route(guest: &Guest, request: Request<Incoming>) -> Response<Body> {
+    let (parts, body) = request.into_parts();
+    let path: Vec<&str> = parts.uri.path().split('/').skip(1).collect();
+    let query = parts.uri.query().unwrap_or_default();
+    answer(guest, &parts.method, &path, query, body)
+        .await
+        .unwrap_or_else(|Error(body)| {
+            let status = match body.kind {
+                ErrorKind::Invalid => StatusCode::BAD_REQUEST,
+                ErrorKind::NotFound => StatusCode::NOT_FOUND,
+                ErrorKind::Permission => StatusCode::FORBIDDEN,
+                ErrorKind::Exists => StatusCode::CONFLICT,
+                ErrorKind::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
+                ErrorKind::Exhausted => StatusCode::SERVICE_UNAVAILABLE,
+                ErrorKind::Io => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            respond(status, &body)
+        })
+}
+
+async fn answer(
+    guest: &Guest,
+    method: &Method,
+    path: &[&str],
+    query: &str,
+    body: Incoming,
+) -> Result<Response<Body>> {
+    let processes = &guest.inner.processes;
+    match (method, path) {
+        (&Method::GET, ["hello"]) => ok(&Hello {
+            protocol: PROTOCOL_VERSION,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }),
+        (&Method::POST, ["exec"]) => {
+            let process = process::start(guest, json(body).await?, true)?;
+            Ok(output(process, 0, true, true))
+        }
+        (&Method::POST, ["spawn"]) => {
+            let request: ExecRequest = json(body).await?;
+            ok(&Started {
+                pid: process::start(guest, request, false)?.pid,
+            })
+        }
+        (&Method::GET, ["processes"]) => ok(&processes.list()),
+        (&Method::GET, ["processes", pid]) => ok(&processes.get(number(pid)?)?.info()),
+        (&Method::GET, ["processes", pid, "output"]) => {
+            let query: OutputQuery = form(query)?;
+            let process = processes.get(number(pid)?)?;
+            if let (Next::Gone(base), _) = process.log.next(query.from) {
+                return Err(Error::invalid(format!(
+                    "output before byte {base} was acknowledged and is gone"
+                )));
+            }
+            Ok(output(process, query.from, query.follow, false))
+        }
+        (&Method::POST, ["processes", pid, "acknowledge"]) => {
+            let query: OutputQuery = form(query)?;
+            processes.get(number(pid)?)?.log.acknowledge(query.from);
+            ok(&())
+        }
+        (&Method::POST, ["processes", pid, "signal"]) => {
+            let request: SignalRequest = json(body).await?;
+            processes.get(number(pid)?)?.signal(request.signal)?;
+            ok(&())
+        }
+        (&Method::POST, ["processes", pid, "stdin"]) => {
+            let close = form::<StdinQuery>(query)?.close;
+            let process = processes.get(number(pid)?)?;
+            let data = bounded(body, MAX_STDIN).await?;
+            process.write_stdin(&data, close).await?;
+            ok(&())
+        }
+        (&Method::POST, ["files", "stat"]) => ok(&files::stat(guest, json(body).await?).await?),
+        (&Method::POST, ["files", "list"]) => ok(&files::list(guest, json(body).await?).await?),
+        (&Method::POST, ["files", "mkdir"]) => ok(&files::mkdir(guest, json(body).await?).await?),
+        (&Method::POST, ["files", "remove"]) => ok(&files::remove(guest, json(body).await?).await?),
+        (&Method::POST, ["files", "rename"]) => ok(&files::rename(guest, json(body).await?).await?),
+        (&Method::POST, ["files", "permissions"]) => {
+            ok(&files::permissions(guest, json(body).await?).await?)
+        }
+        (&Method::GET, ["files", "raw"]) => {
+            let (info, chunks) = files::read(guest, form(query)?).await?;
+            let mut response = Response::new(chunked(chunks));
+            let header = http::HeaderValue::from_bytes(&ascii_json(&info))
+                .map_err(|_| Error::invalid("file details do not fit a header"))?;
+            response.headers_mut().insert("x-file-info", header);
+            Ok(response)
+        }
+        (&Method::PUT, ["files", "raw"]) => ok(&files::write(guest, form(query)?, body).await?),
+        (&Method::GET, ["files", "tar"]) => Ok(Response::new(chunked(
+            files::tar(guest, form(query)?).await?,
+        ))),
+        (&Method::POST, ["tunnel"]) => {
+            let port = form::<TunnelQuery>(query)?.port;
+            Ok(Response::new(chunked(tunnel::open(port, body).await?)))
+        }
+        _ => Err(Error::not_found(format!(
+            "no route {method} /{}",
+            path.join("/")
+        ))),
+    }
+}
+
+#[derive(Deserialize)]
+struct StdinQuery {
+    #[serde(default)]
+    close: bool,
+}
+
+#[derive(Deserialize)]
+struct TunnelQuery {
+    port: u16,
+}
+
+/// Frames of a process's output from `from` on. Attached: what was sent is forgotten, and a caller that
+/// goes away takes the process tree with it.
+fn output(
+    process: std::sync::Arc<Process>,
+    from: u64,
+    follow: bool,
+    attached: bool,
+) -> Response<Body> {
+    struct Reader {
+        process: std::sync::Arc<Process>,
+        attached: bool,
+        done: bool,
+    }
+    impl Drop for Reader {
+        fn drop(&mut self) {
+            if self.attached && !self.done {
+                let _ = self.process.signal(9);
+                self.process.log.abandon();
+            }
+        }
+    }
+    let mut first = BytesMut::new();
+    if attached {
+        Frame::Started(process.pid).encode(&mut first);
+    }
+    let reader = Reader {
+        process,
+        attached,
+        done: false,
+    };
+    let frames = stream::unfold(
+        (reader, from, first),
+        move |(mut reader, mut at, mut out)| async move {
+            if reader.done {
+                return None;
+            }
+            loop {
+                // Asked before the look, so that nothing pushed in between is slept through.
+                let process = reader.process.clone();
+                let grown = process.log.grown();
+                tokio::pin!(grown);
+                grown.as_mut().enable();
+                loop {
+                    match process.log.next(at) {
+                        (Next::Frame(frame), next) => {
+                            frame.encode(&mut out);
+                            at = next;
+                            if matches!(frame, Frame::Exit { .. }) {
+                                reader.done = true;
+                            }
+                        }
+                        (Next::Gone(_), _) => reader.done = true,
+                        (Next::Wait, _) => reader.done = !follow,
+                    }
+                    if reader.done
+                        || out.len() >= 64 << 10
+                        || matches!(process.log.next(at).0, Next::Wait)
+                    {
+                        break;
+                    }
+                }
+                if reader.attached {
+                    process.log.acknowledge(at);
+                }
+                if !out.is_empty() || reader.done {
+                    return Some((Ok(BodyFrame::data(out.split().freeze())), (reader, at, out)));
+                }
+                grown.await;
+            }
+        },
+    );
+    Response::new(StreamBody::new(frames).boxed_unsync())
+}
+
+fn chunked(chunks: files::Chunks) -> Body {
+    StreamBody::new(ReceiverStream::new(chunks).map(|chunk| chunk.map(BodyFrame::data)))
+        .boxed_unsync()
+}
+
+fn ok<T: Serialize>(value: &T) -> Result<Response<Body>> {
+    Ok(respond(StatusCode::OK, value))
+}
+
+fn respond<T: Serialize>(status: StatusCode, value: &T) -> Response<Body> {
+    let body = serde_json::to_vec(value).unwrap_or_default();
+    let mut response = Response::new(
+        Full::new(body.into())
+            .map_err(|never: Infallible| match never {})
+            .boxed_unsync(),
+    );
+    *response.status_mut() = status;
+    response
+}
+
+/// JSON with everything outside ASCII escaped: a header carries nothing else.
+fn ascii_json<T: Serialize>(value: &T) -> Vec<u8> {
+    let text = serde_json::to_string(value).unwrap_or_default();
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_ascii() && c != '\x7f' {
+            out.push(c);
+        } else {
+            let mut units = [0; 2];
+            for unit in c.encode_utf16(&mut units) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    out.into_bytes()
+}
+
+async fn bounded(body: Incoming, limit: usize) -> Result<Bytes> {
+    match Limited::new(body, limit).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) => Err(Error::invalid(format!("request body: {error}"))),
+    }
+}
+
+async fn json<T: DeserializeOwned>(body: Incoming) -> Result<T> {
+    serde_json::from_slice(&bounded(body, MAX_JSON).await?).map_err(|e| {
+        Error(ErrorBody {
+            kind: ErrorKind::Invalid,
+            message: format!("request body: {e}"),
+        })
+    })
+}
+
+fn form<T: DeserializeOwned>(query: &str) -> Result<T> {
+    serde_urlencoded::from_str(query).map_err(|e| Error::invalid(format!("query: {e}")))
+}
+
+fn number(text: &str) -> Result<u32> {
+    text.parse()
+        .map_err(|_| Error::invalid(format!("{text:?} is not a process id")))
+}

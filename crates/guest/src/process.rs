@@ -1,0 +1,449 @@
+//! Commands: starting them, reading their output, ending their trees.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{CString, OsStr},
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt,
+        unix::fs::PermissionsExt,
+    },
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use nullspace_protocol::{ErrorKind, ExecRequest, ProcessInfo};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, Interest},
+    net::unix::pipe,
+    sync::watch,
+};
+
+use crate::{
+    Guest,
+    error::{Error, Result},
+    output::{Exit, Log},
+};
+
+/// Ended processes that are remembered; the oldest are forgotten first.
+const REMEMBERED: usize = 256;
+/// Bytes read from a pipe at once: the kernel's own default pipe size.
+const CHUNK: usize = 64 << 10;
+/// The path searched when the environment names none.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// One process that was started through the guest.
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    command: String,
+    pub(crate) log: Log,
+    stdin: tokio::sync::Mutex<Option<pipe::Sender>>,
+    /// Set by the reaper; the log's exit follows once the pipes are drained.
+    code: watch::Sender<Option<i32>>,
+    timed_out: std::sync::atomic::AtomicBool,
+}
+
+impl Process {
+    pub(crate) fn info(&self) -> ProcessInfo {
+        let exit = self.log.exit();
+        ProcessInfo {
+            pid: self.pid,
+            command: self.command.clone(),
+            running: exit.is_none(),
+            exit_code: exit.map(|e| e.code),
+            timed_out: exit.is_some_and(|e| e.timed_out),
+        }
+    }
+
+    /// Sends a signal: 9 to the whole tree, others to the process group.
+    pub(crate) fn signal(&self, number: i32) -> Result<()> {
+        let Some(signal) = Signal::from_named_raw(number) else {
+            return Err(Error::invalid(format!("no signal {number}")));
+        };
+        // A process that was reaped gives its id back: never signal it.
+        if self.code.borrow().is_some() && self.log.exit().is_some() {
+            return Ok(());
+        }
+        if signal == Signal::KILL {
+            kill_tree(self.pid);
+        } else if let Some(pid) = Pid::from_raw(self.pid as i32) {
+            let _ = kill_process_group(pid, signal);
+        }
+        Ok(())
+    }
+
+    /// Writes to standard input and waits until the pipe took it all.
+    pub(crate) async fn write_stdin(&self, data: &[u8], close: bool) -> Result<()> {
+        let mut stdin = self.stdin.lock().await;
+        let Some(pipe) = stdin.as_mut() else {
+            return Err(Error::invalid(format!(
+                "process {} has no open standard input",
+                self.pid
+            )));
+        };
+        let mut code = self.code.subscribe();
+        // A process that ended will never read: do not wait for it.
+        let written = tokio::select! {
+            written = pipe.write_all(data) => written,
+            _ = code.wait_for(Option::is_some) => Err(io::ErrorKind::BrokenPipe.into()),
+        };
+        if close || written.is_err() {
+            *stdin = None;
+        }
+        written
+            .map_err(|_| Error::invalid(format!("process {} closed its standard input", self.pid)))
+    }
+}
+
+/// All processes that were started through the guest, by id.
+#[derive(Clone, Default)]
+pub(crate) struct Table(Arc<Mutex<BTreeMap<u64, Arc<Process>>>>);
+
+impl Table {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Process>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a process and keeps it. The table stays locked from before the process exists until it is
+    /// in the table, so that the reaper cannot see an exit of a process that is not there yet.
+    fn insert(&self, start: impl FnOnce() -> io::Result<Arc<Process>>) -> io::Result<Arc<Process>> {
+        let mut table = self.lock();
+        let process = start()?;
+        let order = table.keys().next_back().map_or(0, |last| last + 1);
+        table.insert(order, process.clone());
+        let ended = table.values().filter(|p| p.log.exit().is_some()).count();
+        if ended > REMEMBERED {
+            let oldest = table
+                .iter()
+                .find(|(_, p)| p.log.exit().is_some())
+                .map(|(order, _)| *order);
+            table.remove(&oldest.unwrap_or_default());
+        }
+        Ok(process)
+    }
+
+    /// The newest process with that id.
+    pub(crate) fn get(&self, pid: u32) -> Result<Arc<Process>> {
+        self.lock()
+            .values()
+            .rev()
+            .find(|p| p.pid == pid)
+            .cloned()
+            .ok_or_else(|| Error::not_found(format!("no process {pid} was started here")))
+    }
+
+    pub(crate) fn list(&self) -> Vec<ProcessInfo> {
+        self.lock().values().map(|p| p.info()).collect()
+    }
+
+    /// A child with this id ended.
+    pub(crate) fn ended(&self, pid: u32, code: i32) {
+        let table = self.lock();
+        if let Some(process) = table
+            .values()
+            .rev()
+            .find(|p| p.pid == pid && p.code.borrow().is_none())
+        {
+            process.code.send_replace(Some(code));
+        }
+    }
+
+    /// Asks about every process that is not known to have ended.
+    pub(crate) fn reap_known(&self, status: impl Fn(u32) -> Option<i32>) {
+        for process in self.lock().values().filter(|p| p.code.borrow().is_none()) {
+            if let Some(code) = status(process.pid) {
+                process.code.send_replace(Some(code));
+            }
+        }
+    }
+
+    pub(crate) fn kill_all(&self) {
+        for process in self.lock().values().filter(|p| p.code.borrow().is_none()) {
+            kill_tree(process.pid);
+        }
+    }
+}
+
+/// Starts what was asked for. `attached` output is streamed to one caller, who is waited for.
+pub(crate) fn start(guest: &Guest, request: ExecRequest, attached: bool) -> Result<Arc<Process>> {
+    let config = &guest.inner.config;
+    if request.argv.is_empty() || request.argv[0].is_empty() {
+        return Err(Error::invalid("the command is empty"));
+    }
+    let mut env = config.env.clone();
+    env.extend(request.env);
+    let cwd = request.cwd.unwrap_or_else(|| config.cwd.clone());
+    let cwd_path = guest.host_path(&cwd);
+    match std::fs::metadata(&cwd_path) {
+        Ok(meta) if meta.is_dir() => {}
+        Ok(_) => {
+            return Err(Error::invalid(format!(
+                "working directory {cwd} is not a directory"
+            )));
+        }
+        Err(error) => return Err(Error::invalid(format!("working directory {cwd}: {error}"))),
+    }
+    let program = find_program(
+        &request.argv[0],
+        env.get("PATH").map(String::as_str),
+        &cwd_path,
+    )?;
+    let label = request.label.unwrap_or_else(|| request.argv.join(" "));
+    let argv = c_strings(request.argv.iter().cloned())?;
+    let env = c_strings(
+        env.into_iter()
+            .map(|(name, value)| format!("{name}={value}")),
+    )?;
+    let (program_c, cwd_c) = (c_path(&program)?, c_path(&cwd_path)?);
+
+    let pipe =
+        || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);
+    let make = || -> io::Result<_> {
+        let (stdin_read, stdin_write) = if request.stdin {
+            let (read, write) = pipe()?;
+            (read, Some(pipe::Sender::from_owned_fd(write)?))
+        } else {
+            (OwnedFd::from(File::open("/dev/null")?), None)
+        };
+        let (out_read, out_write) = pipe()?;
+        let (err_read, err_write) = pipe()?;
+        let readers = (
+            pipe::Receiver::from_owned_fd(out_read)?,
+            pipe::Receiver::from_owned_fd(err_read)?,
+        );
+        Ok((stdin_read, stdin_write, out_write, err_write, readers))
+    };
+    let (stdin_read, stdin_write, out_write, err_write, (stdout, stderr)) =
+        make().map_err(|e| Error::io("pipe", &e))?;
+    let process = guest
+        .inner
+        .processes
+        .insert(|| {
+            let pid = nullspace_sys::spawn::spawn(&nullspace_sys::spawn::Command {
+                program: &program_c,
+                argv: &argv,
+                env: &env,
+                cwd: &cwd_c,
+                stdio: [stdin_read.as_fd(), out_write.as_fd(), err_write.as_fd()],
+            })?;
+            Ok(Arc::new(Process {
+                pid: pid as u32,
+                command: label,
+                log: Log::new(request.retain, attached),
+                stdin: tokio::sync::Mutex::new(stdin_write),
+                code: watch::Sender::new(None),
+                timed_out: false.into(),
+            }))
+        })
+        .map_err(|e| Error::io(&request.argv[0], &e))?;
+    drop((stdin_read, out_write, err_write));
+    if config.init {
+        // The guest itself is exempt from the machine's own memory pressure; its children are not.
+        let _ = std::fs::write(format!("/proc/{}/oom_score_adj", process.pid), "0");
+    }
+    tokio::spawn(drive(process.clone(), stdout, stderr, request.timeout_ms));
+    Ok(process)
+}
+
+/// Reads both pipes until the process ended and they are empty, then publishes the exit.
+async fn drive(
+    process: Arc<Process>,
+    stdout: pipe::Receiver,
+    stderr: pipe::Receiver,
+    timeout_ms: Option<u64>,
+) {
+    let mut code = process.code.subscribe();
+    let deadline = async {
+        match timeout_ms {
+            Some(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut streams = [Some((stdout, false)), Some((stderr, true))];
+    let mut buffer = BytesMut::with_capacity(CHUNK);
+    tokio::pin!(deadline);
+    let mut expired = false;
+    let exit = loop {
+        let [out, err] = &mut streams;
+        tokio::select! {
+            biased;
+            ended = code.wait_for(Option::is_some) => {
+                break ended.ok().and_then(|code| *code).unwrap_or(-1);
+            }
+            () = &mut deadline, if !expired => {
+                expired = true;
+                process.timed_out.store(true, std::sync::atomic::Ordering::Relaxed);
+                kill_tree(process.pid);
+            }
+            more = ready(&process.log, out) => if !(more && read_some(&process.log, out, &mut buffer)) { *out = None },
+            more = ready(&process.log, err) => if !(more && read_some(&process.log, err, &mut buffer)) { *err = None },
+        }
+    };
+    // What the process itself wrote is in the pipes now: take all of it, waiting for room but not for
+    // processes it left behind that hold the pipes open.
+    for stream in &mut streams {
+        while stream.is_some() {
+            process.log.wait_for_room().await;
+            match drain_once(&process.log, stream, &mut buffer) {
+                Drained::Some => {}
+                Drained::Empty => break,
+                Drained::Closed => *stream = None,
+            }
+        }
+    }
+    *process.stdin.lock().await = None;
+    let timed_out = process.timed_out.load(std::sync::atomic::Ordering::Relaxed);
+    process.log.finish(Exit {
+        code: exit,
+        timed_out,
+    });
+    // Left-behind children must not die of a closed pipe: read on and drop what they write.
+    for (mut stream, _) in streams.into_iter().flatten() {
+        tokio::spawn(async move {
+            let mut sink = vec![0; 4096];
+            while matches!(stream.read(&mut sink).await, Ok(n) if n > 0) {}
+        });
+    }
+}
+
+type Stream = Option<(pipe::Receiver, bool)>;
+
+/// Waits until there is room in the log and something in the pipe.
+async fn ready(log: &Log, stream: &Stream) -> bool {
+    match stream {
+        Some((pipe, _)) => {
+            log.wait_for_room().await;
+            pipe.ready(Interest::READABLE).await.is_ok()
+        }
+        None => std::future::pending().await,
+    }
+}
+
+enum Drained {
+    Some,
+    Empty,
+    Closed,
+}
+
+/// One read; `false` at the end of the stream.
+fn read_some(log: &Log, stream: &Stream, buffer: &mut BytesMut) -> bool {
+    !matches!(drain_once(log, stream, buffer), Drained::Closed)
+}
+
+fn drain_once(log: &Log, stream: &Stream, buffer: &mut BytesMut) -> Drained {
+    let Some((pipe, stderr)) = stream else {
+        return Drained::Closed;
+    };
+    buffer.reserve(CHUNK);
+    match pipe.try_read_buf(buffer) {
+        Ok(0) => Drained::Closed,
+        Ok(n) => {
+            let data = buffer.split().freeze();
+            // A few bytes must not keep a whole chunk alive.
+            log.push(
+                *stderr,
+                if n < CHUNK / 8 {
+                    Bytes::copy_from_slice(&data)
+                } else {
+                    data
+                },
+            );
+            Drained::Some
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Drained::Empty,
+        Err(_) => Drained::Closed,
+    }
+}
+
+/// Kills a process, its group, its session and everything below it. Children are looked for again until
+/// none is new, so that a tree that forks while it dies does not get away.
+fn kill_tree(root: u32) {
+    let mut killed = std::collections::BTreeSet::new();
+    if let Some(pid) = Pid::from_raw(root as i32) {
+        let _ = kill_process_group(pid, Signal::KILL);
+        let _ = kill_process(pid, Signal::KILL);
+    }
+    killed.insert(root);
+    for _ in 0..16 {
+        let mut grew = false;
+        for (pid, parent, session) in processes() {
+            if (session == root || killed.contains(&parent)) && killed.insert(pid) {
+                grew = true;
+                if let Some(pid) = Pid::from_raw(pid as i32) {
+                    let _ = kill_process(pid, Signal::KILL);
+                }
+            }
+        }
+        if !grew {
+            return;
+        }
+    }
+}
+
+/// (id, parent, session) of every process that `/proc` shows.
+fn processes() -> Vec<(u32, u32, u32)> {
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // The name is in brackets and may hold anything; the fields after it are numbers.
+            let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+            let parent = fields.nth(1)?.parse().ok()?;
+            let session = fields.nth(1)?.parse().ok()?;
+            Some((pid, parent, session))
+        })
+        .collect()
+}
+
+/// Finds the program as a shell would.
+fn find_program(name: &str, path: Option<&str>, cwd: &Path) -> Result<PathBuf> {
+    if name.contains('/') {
+        return Ok(if name.starts_with('/') {
+            PathBuf::from(name)
+        } else {
+            cwd.join(name)
+        });
+    }
+    let mut refused = false;
+    for directory in path
+        .unwrap_or(DEFAULT_PATH)
+        .split(':')
+        .filter(|d| !d.is_empty())
+    {
+        let candidate = Path::new(directory).join(name);
+        if let Ok(meta) = std::fs::metadata(&candidate) {
+            if meta.is_file() && meta.permissions().mode() & 0o111 != 0 {
+                return Ok(candidate);
+            }
+            refused = true;
+        }
+    }
+    Err(if refused {
+        Error::new(ErrorKind::Permission, format!("{name}: not executable"))
+    } else {
+        Error::not_found(format!("{name}: command not found"))
+    })
+}
+
+fn c_strings(strings: impl Iterator<Item = String>) -> Result<Vec<CString>> {
+    strings
+        .map(|s| {
+            CString::new(s)
+                .map_err(|_| Error::invalid("a NUL byte in an argument or the environment"))
+        })
+        .collect()
+}
+
+fn c_path(path: &Path) -> Result<CString> {
+    CString::new(OsStr::as_bytes(path.as_os_str()))
+        .map_err(|_| Error::invalid("a NUL byte in a path"))
+}

@@ -1,0 +1,125 @@
+//! Names of users and groups, read from the machine's own files by hand: the C library's look-ups would
+//! load the machine's code into the guest.
+
+use std::{fs::File, io::Read, path::Path};
+
+use crate::error::{Error, Result};
+
+/// More than any real passwd or group file.
+const MAX_FILE: u64 = 1 << 20;
+
+/// A line of `/etc/passwd`, with the groups that list the user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct User {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) groups: Vec<u32>,
+    pub(crate) home: String,
+}
+
+/// Both files, read once per request.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    passwd: String,
+    group: String,
+}
+
+impl Names {
+    pub(crate) fn read(etc: &Path) -> Self {
+        let read = |name: &str| {
+            let mut text = Vec::new();
+            if let Ok(file) = File::open(etc.join(name)) {
+                let _ = file.take(MAX_FILE).read_to_end(&mut text);
+            }
+            String::from_utf8_lossy(&text).into_owned()
+        };
+        Self {
+            passwd: read("passwd"),
+            group: read("group"),
+        }
+    }
+
+    fn name_of(text: &str, id: u32) -> Option<&str> {
+        text.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            (fields.nth(1)?.parse() == Ok(id)).then_some(name)
+        })
+    }
+
+    /// The user's name, or its number.
+    pub(crate) fn user(&self, uid: u32) -> String {
+        Self::name_of(&self.passwd, uid).map_or_else(|| uid.to_string(), str::to_owned)
+    }
+
+    /// The group's name, or its number.
+    pub(crate) fn group(&self, gid: u32) -> String {
+        Self::name_of(&self.group, gid).map_or_else(|| gid.to_string(), str::to_owned)
+    }
+
+    /// Looks a user up by name or number.
+    pub(crate) fn find(&self, wanted: &str) -> Result<User> {
+        self.passwd
+            .lines()
+            .find_map(|line| {
+                let fields: Vec<&str> = line.split(':').collect();
+                let [name, _, uid, gid, _, home, ..] = fields[..] else {
+                    return None;
+                };
+                if name != wanted && uid != wanted {
+                    return None;
+                }
+                let gid = gid.parse().ok()?;
+                let mut groups: Vec<u32> = self.groups_of(name).collect();
+                groups.push(gid);
+                Some(User {
+                    uid: uid.parse().ok()?,
+                    gid,
+                    groups,
+                    home: home.to_owned(),
+                })
+            })
+            .ok_or_else(|| Error::invalid(format!("no user {wanted:?} in this machine")))
+    }
+
+    fn groups_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = u32> + 'a {
+        self.group.lines().filter_map(move |line| {
+            let mut fields = line.split(':');
+            let gid = fields.nth(2)?.parse().ok()?;
+            fields
+                .next()?
+                .split(',')
+                .any(|member| member == name)
+                .then_some(gid)
+        })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_found_by_name_and_number_and_odd_lines_are_passed_over() {
+        let names = Names {
+            passwd:
+                "root:x:0:0:root:/root:/bin/sh\n\nbroken\n:::\nann:x:1000:1001::/home/ann:/bin/sh\n"
+                    .into(),
+            group: "root:x:0:\nann:x:1001:\ndocker:x:7:bob,ann\nodd\n".into(),
+        };
+        let ann = User {
+            uid: 1000,
+            gid: 1001,
+            groups: vec![7, 1001],
+            home: "/home/ann".into(),
+        };
+        assert_eq!(names.find("ann").unwrap(), ann);
+        assert_eq!(names.find("1000").unwrap(), ann);
+        assert!(names.find("eve").is_err());
+        assert_eq!(
+            (names.user(0), names.user(5), names.group(7)),
+            ("root".into(), "5".into(), "docker".into())
+        );
+    }
+}
