@@ -1,7 +1,7 @@
 //! A local agent project: its config, what it is recognised as, and the bundle it is deployed as.
 //!
 //! The CLI uses [`load`], [`detect`], [`Bundle`] and [`Bundle::write_archive`]; the server uses
-//! [`AgentConfig::from_wire`] and [`Manifest::validate`], and trusts nothing of
+//! [`AgentConfig::from_wire`], [`Manifest::validate`], [`verify_archive`] and [`extract_archive`], and trusts nothing of
 //! what it gets. Formats, digests and rules are those of the published client 0.1.9: `tests/golden.rs` holds the
 //! shared vector, `tests/published_cli.rs` compares with that client itself where it is installed.
 
@@ -14,6 +14,7 @@ pub mod manifest;
 mod node;
 mod pattern;
 mod text;
+pub mod verify;
 
 pub use bundle::{BuildError, Bundle};
 pub use config::{AgentConfig, CONFIG_FILENAME, ConfigError, Mode};
@@ -21,3 +22,4 @@ pub use detect::{Detection, detect};
 pub use load::{LoadError, load};
 pub use manifest::{Entry, Kind, Manifest, ManifestError};
 pub use pattern::PatternError;
+pub use verify::{BundleError, Stats, extract_archive, verify_archive};

@@ -1,6 +1,6 @@
 //! The shared vector: one small project whose digests and archive every implementation must produce.
 
-use nullspace_project::{AgentConfig, Bundle};
+use nullspace_project::{AgentConfig, Bundle, verify_archive};
 use sha2::{Digest as _, Sha256};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
@@ -51,6 +51,10 @@ fn golden_vector() {
         hex::encode(Sha256::digest(&archive)),
         "0630efa48157b3ec5725aed4f7feaff5131394384318de103f21ead8a28788b2"
     );
+
+    let stats = verify_archive(archive.as_slice(), manifest).expect("a good archive");
+    assert_eq!((stats.dirs, stats.files, stats.symlinks), (1, 2, 1));
+    assert_eq!((stats.content_bytes, stats.archive_bytes), (4, 10_240));
 }
 
 #[test]
