@@ -471,9 +471,12 @@ impl AgentConfig {
                         .iter()
                         .map(|seconds| format!("timeout_seconds = {seconds}")),
                 );
-                if !pairs.is_empty() {
-                    file.plain("readiness", Some(format!("{{ {} }}", pairs.join(", "))));
-                }
+                let table = if pairs.is_empty() {
+                    "{}".to_owned()
+                } else {
+                    format!("{{ {} }}", pairs.join(", "))
+                };
+                file.plain("readiness", Some(table));
             }
         }
         if self.debug != DebugSpec::default() {
