@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Goes up when the recipe changes in a way that its other inputs do not show.
-const RECIPE: &str = "base/1";
+const RECIPE: &str = "base/2";
 
 /// On top of `minbase` (essential packages and apt).
 ///
@@ -304,7 +304,6 @@ impl Plan {
             "var/tmp",
             "var/lib/apt/lists",
             "var/cache/apt",
-            "var/cache/debconf",
             "var/cache/ldconfig",
             "var/log",
             "usr/share/man",
@@ -330,6 +329,12 @@ impl Plan {
         for locale in tree.names("usr/share/locale")? {
             if locale != "locale.alias" {
                 tree.remove(&format!("usr/share/locale/{}", locale.to_string_lossy()))?;
+            }
+        }
+        for name in tree.names("var/cache/debconf")? {
+            // Only the backups: the databases are what `dpkg-reconfigure` works with.
+            if let Some(name) = name.to_str().filter(|n| n.ends_with("-old")) {
+                tree.remove(&format!("var/cache/debconf/{name}"))?;
             }
         }
         // apt makes these again, but only as root with no other user's files in the way.
@@ -404,6 +409,7 @@ impl Plan {
         ] {
             tree.write(file, b"", 0o644)?;
         }
+        tree.symlink("etc/mtab", Path::new("../proc/self/mounts"))?;
         tree.mkdir("tmp", 0o1777)?;
         tree.mkdir("var/tmp", 0o1777)
     }

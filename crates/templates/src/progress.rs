@@ -71,6 +71,8 @@ pub(crate) struct Follow {
     fetched: u32,
     unpacked: u32,
     configured: u32,
+    /// The last that was said, and the phase it was said about.
+    fraction: Option<(Phase, f32)>,
 }
 
 impl Follow {
@@ -81,6 +83,7 @@ impl Follow {
             fetched: 0,
             unpacked: 0,
             configured: 0,
+            fraction: None,
         }
     }
 
@@ -117,10 +120,13 @@ impl Follow {
             self.configured += 1;
             done = Some(self.configured);
         }
-        let fraction = match (done, self.total) {
-            (Some(done), Some(total)) if total > 0 => Some((done as f32 / total as f32).min(1.0)),
-            _ => None,
-        };
+        if let (Some(done), Some(total @ 1..)) = (done, self.total) {
+            self.fraction = Some((self.phase, (done as f32 / total as f32).min(1.0)));
+        }
+        // Lines between two packages say nothing new about how far the phase is.
+        let fraction = self
+            .fraction
+            .and_then(|(phase, f)| (phase == self.phase).then_some(f));
         Progress {
             phase: self.phase,
             fraction,
@@ -130,6 +136,7 @@ impl Follow {
 
     fn start(&mut self, phase: Phase) {
         self.phase = phase;
+        self.fraction = None;
         (self.fetched, self.unpacked, self.configured) = (0, 0, 0);
     }
 }
@@ -201,7 +208,7 @@ mod tests {
                 (Phase::Unpacking, None),
                 (Phase::Unpacking, None),
                 (Phase::Downloading, Some(0.25)),
-                (Phase::Downloading, None),
+                (Phase::Downloading, Some(0.25)),
                 (Phase::Unpacking, Some(0.25)),
                 (Phase::Unpacking, Some(0.5)),
                 (Phase::Configuring, Some(0.25)),
