@@ -1,1 +1,21 @@
-//! To be written.
+//! The public wire: request and response types, ids, error codes. No I/O.
+//!
+//! Used by `nullspace-server` (which serves them), `nullspace-client` and the CLI (which speak them) and,
+//! through `utoipa`, by the OpenAPI document. One file per noun. Two generations of published clients
+//! speak this wire with different nouns (`sandbox`, `machine`); the types here say `machine`, and
+//! [`Noun`] says how an answer spells it.
+
+pub mod agent;
+pub mod error;
+pub mod event;
+pub mod exec;
+pub mod file;
+pub mod id;
+pub mod machine;
+mod noun;
+pub mod page;
+pub mod process;
+pub mod time;
+
+pub use error::ErrorBody;
+pub use noun::Noun;

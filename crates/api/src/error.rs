@@ -1,0 +1,79 @@
+//! The body of every answer that is not a success, and the codes that clients test.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Error codes. Clients decide by these words, not by the HTTP status.
+pub mod code {
+    /// The request is malformed or asks for something impossible.
+    pub const INVALID_REQUEST: &str = "invalid_request";
+    /// `fields=` names a field that does not exist.
+    pub const INVALID_FIELDS: &str = "invalid_fields";
+    /// No key, or one that is not known.
+    pub const UNAUTHORIZED: &str = "unauthorized";
+    /// The key or the machine's own permissions refuse it.
+    pub const PERMISSION_DENIED: &str = "permission_denied";
+    /// No such route, file, process or other thing without a code of its own.
+    pub const NOT_FOUND: &str = "not_found";
+    /// The route exists, the method does not.
+    pub const METHOD_NOT_ALLOWED: &str = "method_not_allowed";
+    /// No such machine (`sandbox_not_found` under `/v1/sandboxes`).
+    pub const MACHINE_NOT_FOUND: &str = "machine_not_found";
+    /// The machine is not running (`sandbox_not_ready` under `/v1/sandboxes`).
+    pub const MACHINE_NOT_READY: &str = "machine_not_ready";
+    /// No such template.
+    pub const TEMPLATE_NOT_FOUND: &str = "template_not_found";
+    /// The template is being made; ask again.
+    pub const TEMPLATE_NOT_READY: &str = "template_not_ready";
+    /// The idempotency key was used with another body.
+    pub const IDEMPOTENCY_CONFLICT: &str = "idempotency_conflict";
+    /// The first request with this idempotency key is still under way.
+    pub const TRANSITION_IN_PROGRESS: &str = "transition_in_progress";
+    /// Something is there already.
+    pub const CONFLICT: &str = "conflict";
+    /// A limit of this installation is reached.
+    pub const CAPACITY_EXCEEDED: &str = "capacity_exceeded";
+    /// No host could take the machine.
+    pub const NO_ELIGIBLE_RUNTIME_HOST: &str = "no_eligible_runtime_host";
+    /// A warm instance was required and there is none.
+    pub const WARM_POOL_UNAVAILABLE: &str = "warm_pool_unavailable";
+    /// The command's time limit ended it.
+    pub const EXEC_TIMEOUT: &str = "exec_timeout";
+    /// The machine could not run the command at all.
+    pub const EXEC_FAILED: &str = "exec_failed";
+    /// A file operation failed in the machine.
+    pub const FILE_ERROR: &str = "file_error";
+    /// The request body is too large.
+    pub const BODY_TOO_LARGE: &str = "body_too_large";
+    /// The client took too long.
+    pub const TIMEOUT: &str = "timeout";
+    /// Not part of this server yet.
+    pub const NOT_IMPLEMENTED: &str = "not_implemented";
+    /// The server is going down.
+    pub const SHUTTING_DOWN: &str = "shutting_down";
+    /// The record could not be written or read.
+    pub const DATABASE_ERROR: &str = "database_error";
+    /// A fault of the server.
+    pub const INTERNAL_ERROR: &str = "internal_error";
+}
+
+/// The flat error body.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// For people: what went wrong, lower-case, without a full stop.
+    pub error: String,
+    /// For programs: one of the words of [`code`].
+    pub code: String,
+    /// Names this request in the server's log; also in the `x-request-id` header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// Whether the same request may succeed later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retryable: Option<bool>,
+    /// What the caller can do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suggested_action: Option<String>,
+    /// More facts, by code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<serde_json::Value>,
+}

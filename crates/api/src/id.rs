@@ -1,0 +1,46 @@
+//! Ids: a prefix that says what it is, and random letters.
+
+use rand::Rng;
+
+/// A machine.
+pub const MACHINE: &str = "mch_";
+/// An API key (not the key itself).
+pub const KEY: &str = "key_";
+/// One HTTP request.
+pub const REQUEST: &str = "req_";
+/// An Agent Deployment.
+pub const DEPLOYMENT: &str = "adpl_";
+/// A version of a deployment.
+pub const VERSION: &str = "adver_";
+/// A run.
+pub const RUN: &str = "adrun_";
+/// A service instance.
+pub const SERVICE: &str = "adsvc_";
+/// A build of a version's install step.
+pub const BUILD: &str = "adbld_";
+
+/// Lower-case letters and digits, as in a DNS label; 20 of them are over 100 bits.
+const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+const LENGTH: usize = 20;
+
+/// A new id with this prefix.
+#[must_use]
+pub fn new(prefix: &str) -> String {
+    let mut rng = rand::rng();
+    let mut id = String::with_capacity(prefix.len() + LENGTH);
+    id.push_str(prefix);
+    for _ in 0..LENGTH {
+        id.push(char::from(ALPHABET[rng.random_range(0..ALPHABET.len())]));
+    }
+    id
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn ids_differ_and_carry_their_prefix() {
+        let (a, b) = (super::new(super::MACHINE), super::new(super::MACHINE));
+        assert_ne!(a, b);
+        assert!(a.starts_with("mch_") && a.len() == 24);
+    }
+}
