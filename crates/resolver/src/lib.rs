@@ -11,6 +11,9 @@
 //! `serve` runs [`run`] (or [`Resolver::bind`], to learn the addresses first) beside everything else;
 //! it works on a current-thread runtime.
 
+// A test that cannot go on should say where it stopped.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod answer;
 mod cache;
 mod files;

@@ -235,7 +235,7 @@ mod tests {
             code(refused(&|m| {
                 m.set_op_code(OpCode::Update);
             })),
-            4 + 0
+            4
         );
         assert_eq!(
             code(refused(&|m| {

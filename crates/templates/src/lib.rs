@@ -8,6 +8,9 @@
 //! A template is a [`Layer`]: read-only trees and binds that an engine builds machines on. The server
 //! calls this crate from blocking threads; nothing here is asynchronous.
 
+// A test that cannot go on should say where it stopped.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod base;
 mod error;
 mod host;
@@ -206,6 +209,16 @@ impl Templates {
                 read_only: true,
             }],
         })
+    }
+
+    /// The tree of the layer with that digest, whatever template it was made for: what was started from
+    /// it may outlive the template's present form. None if it is not kept here.
+    #[must_use]
+    pub fn layer(&self, digest: &str) -> Option<PathBuf> {
+        [&self.data, &self.shared]
+            .iter()
+            .filter_map(|kept| kept.layer(digest))
+            .find(|path| path.is_dir())
     }
 
     /// Hashes the `base` layer again and compares: takes a second or so for each gigabyte.
