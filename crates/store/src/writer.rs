@@ -1,0 +1,182 @@
+//! The writer thread: group commit.
+//!
+//! While one commit waits for the disk, the next callers queue up; they then share one transaction and
+//! one wait. Each runs inside a savepoint, so that one that fails undoes only itself.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    time::Duration,
+};
+
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+
+use crate::{StoreError, Tx};
+
+/// Callers that share one transaction at most; bounds how long the first of them waits.
+const BATCH: usize = 256;
+/// Quiet time after which the journal is folded into the database.
+const QUIET: Duration = Duration::from_millis(250);
+/// Transactions after which that is done even without quiet.
+const CHECKPOINT_AFTER: u32 = 4_000;
+
+/// What became of a job's own part of the transaction.
+enum Ran {
+    /// Kept if the commit succeeds; the closure then answers the caller.
+    Keep(Box<dyn FnOnce(Result<(), String>) + Send>),
+    /// Undo; the closure tells the caller why.
+    Undo(Box<dyn FnOnce() + Send>),
+}
+
+/// One caller's work, with the way back to the caller inside.
+pub(crate) struct Job(Box<dyn FnOnce(&Tx<'_>) -> Ran + Send>);
+
+/// Packs a closure and where its result goes.
+pub(crate) fn job<T, E, F>(work: F, answer: oneshot::Sender<Result<T, E>>) -> Job
+where
+    T: Send + 'static,
+    E: From<StoreError> + Send + 'static,
+    F: FnOnce(&Tx<'_>) -> Result<T, E> + Send + 'static,
+{
+    Job(Box::new(move |tx| match work(tx) {
+        Ok(value) => Ran::Keep(Box::new(move |committed| {
+            let _ = answer.send(match committed {
+                Ok(()) => Ok(value),
+                Err(reason) => Err(StoreError::NotCommitted(reason).into()),
+            });
+        })),
+        Err(error) => Ran::Undo(Box::new(move || {
+            let _ = answer.send(Err(error));
+        })),
+    }))
+}
+
+/// Starts the thread; it ends when the sender is dropped, after the last job.
+pub(crate) fn start(connection: Connection) -> Result<Sender<Job>, StoreError> {
+    let (sender, receiver) = channel();
+    std::thread::Builder::new()
+        .name("store-write".into())
+        .spawn(move || run(&connection, &receiver))
+        .map_err(|e| StoreError::NotCommitted(e.to_string()))?;
+    Ok(sender)
+}
+
+fn run(db: &Connection, jobs: &Receiver<Job>) {
+    let mut since_checkpoint = 0u32;
+    loop {
+        let first = if since_checkpoint == 0 {
+            match jobs.recv() {
+                Ok(job) => job,
+                Err(_) => break,
+            }
+        } else {
+            match jobs.recv_timeout(QUIET) {
+                Ok(job) => job,
+                Err(RecvTimeoutError::Timeout) => {
+                    checkpoint(db);
+                    since_checkpoint = 0;
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        };
+        let mut batch = vec![first];
+        while batch.len() < BATCH {
+            match jobs.try_recv() {
+                Ok(job) => batch.push(job),
+                Err(_) => break,
+            }
+        }
+        commit(db, batch);
+        since_checkpoint += 1;
+        if since_checkpoint >= CHECKPOINT_AFTER {
+            checkpoint(db);
+            since_checkpoint = 0;
+        }
+    }
+    checkpoint(db);
+}
+
+fn checkpoint(db: &Connection) {
+    let done = db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+    if let Err(error) = done {
+        tracing::warn!(%error, "the journal could not be folded in");
+    }
+}
+
+/// Runs the batch in one transaction and answers everyone.
+fn commit(db: &Connection, batch: Vec<Job>) {
+    if let Err(error) = statement(db, "BEGIN IMMEDIATE") {
+        refuse(db, batch, &error.to_string());
+        return;
+    }
+    let alone = batch.len() == 1;
+    let mut kept = Vec::with_capacity(batch.len());
+    let mut broken = None;
+    for Job(work) in batch {
+        if broken.is_none() && !alone {
+            broken = statement(db, "SAVEPOINT caller").err();
+        }
+        // After the transaction itself broke the rest is not run at all; dropping the job tells its
+        // caller that the store is closed to it.
+        if broken.is_some() {
+            continue;
+        }
+        let ran = catch_unwind(AssertUnwindSafe(|| work(&Tx(db))));
+        let undo = match ran {
+            Ok(Ran::Keep(answer)) => {
+                kept.push(answer);
+                None
+            }
+            Ok(Ran::Undo(answer)) => Some(answer),
+            // The caller sees its answer dropped.
+            Err(_) => {
+                tracing::error!("a transaction panicked");
+                Some(Box::new(|| ()) as Box<dyn FnOnce() + Send>)
+            }
+        };
+        let result = match (&undo, alone) {
+            (None, true) => Ok(()),
+            (None, false) => statement(db, "RELEASE caller"),
+            (Some(_), true) => statement(db, "ROLLBACK"),
+            (Some(_), false) => {
+                statement(db, "ROLLBACK TO caller").and_then(|()| statement(db, "RELEASE caller"))
+            }
+        };
+        if let Some(answer) = undo {
+            answer();
+        }
+        broken = result.err();
+    }
+    // A full disk ends the transaction by itself: then there is nothing left to commit.
+    let committed = match broken {
+        Some(error) => Err(error),
+        None if db.is_autocommit() && kept.is_empty() => Ok(()),
+        None => statement(db, "COMMIT"),
+    };
+    let committed = committed.map_err(|error| {
+        tracing::error!(%error, "a transaction was not kept");
+        if !db.is_autocommit() {
+            let _ = statement(db, "ROLLBACK");
+        }
+        error.to_string()
+    });
+    for answer in kept {
+        answer(committed.clone());
+    }
+}
+
+fn statement(db: &Connection, sql: &str) -> rusqlite::Result<()> {
+    db.prepare_cached(sql)?.execute([]).map(drop)
+}
+
+/// Tells callers whose transaction could not even begin.
+fn refuse(db: &Connection, batch: Vec<Job>, reason: &str) {
+    tracing::error!(reason, "a transaction could not begin");
+    if !db.is_autocommit() {
+        let _ = statement(db, "ROLLBACK");
+    }
+    // The answers are dropped with the jobs: the callers see a closed store.
+    drop(batch);
+}
