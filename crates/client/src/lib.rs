@@ -1,1 +1,29 @@
-//! To be written.
+//! A typed client of the Nullspace HTTP API, and where its address and key come from.
+//!
+//! Used by the CLI and by tests. [`config`] finds the address and the key as the published clients do; [`Client`]
+//! speaks: one file per noun ([`machines`], [`files`], [`agents`]) over one transport ([`transport`]) that knows the
+//! time limits, the retries and the error bodies of the wire. Bodies of any size stream in both directions.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use nullspace_client::{Client, config::{Arguments, Surroundings}};
+//! let config = Surroundings::of_process().resolve(&Arguments::default());
+//! let client = Client::new(&config)?;
+//! for machine in client.list_machines(&Default::default()).await? {
+//!     println!("{}", machine.id);
+//! }
+//! # Ok(()) }
+//! ```
+
+pub mod agents;
+pub mod config;
+pub mod env_vars;
+mod error;
+pub mod files;
+pub mod machines;
+pub mod transport;
+
+pub use error::{ApiError, Error};
+pub use transport::Client;
+
+pub use nullspace_api as api;
