@@ -1,1 +1,6 @@
-//! To be written.
+//! State machines, pure: (state, request or fact) → (state, actions, events). No I/O, no clock.
+//!
+//! One file per noun, each with its picture at the top. The owner task in `nullspace-server` calls them,
+//! records the result in one transaction, and only then does what the actions say.
+
+pub mod machine;
