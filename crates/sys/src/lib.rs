@@ -7,10 +7,19 @@
 
 #![cfg(target_os = "linux")]
 
-pub mod clone;
 pub mod cred;
-pub mod fd;
 pub mod mount;
-pub mod net;
+pub mod namespace;
+pub mod netlink;
 pub mod seccomp;
 pub mod spawn;
+
+use std::io;
+
+/// Turns the C library's -1 into the error it left behind.
+fn check(code: impl Into<i64>) -> io::Result<i64> {
+    match code.into() {
+        -1 => Err(io::Error::last_os_error()),
+        value => Ok(value),
+    }
+}

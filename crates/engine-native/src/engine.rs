@@ -1,0 +1,346 @@
+//! The engine's side: asking the launcher, dialling guests, removing what machines leave on disk.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use nullspace_engine::{
+    BoxedIo, Capabilities, Engine, EngineError, ExitReason, LiveMachine, MachineExit, MachineSpec,
+};
+use sha2::{Digest, Sha256};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{broadcast, mpsc, oneshot},
+};
+
+use crate::wire::{self, Answer, LauncherConfig, Message, Refusal, Request, RequestBody};
+
+/// How the engine finds or starts its launcher.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where machines, layers and sockets live.
+    pub data_dir: PathBuf,
+    /// The program and first arguments that run [`crate::launcher_main`]; one more argument follows, the
+    /// launcher's configuration.
+    pub launcher: Vec<String>,
+    /// The program and first arguments of the DNS resolver; the address follows. Empty for none.
+    pub resolver: Vec<String>,
+    /// The host's bundle of certificate authorities to place in machines.
+    pub ca_bundle: Option<PathBuf>,
+    /// Machines prepared ahead of any request. Each costs about half a megabyte.
+    pub spare: usize,
+}
+
+/// See the crate's docs. Dropping it leaves its machines alive.
+#[derive(Clone, Debug)]
+pub struct NativeEngine {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    link: Mutex<Option<Link>>,
+    /// One connection attempt at a time.
+    connecting: tokio::sync::Mutex<()>,
+    tags: AtomicU64,
+    exits: broadcast::Sender<MachineExit>,
+    trash: mpsc::UnboundedSender<PathBuf>,
+}
+
+/// A standing connection to the launcher.
+#[derive(Clone, Debug)]
+struct Link {
+    requests: mpsc::UnboundedSender<Vec<u8>>,
+    waiting: Waiting,
+}
+
+type Reply = Result<Answer, Refusal>;
+type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Reply>>>>;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn unavailable(step: &str, error: impl std::fmt::Display) -> EngineError {
+    EngineError::Unavailable(format!("{step}: {error}"))
+}
+
+impl NativeEngine {
+    /// Finds the launcher of the data directory, or starts one, and removes what machines that are gone
+    /// left on disk.
+    ///
+    /// # Errors
+    /// [`EngineError::Unavailable`] with what the host lacks.
+    pub async fn start(config: Config) -> Result<Self, EngineError> {
+        let (trash, bin) = mpsc::unbounded_channel();
+        std::thread::Builder::new()
+            .name("machine-trash".into())
+            .spawn(move || empty_bin(bin))
+            .map_err(|e| unavailable("start a thread", e))?;
+        let shared = Shared {
+            config,
+            link: Mutex::default(),
+            connecting: tokio::sync::Mutex::default(),
+            tags: AtomicU64::new(1),
+            exits: broadcast::Sender::new(4096),
+            trash,
+        };
+        let engine = Self { shared: Arc::new(shared) };
+        engine.link().await?;
+        engine.sweep().await?;
+        Ok(engine)
+    }
+
+    fn machine_dir(&self, id: &str) -> PathBuf {
+        self.shared.config.data_dir.join("machines").join(id)
+    }
+
+    /// Throws away the directories of machines that are not alive.
+    async fn sweep(&self) -> Result<(), EngineError> {
+        let live: std::collections::HashSet<String> =
+            self.list().await?.into_iter().map(|machine| machine.id).collect();
+        let machines = self.shared.config.data_dir.join("machines");
+        for entry in std::fs::read_dir(machines).into_iter().flatten().flatten() {
+            if !live.contains(entry.file_name().to_string_lossy().as_ref()) {
+                let _ = self.shared.trash.send(entry.path());
+            }
+        }
+        Ok(())
+    }
+
+    async fn ask(&self, body: RequestBody) -> Result<Answer, EngineError> {
+        let link = self.link().await?;
+        let tag = self.shared.tags.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        lock(&link.waiting).insert(tag, sender);
+        let gone = |_| EngineError::Unavailable("the launcher went away".into());
+        if link.requests.send(wire::encode(&Request { tag, body })).is_err() {
+            lock(&link.waiting).remove(&tag);
+            return Err(gone(()));
+        }
+        receiver.await.map_err(|_| gone(()))?.map_err(Into::into)
+    }
+
+    /// The standing connection, made anew when it broke.
+    async fn link(&self) -> Result<Link, EngineError> {
+        let standing = |shared: &Shared| {
+            lock(&shared.link).as_ref().filter(|link| !link.requests.is_closed()).cloned()
+        };
+        if let Some(link) = standing(&self.shared) {
+            return Ok(link);
+        }
+        let _one = self.shared.connecting.lock().await;
+        if let Some(link) = standing(&self.shared) {
+            return Ok(link);
+        }
+        let stream = self.find_or_start().await?;
+        let (reader, writer) = stream.into_split();
+        let (requests, queue) = mpsc::unbounded_channel();
+        let waiting = Waiting::default();
+        let link = Link { requests, waiting: waiting.clone() };
+        tokio::spawn(write_requests(writer, queue));
+        tokio::spawn(read_messages(reader, waiting, Arc::downgrade(&self.shared)));
+        *lock(&self.shared.link) = Some(link.clone());
+        let tag = 0;
+        let (sender, receiver) = oneshot::channel();
+        lock(&link.waiting).insert(tag, sender);
+        let _ = link.requests.send(wire::encode(&Request { tag, body: RequestBody::Hello }));
+        match receiver.await {
+            Ok(Ok(Answer::Hello { version, .. })) if version == wire::VERSION => Ok(link),
+            Ok(Ok(Answer::Hello { version, .. })) => Err(EngineError::Unavailable(format!(
+                "the running launcher speaks version {version}, this program {}; end its machines first",
+                wire::VERSION
+            ))),
+            _ => Err(EngineError::Unavailable("the launcher does not answer".into())),
+        }
+    }
+
+    async fn find_or_start(&self) -> Result<UnixStream, EngineError> {
+        let run = self.shared.config.data_dir.join("run");
+        let socket = run.join("launcher.sock");
+        if let Ok(stream) = UnixStream::connect(&socket).await {
+            return Ok(stream);
+        }
+        std::fs::create_dir_all(&run).map_err(|e| unavailable("make the run directory", e))?;
+        std::fs::create_dir_all(self.shared.config.data_dir.join("layers"))
+            .map_err(|e| unavailable("make the layers directory", e))?;
+        let mut child = self.spawn_launcher(&run).map_err(|e| unavailable("start the launcher", e))?;
+        // It listens once it has prepared the host: some tens of milliseconds.
+        for _ in 0..3000 {
+            if let Ok(stream) = UnixStream::connect(&socket).await {
+                // Its end is noticed on the socket; this only takes the zombie away.
+                std::thread::spawn(move || child.wait());
+                return Ok(stream);
+            }
+            if let Ok(Some(status)) = child.try_wait() {
+                let reason = std::fs::read_to_string(run.join("launcher.error"))
+                    .unwrap_or_else(|_| format!("it ended with {status}"));
+                return Err(unavailable("the launcher cannot work here", reason));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let _ = child.kill();
+        Err(EngineError::Unavailable("the launcher did not get ready in 30 s".into()))
+    }
+
+    fn spawn_launcher(&self, run: &Path) -> io::Result<std::process::Child> {
+        let config = &self.shared.config;
+        let launcher = LauncherConfig {
+            data_dir: std::fs::canonicalize(&config.data_dir)?,
+            instance: instance(&std::fs::canonicalize(&config.data_dir)?),
+            ca_bundle: config.ca_bundle.clone(),
+            resolver: config.resolver.clone(),
+            spare: config.spare,
+        };
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(run.join("launcher.log"))?;
+        Command::new(&config.launcher[0])
+            .args(&config.launcher[1..])
+            .arg(serde_json::to_string(&launcher)?)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // A Ctrl-C at the server's terminal is not for it.
+            .process_group(0)
+            .spawn()
+    }
+}
+
+/// Six hex digits that tell this data directory from others on the host.
+fn instance(data_dir: &Path) -> String {
+    let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
+    hex::encode(&digest[..3])
+}
+
+/// Whether this can be a machine's id, and so a name in `machines/`.
+fn is_id(id: &str) -> bool {
+    !id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
+}
+
+async fn write_requests(mut writer: OwnedWriteHalf, mut queue: mpsc::UnboundedReceiver<Vec<u8>>) {
+    while let Some(bytes) = queue.recv().await {
+        if writer.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn read_messages(mut reader: OwnedReadHalf, waiting: Waiting, shared: std::sync::Weak<Shared>) {
+    let mut buffer = Vec::new();
+    loop {
+        match reader.read_buf(&mut buffer).await {
+            Ok(n) if n > 0 => {}
+            _ => break,
+        }
+        while let Ok(Some(message)) = wire::decode(&mut buffer) {
+            match message {
+                Message::Answer { tag, result } => {
+                    if let Some(waiter) = lock(&waiting).remove(&tag) {
+                        let _ = waiter.send(result);
+                    }
+                }
+                Message::Ended { id, reason } => {
+                    if let Some(shared) = shared.upgrade() {
+                        let _ = shared.trash.send(shared.config.data_dir.join("machines").join(&id));
+                        let _ = shared.exits.send(MachineExit { id, reason });
+                    }
+                }
+            }
+        }
+    }
+    // The launcher died and took every machine with it. Whoever waits hears it by the dropped channel.
+    lock(&waiting).clear();
+    if let Some(shared) = shared.upgrade() {
+        *lock(&shared.link) = None;
+        tracing::warn!("launcher connection lost");
+        let machines = shared.config.data_dir.join("machines");
+        for entry in std::fs::read_dir(machines).into_iter().flatten().flatten() {
+            let id = entry.file_name().to_string_lossy().into_owned();
+            let _ = shared.trash.send(entry.path());
+            let _ = shared.exits.send(MachineExit { id, reason: ExitReason::EngineLost });
+        }
+    }
+}
+
+/// Removes what machines left, one at a time: it is nobody's hurry.
+fn empty_bin(mut bin: mpsc::UnboundedReceiver<PathBuf>) {
+    while let Some(path) = bin.blocking_recv() {
+        if let Err(error) = std::fs::remove_dir_all(&path) {
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::warn!(path = %path.display(), error = %error, "machine files not removed");
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Engine for NativeEngine {
+    fn name(&self) -> &'static str {
+        "native"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { isolated: true, hibernate: false, fork: false }
+    }
+
+    async fn health(&self) -> Result<(), EngineError> {
+        self.link().await.map(drop)
+    }
+
+    async fn create(&self, spec: &MachineSpec) -> Result<(), EngineError> {
+        spec.validate()?;
+        let made = self.ask(RequestBody::Create(Box::new(spec.clone()))).await;
+        match &made {
+            Err(EngineError::Exists(_)) | Ok(_) => {}
+            Err(_) => {
+                let _ = self.shared.trash.send(self.machine_dir(&spec.id));
+            }
+        }
+        made.map(drop)
+    }
+
+    async fn destroy(&self, id: &str) -> Result<(), EngineError> {
+        if !is_id(id) {
+            return Ok(());
+        }
+        self.ask(RequestBody::Destroy { id: id.to_owned() }).await?;
+        let directory = self.machine_dir(id);
+        let _ = self.shared.trash.send(directory);
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<LiveMachine>, EngineError> {
+        match self.ask(RequestBody::List).await? {
+            Answer::List { ids } => Ok(ids.into_iter().map(|id| LiveMachine { id }).collect()),
+            other => Err(EngineError::Unavailable(format!("unexpected answer {other:?}"))),
+        }
+    }
+
+    async fn dial(&self, id: &str) -> Result<BoxedIo, EngineError> {
+        if !is_id(id) {
+            return Err(EngineError::NotFound(id.to_owned()));
+        }
+        match UnixStream::connect(self.machine_dir(id).join("guest.sock")).await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(_) => Err(EngineError::NotFound(id.to_owned())),
+        }
+    }
+
+    fn exits(&self) -> broadcast::Receiver<MachineExit> {
+        self.shared.exits.subscribe()
+    }
+}

@@ -1,0 +1,248 @@
+//! Limits: a cgroup per machine, on cgroup v2, v1, or a mix of both.
+//!
+//! Each controller that is needed lives in exactly one hierarchy of a host. The hierarchies are looked up
+//! once; a machine then has one group in each of them, `nullspace-<instance>/<name>`.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// The controllers that a machine's limits need.
+const NEEDED: [&str; 3] = ["memory", "cpu", "pids"];
+/// Length of the period in which CPU time is shared out, in microseconds.
+const PERIOD_US: u64 = 100_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    V1,
+    V2,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Hierarchy {
+    version: Version,
+    /// `…/nullspace-<instance>`.
+    base: PathBuf,
+    controllers: Vec<&'static str>,
+}
+
+/// Where this launcher makes its groups.
+#[derive(Clone, Debug)]
+pub(super) struct Cgroups {
+    hierarchies: Vec<Hierarchy>,
+}
+
+/// One machine's groups.
+#[derive(Debug)]
+pub(super) struct Group {
+    /// In the order of the hierarchies.
+    paths: Vec<PathBuf>,
+    hierarchies: Vec<Hierarchy>,
+}
+
+/// Finds for each needed controller the mount point that has it. `mounts` is `/proc/mounts`;
+/// `v2_controllers` reads `cgroup.controllers` of a v2 mount.
+fn locate(
+    mounts: &str,
+    v2_controllers: impl Fn(&Path) -> String,
+) -> io::Result<Vec<(Version, PathBuf, Vec<&'static str>)>> {
+    let mut found: BTreeMap<PathBuf, (Version, Vec<&'static str>)> = BTreeMap::new();
+    for needed in NEEDED {
+        let place = mounts.lines().find_map(|line| {
+            let mut fields = line.split(' ');
+            let (path, kind, options) = (fields.nth(1)?, fields.next()?, fields.next()?);
+            let path = PathBuf::from(path);
+            match kind {
+                "cgroup" if options.split(',').any(|o| o == needed) => Some((path, Version::V1)),
+                "cgroup2" if v2_controllers(&path).split_whitespace().any(|c| c == needed) => {
+                    Some((path, Version::V2))
+                }
+                _ => None,
+            }
+        });
+        let (path, version) = place.ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!("no mounted cgroup hierarchy has the {needed} controller"),
+            )
+        })?;
+        found.entry(path).or_insert((version, Vec::new())).1.push(needed);
+    }
+    Ok(found.into_iter().map(|(path, (version, controllers))| (version, path, controllers)).collect())
+}
+
+impl Cgroups {
+    /// Looks the hierarchies up, removes what a launcher of the same instance left behind, and makes the
+    /// base groups.
+    pub(super) fn open(instance: &str) -> io::Result<Self> {
+        let mounts = fs::read_to_string("/proc/mounts")?;
+        let read = |path: &Path| fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
+        let mut hierarchies = Vec::new();
+        for (version, root, controllers) in locate(&mounts, read)? {
+            let base = root.join(format!("nullspace-{instance}"));
+            if version == Version::V2 {
+                enable(&root, &controllers)?;
+            }
+            remove_tree(&base);
+            fs::create_dir_all(&base)?;
+            if version == Version::V2 {
+                enable(&base, &controllers)?;
+            }
+            hierarchies.push(Hierarchy { version, base, controllers });
+        }
+        Ok(Self { hierarchies })
+    }
+
+    /// Makes a machine's groups, without limits yet.
+    pub(super) fn make(&self, name: &str) -> io::Result<Group> {
+        let group = Group {
+            paths: self.hierarchies.iter().map(|h| h.base.join(name)).collect(),
+            hierarchies: self.hierarchies.clone(),
+        };
+        for path in &group.paths {
+            if let Err(error) = fs::create_dir(path) {
+                group.remove();
+                return Err(error);
+            }
+        }
+        Ok(group)
+    }
+
+    /// Removes the base groups; they must be empty.
+    pub(super) fn close(&self) {
+        for hierarchy in &self.hierarchies {
+            remove_tree(&hierarchy.base);
+        }
+    }
+}
+
+fn enable(group: &Path, controllers: &[&str]) -> io::Result<()> {
+    let file = group.join("cgroup.subtree_control");
+    let have = fs::read_to_string(&file)?;
+    let missing: Vec<String> = controllers
+        .iter()
+        .filter(|c| !have.split_whitespace().any(|h| h == **c))
+        .map(|c| format!("+{c}"))
+        .collect();
+    if missing.is_empty() { Ok(()) } else { fs::write(file, missing.join(" ")) }
+}
+
+/// Removes a group and those below it, killing what is in them.
+fn remove_tree(group: &Path) {
+    let Ok(entries) = fs::read_dir(group) else { return };
+    for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+        remove_tree(&entry.path());
+    }
+    for _ in 0..50 {
+        let members = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        for pid in members.lines().filter_map(|l| l.parse().ok()).filter_map(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        match fs::remove_dir(group) {
+            Ok(()) => return,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            // Killed processes take a moment to leave.
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(10)),
+        }
+    }
+}
+
+impl Group {
+    /// Moves a process into the groups.
+    pub(super) fn add(&self, pid: i32) -> io::Result<()> {
+        self.paths.iter().try_for_each(|path| fs::write(path.join("cgroup.procs"), pid.to_string()))
+    }
+
+    /// Sets the limits.
+    pub(super) fn limit(&self, memory_bytes: u64, cpu_millis: u32, pids_max: u32) -> io::Result<()> {
+        let quota = u64::from(cpu_millis) * PERIOD_US / 1000;
+        for (hierarchy, path) in self.hierarchies.iter().zip(&self.paths) {
+            for controller in &hierarchy.controllers {
+                match (*controller, hierarchy.version) {
+                    ("memory", Version::V1) => {
+                        fs::write(path.join("memory.limit_in_bytes"), memory_bytes.to_string())?;
+                    }
+                    ("memory", Version::V2) => {
+                        fs::write(path.join("memory.max"), memory_bytes.to_string())?;
+                        // Absent where the kernel has no swap accounting.
+                        let _ = fs::write(path.join("memory.swap.max"), "0");
+                    }
+                    ("cpu", Version::V1) => {
+                        fs::write(path.join("cpu.cfs_quota_us"), quota.to_string())?;
+                    }
+                    ("cpu", Version::V2) => {
+                        fs::write(path.join("cpu.max"), format!("{quota} {PERIOD_US}"))?;
+                    }
+                    _ => fs::write(path.join("pids.max"), pids_max.to_string())?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel killed a process of the machine for memory.
+    pub(super) fn out_of_memory(&self) -> bool {
+        self.hierarchies.iter().zip(&self.paths).any(|(hierarchy, path)| {
+            let file = match hierarchy.version {
+                Version::V1 => "memory.oom_control",
+                Version::V2 => "memory.events",
+            };
+            fs::read_to_string(path.join(file)).is_ok_and(|text| {
+                text.lines()
+                    .any(|line| line.strip_prefix("oom_kill ").is_some_and(|n| n.trim() != "0"))
+            })
+        })
+    }
+
+    /// Removes the groups; `false` while a process is still in one of them.
+    pub(super) fn remove(&self) -> bool {
+        self.paths.iter().all(|path| match fs::remove_dir(path) {
+            Ok(()) => true,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn places(mounts: &str, v2: &'static str) -> Vec<(Version, String, Vec<&'static str>)> {
+        locate(mounts, |_| v2.to_owned())
+            .unwrap()
+            .into_iter()
+            .map(|(v, p, c)| (v, p.display().to_string(), c))
+            .collect()
+    }
+
+    #[test]
+    fn every_layout_is_understood() {
+        let v2 = "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n";
+        assert_eq!(
+            places(v2, "cpuset cpu io memory pids"),
+            [(Version::V2, "/sys/fs/cgroup".into(), vec!["memory", "cpu", "pids"])]
+        );
+        let v1 = "cgroup /cg/cpu,cpuacct cgroup rw,cpu,cpuacct 0 0\ncgroup /cg/memory cgroup rw,memory 0 0\n\
+                  cgroup /cg/pids cgroup rw,pids 0 0\ncgroup2 /cg/unified cgroup2 rw 0 0\n";
+        assert_eq!(
+            places(v1, ""),
+            [
+                (Version::V1, "/cg/cpu,cpuacct".into(), vec!["cpu"]),
+                (Version::V1, "/cg/memory".into(), vec!["memory"]),
+                (Version::V1, "/cg/pids".into(), vec!["pids"]),
+            ]
+        );
+        let mixed = "cgroup /cg/cpu cgroup rw,cpu 0 0\ncgroup2 /cg/unified cgroup2 rw 0 0\n";
+        assert_eq!(
+            places(mixed, "memory pids"),
+            [
+                (Version::V1, "/cg/cpu".into(), vec!["cpu"]),
+                (Version::V2, "/cg/unified".into(), vec!["memory", "pids"]),
+            ]
+        );
+        assert!(locate("proc /proc proc rw 0 0\n", |_| String::new()).is_err());
+    }
+}

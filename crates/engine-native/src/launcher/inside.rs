@@ -1,0 +1,394 @@
+//! From a fresh child of the launcher to a machine's process 1.
+//!
+//! ```text
+//!  fork ─▶ own namespaces ─▶ [network plugged by the launcher] ─▶ parked
+//!                                                                   │ order: one machine
+//!  guest ◀─ locked down ◀─ own identity ◀─ own root ◀─ overlay ◀────┘
+//! ```
+//! Everything up to "own identity" runs as the host's root in namespaces that belong to the host, so that
+//! the machine's own root never has any right over its mounts, its network or its host name. Each step has
+//! a name for its error. Nothing here waits for anybody but the launcher.
+
+use std::{
+    ffi::{CString, OsStr},
+    fs::{self, File},
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::{ffi::OsStrExt, net::UnixListener, net::UnixStream},
+    },
+    path::{Path, PathBuf},
+};
+
+use nullspace_engine::MachineSpec;
+use nullspace_sys::{
+    mount::{Attributes, clone_tree},
+    namespace::{self, Namespaces, Resource},
+    seccomp::Filter,
+};
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags},
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
+        fsconfig_create, fsconfig_set_string, fsmount, fsopen, move_mount,
+    },
+};
+use serde::{Deserialize, Serialize};
+
+use super::network::{self, Inside};
+
+/// Ids of one machine.
+pub(super) const RANGE: u32 = 65_536;
+/// Rights that the machine's root keeps inside its own user namespace: what installing packages and
+/// running servers as other users needs.
+const CAPABILITIES: &[u32] = &[
+    0,  // CHOWN
+    1,  // DAC_OVERRIDE
+    3,  // FOWNER
+    4,  // FSETID
+    5,  // KILL
+    6,  // SETGID
+    7,  // SETUID
+    8,  // SETPCAP
+    10, // NET_BIND_SERVICE
+    18, // SYS_CHROOT
+    29, // AUDIT_WRITE
+    31, // SETFCAP
+];
+/// Descriptors of one process in a machine.
+const OPEN_FILES: u64 = 65_536;
+
+/// One machine to build, sent to a parked child.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Order {
+    pub(super) spec: MachineSpec,
+    /// `machines/<id>`: the writable layer and the guest's socket live here.
+    pub(super) directory: PathBuf,
+    /// The layer with this launcher's own files (names, certificates), put over the spec's.
+    pub(super) system_layer: PathBuf,
+    /// An empty directory of the host, used as a mount point.
+    pub(super) scratch: PathBuf,
+    /// Host id of the machine's root.
+    pub(super) first_id: u32,
+}
+
+/// What a child tells the launcher: one byte each, `Failed` with text up to the end of the stream.
+pub(super) const NAMESPACES_MADE: u8 = b'n';
+pub(super) const PARKED: u8 = b'p';
+pub(super) const READY: u8 = b'r';
+pub(super) const FAILED: u8 = b'!';
+
+type Step<T> = Result<T, (String, io::Error)>;
+
+trait Named<T> {
+    fn named(self, step: &str) -> Step<T>;
+}
+
+impl<T, E: Into<io::Error>> Named<T> for Result<T, E> {
+    fn named(self, step: &str) -> Step<T> {
+        self.map_err(|e| (step.to_owned(), e.into()))
+    }
+}
+
+/// The child's whole life. `users` is the user namespace it will enter.
+pub(super) fn main(mut control: UnixStream, users: &OwnedFd, filter: &Filter) -> ! {
+    let code = match live(&mut control, users, filter) {
+        Ok(()) => 0,
+        Err((step, error)) => {
+            let mut message = vec![FAILED];
+            message.extend_from_slice(format!("{step}\n{error}").as_bytes());
+            let _ = control.write_all(&message);
+            70
+        }
+    };
+    namespace::exit_now(code)
+}
+
+fn live(control: &mut UnixStream, users: &OwnedFd, filter: &Filter) -> Step<()> {
+    namespace::close_all_from(3, &[control.as_fd(), users.as_fd()]).named("close descriptors")?;
+    namespace::set_name("nullspace guest");
+    namespace::die_with_parent().named("follow the launcher's death")?;
+    namespace::unshare(Namespaces::MACHINE).named("make namespaces")?;
+    control.write_all(&[NAMESPACES_MADE]).named("report")?;
+    let inside: Inside = receive(control).named("read the network's settings")?;
+    network::configure_inside(inside).named("configure the network")?;
+    control.write_all(&[PARKED]).named("report")?;
+
+    let order: Order = receive(control).named("read the order")?;
+    let listener = build(&order, users.as_fd())?;
+    let config = nullspace_guest::Config {
+        env: order.spec.env,
+        cwd: order.spec.cwd,
+        root: PathBuf::from("/"),
+        init: true,
+    };
+    enter(users, filter)?;
+    control.write_all(&[READY]).named("report")?;
+    // The launcher has all it wanted; what follows is the guest's.
+    namespace::close_all_from(3, &[listener.as_fd()]).named("close descriptors")?;
+    nullspace_guest::run_as_init(listener, config).named("run the guest")
+}
+
+/// Reads one length-prefixed JSON message from the launcher.
+fn receive<T: for<'a> Deserialize<'a>>(control: &mut UnixStream) -> io::Result<T> {
+    let mut length = [0; 4];
+    control.read_exact(&mut length)?;
+    let length = u32::from_be_bytes(length) as usize;
+    if length > crate::wire::MAX_MESSAGE {
+        return Err(io::Error::other("the order is too long"));
+    }
+    let mut message = vec![0; length];
+    control.read_exact(&mut message)?;
+    Ok(serde_json::from_slice(&message)?)
+}
+
+/// Puts the machine's root together and moves into it. Returns the guest's listening socket.
+fn build(order: &Order, users: BorrowedFd<'_>) -> Step<OwnedFd> {
+    let spec = &order.spec;
+    namespace::unshare(Namespaces::CGROUP).named("make the cgroup namespace")?;
+    rustix::system::sethostname(spec.hostname.as_bytes()).named("set the host name")?;
+
+    let socket = order.directory.join("guest.sock");
+    let listener = UnixListener::bind(&socket).named("make the guest's socket")?;
+    let files = order.directory.join("fs");
+    for path in [&files, &files.join("upper"), &files.join("work")] {
+        fs::create_dir(path).named("make the writable layer")?;
+    }
+
+    // Nothing that is mounted from here on is seen by the host. The scratch file system holds the mount
+    // points of the layers and goes away with the old root.
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .named("detach from the host's mounts")?;
+    let scratch = &order.scratch;
+    attach(&new_fs("tmpfs", &[("size", "1m"), ("mode", "0700")], MountAttrFlags::empty())?, scratch)
+        .named("mount the scratch file system")?;
+    let read_only = Attributes { read_only: true, no_dev: true, id_map: Some(users), ..Attributes::default() };
+    let mut lower = Vec::new();
+    for (n, layer) in [&order.system_layer].into_iter().chain(&spec.lower).enumerate() {
+        let at = scratch.join(format!("l{n}"));
+        fs::create_dir(&at).named("make a mount point")?;
+        clone_path(layer, read_only)
+            .and_then(|tree| attach(&tree, &at))
+            .map_err(|e| (format!("mount layer {}", layer.display()), e))?;
+        lower.push(at.display().to_string());
+    }
+    let writable = scratch.join("w");
+    fs::create_dir(&writable).named("make a mount point")?;
+    let own = Attributes { no_dev: true, id_map: Some(users), ..Attributes::default() };
+    clone_path(&files, own).and_then(|tree| attach(&tree, &writable)).named("mount the writable layer")?;
+
+    let root = scratch.join("root");
+    fs::create_dir(&root).named("make a mount point")?;
+    let overlay = new_fs(
+        "overlay",
+        &[
+            ("lowerdir", &lower.join(":")),
+            ("upperdir", &writable.join("upper").display().to_string()),
+            ("workdir", &writable.join("work").display().to_string()),
+            // Renaming a directory of a layer works as on any file system.
+            ("redirect_dir", "on"),
+        ],
+        MountAttrFlags::MOUNT_ATTR_NODEV,
+    )?;
+    attach(&overlay, &root).named("mount the root")?;
+
+    let inside = Root::open(&root, order.first_id).named("open the root")?;
+    for bind in &spec.binds {
+        let attributes = Attributes { read_only: bind.read_only, no_dev: true, id_map: Some(users), ..Attributes::default() };
+        let tree = clone_path(&bind.source, attributes)
+            .map_err(|e| (format!("bind {}", bind.source.display()), e))?;
+        let is_dir = fs::metadata(&bind.source).is_ok_and(|m| m.is_dir());
+        let target = bind.target.display().to_string();
+        inside.mount(&tree, &target, is_dir).map_err(|e| (format!("bind onto {target}"), e))?;
+    }
+    make_dev(&inside, spec.memory_bytes)?;
+    let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    inside.mount(&new_fs("proc", &[], quiet)?, "/proc", true).named("mount /proc")?;
+    let sys = new_fs("sysfs", &[], quiet | MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+    inside.mount(&sys, "/sys", true).named("mount /sys")?;
+    mask(&inside)?;
+    inside.make_dir(&spec.cwd).named("make the working directory")?;
+
+    rustix::process::fchdir(&inside.fd).named("enter the root")?;
+    rustix::process::pivot_root(".", ".").named("change the root")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).named("leave the old root")?;
+    rustix::process::chdir("/").named("enter the root")?;
+    Ok(listener.into())
+}
+
+/// The machine's own identity and the end of all other rights.
+fn enter(users: &OwnedFd, filter: &Filter) -> Step<()> {
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    namespace::limit(Resource::OpenFiles, OPEN_FILES).named("limit open files")?;
+    namespace::limit(Resource::CoreSize, 0).named("limit core dumps")?;
+    namespace::limit(Resource::LockedMemory, 8 << 20).named("limit locked memory")?;
+    // When memory runs out, anything else in the machine goes before its process 1.
+    let _ = fs::write("/proc/self/oom_score_adj", "-999");
+    namespace::enter_user(users.as_fd()).named("enter the user namespace")?;
+    let keep = CAPABILITIES.iter().fold(0, |bits, n| bits | (1 << n));
+    namespace::drop_capabilities(keep).named("drop capabilities")?;
+    namespace::lock_down().named("lock down")?;
+    filter.install().named("install the system call filter")
+}
+
+/// A new file system instance, mounted nowhere yet.
+fn new_fs(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Step<OwnedFd> {
+    let work = || -> rustix::io::Result<OwnedFd> {
+        let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+        for (name, value) in options {
+            fsconfig_set_string(context.as_fd(), *name, *value)?;
+        }
+        fsconfig_create(context.as_fd())?;
+        fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    };
+    work().named(&format!("make a {kind} file system"))
+}
+
+fn attach(tree: &OwnedFd, at: &Path) -> io::Result<()> {
+    Ok(move_mount(tree, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
+
+fn clone_path(path: &Path, attributes: Attributes<'_>) -> io::Result<OwnedFd> {
+    let path = CString::new(OsStr::as_bytes(path.as_os_str()))?;
+    clone_tree(CWD, &path, attributes)
+}
+
+/// The machine's root while it is put together. Its contents are not trusted: every path is resolved
+/// beneath it and through no link.
+struct Root {
+    fd: File,
+    first_id: u32,
+}
+
+impl Root {
+    fn open(path: &Path, first_id: u32) -> io::Result<Self> {
+        Ok(Self { fd: File::open(path)?, first_id })
+    }
+
+    fn look_up(&self, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let path = match path.trim_start_matches('/') {
+            "" => ".",
+            path => path,
+        };
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        rustix::fs::openat2(&self.fd, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    }
+
+    /// Makes a directory and its parents, owned by the machine's root.
+    fn make_dir(&self, path: &str) -> io::Result<OwnedFd> {
+        let mut at = self.look_up("/", OFlags::PATH)?;
+        let mut shown = String::new();
+        for part in path.split('/').filter(|p| !p.is_empty()) {
+            shown = format!("{shown}/{part}");
+            match self.look_up(&shown, OFlags::PATH | OFlags::DIRECTORY) {
+                Ok(next) => at = next,
+                Err(rustix::io::Errno::NOENT) => {
+                    rustix::fs::mkdirat(&at, part, Mode::from_raw_mode(0o755))?;
+                    let next = self.look_up(&shown, OFlags::PATH | OFlags::DIRECTORY)?;
+                    self.own(&next)?;
+                    at = next;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(at)
+    }
+
+    fn own(&self, fd: &OwnedFd) -> rustix::io::Result<()> {
+        let (uid, gid) = (rustix::fs::Uid::from_raw(self.first_id), rustix::fs::Gid::from_raw(self.first_id));
+        rustix::fs::chownat(fd, "", Some(uid), Some(gid), rustix::fs::AtFlags::EMPTY_PATH)
+    }
+
+    /// Mounts a tree at a path, which is made if it is missing.
+    fn mount(&self, tree: &OwnedFd, path: &str, is_dir: bool) -> io::Result<()> {
+        let at = if is_dir {
+            self.make_dir(path)?
+        } else {
+            let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+            let parent = self.make_dir(parent)?;
+            match rustix::fs::openat(&parent, name, OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC, Mode::from_raw_mode(0o644)) {
+                Ok(_) | Err(rustix::io::Errno::EXIST) => self.look_up(path, OFlags::PATH)?,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        Ok(move_mount(tree, "", &at, "", flags)?)
+    }
+}
+
+/// A small `/dev` of the machine's own.
+fn make_dev(root: &Root, memory_bytes: u64) -> Step<()> {
+    use rustix::fs::{FileType, makedev, mknodat, symlinkat};
+    let id = root.first_id.to_string();
+    let owner = |mode: &'static str| [("mode", mode), ("uid", id.as_str()), ("gid", id.as_str())];
+    let (no_suid, no_exec) = (MountAttrFlags::MOUNT_ATTR_NOSUID, MountAttrFlags::MOUNT_ATTR_NOEXEC);
+    let small: Vec<_> = owner("0755").into_iter().chain([("size", "64k")]).collect();
+    let dev = new_fs("tmpfs", &small, no_suid | no_exec)?;
+    root.mount(&dev, "/dev", true).named("mount /dev")?;
+    let at = root.look_up("/dev", OFlags::PATH).named("open /dev")?;
+    // The umask must not take bits from the modes below.
+    rustix::process::umask(Mode::empty());
+    for (name, major, minor) in
+        [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)]
+    {
+        let mode = Mode::from_raw_mode(0o666);
+        mknodat(&at, name, FileType::CharacterDevice, mode, makedev(major, minor))
+            .map_err(|e| (format!("make /dev/{name}"), e.into()))?;
+    }
+    for (target, name) in [
+        ("/proc/self/fd", "fd"),
+        ("/proc/self/fd/0", "stdin"),
+        ("/proc/self/fd/1", "stdout"),
+        ("/proc/self/fd/2", "stderr"),
+        ("pts/ptmx", "ptmx"),
+    ] {
+        symlinkat(target, &at, name).map_err(|e| (format!("make /dev/{name}"), e.into()))?;
+    }
+    let tty_group = (root.first_id + 5).to_string();
+    let terminals =
+        new_fs("devpts", &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", &tty_group)], no_suid | no_exec)?;
+    root.mount(&terminals, "/dev/pts", true).named("mount /dev/pts")?;
+    let half = (memory_bytes / 2).to_string();
+    let shared: Vec<_> = owner("1777").into_iter().chain([("size", half.as_str())]).collect();
+    let shared = new_fs("tmpfs", &shared, no_suid | no_exec | MountAttrFlags::MOUNT_ATTR_NODEV)?;
+    root.mount(&shared, "/dev/shm", true).named("mount /dev/shm")
+}
+
+/// Hides what tells about the host, and makes kernel settings unwritable. The machine's root has no
+/// rights over these files anyway; this holds should that ever fail.
+fn mask(root: &Root) -> Step<()> {
+    let empty = new_fs("tmpfs", &[("size", "4k"), ("mode", "0555")], MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+    let mut empty = Some(empty);
+    for path in ["/sys/firmware", "/sys/kernel", "/sys/fs", "/sys/devices/virtual/powercap", "/proc/acpi", "/proc/scsi"] {
+        let Ok(at) = root.look_up(path, OFlags::PATH | OFlags::DIRECTORY) else { continue };
+        let tree = match empty.take() {
+            Some(tree) => tree,
+            None => {
+                let source = root.look_up("/sys/firmware", OFlags::PATH);
+                let source = source.or_else(|_| root.look_up("/sys/kernel", OFlags::PATH)).named("open a mask")?;
+                clone_tree(source.as_fd(), c"", Attributes { read_only: true, ..Attributes::default() })
+                    .named("clone a mask")?
+            }
+        };
+        over(&tree, &at).map_err(|e| (format!("mask {path}"), e))?;
+    }
+    for path in ["/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/latency_stats", "/proc/sysrq-trigger", "/proc/kallsyms", "/proc/config.gz"] {
+        let Ok(at) = root.look_up(path, OFlags::PATH) else { continue };
+        let null = root.look_up("/dev/null", OFlags::PATH).named("open /dev/null")?;
+        let tree = clone_tree(null.as_fd(), c"", Attributes { read_only: true, ..Attributes::default() })
+            .named("clone a mask")?;
+        over(&tree, &at).map_err(|e| (format!("mask {path}"), e))?;
+    }
+    for path in ["/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs"] {
+        let Ok(at) = root.look_up(path, OFlags::PATH) else { continue };
+        let attributes = Attributes { read_only: true, no_suid: true, no_dev: true, no_exec: true, id_map: None };
+        let tree = clone_tree(at.as_fd(), c"", attributes).map_err(|e| (format!("clone {path}"), e))?;
+        over(&tree, &at).map_err(|e| (format!("protect {path}"), e))?;
+    }
+    Ok(())
+}
+
+fn over(tree: &OwnedFd, at: &OwnedFd) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(tree, "", at, "", flags)?)
+}

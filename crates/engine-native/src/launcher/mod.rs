@@ -1,0 +1,596 @@
+//! The launcher: the small privileged process that builds native machines.
+//!
+//! One thread, one loop. It has no secrets beyond the environments that it hands on, reads no file of a
+//! machine, and outlives `serve`: machines are its children and live as long as it does. It ends by itself
+//! when it has neither a machine nor a caller.
+//!
+//! ```text
+//!  serve ──Create──▶ waiting ──(a parked slot)──▶ Starting ──READY──▶ Live ──Destroy──▶ Ending ──▶ gone
+//!                                                    │                  └──(process 1 ended)──▶ gone + news
+//!                                                    └──(failed)──▶ gone + refusal
+//! ```
+
+mod cgroup;
+mod filter;
+mod inside;
+mod network;
+mod resolver;
+mod slot;
+mod system_layer;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fs::{self, File},
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use nullspace_engine::{ExitReason, MachineSpec};
+use nullspace_sys::{
+    namespace::{self, Namespaces},
+    seccomp::Filter,
+};
+use rustix::event::epoll;
+
+use self::{
+    cgroup::{Cgroups, Group},
+    inside::Order,
+    network::Network,
+    resolver::Resolver,
+    slot::{Ranges, Slot},
+};
+use crate::wire::{self, Answer, LauncherConfig, Message, Refusal, Request, RequestBody};
+
+/// How long the launcher stays when it has neither machine nor caller.
+const LINGER: Duration = Duration::from_secs(2);
+/// Slots that are prepared at the same time when callers wait for them.
+const PREPARING_AT_ONCE: usize = 3;
+/// How long a child may take to get ready before it is given up.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs the launcher with the JSON configuration its engine gave it, until it is of no use any more.
+///
+/// # Errors
+/// When another launcher has the data directory, or the host lacks something that machines need; the
+/// reason is also left in `run/launcher.error` for the engine.
+pub fn main(config: &str) -> io::Result<()> {
+    let config: LauncherConfig = serde_json::from_str(config)?;
+    let error_file = config.data_dir.join("run/launcher.error");
+    let _ = fs::remove_file(&error_file);
+    let result = Launcher::open(config).and_then(Launcher::run);
+    if let Err(error) = &result {
+        let _ = fs::write(error_file, error.to_string());
+    }
+    result
+}
+
+/// What an event of the poll is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Listener,
+    Client(u32),
+    /// A process 1 ended.
+    Ended(u32),
+    /// A process 1 said something.
+    Control(u32),
+}
+
+impl Token {
+    fn pack(self) -> u64 {
+        match self {
+            Self::Listener => 0,
+            Self::Client(n) => 1 << 32 | u64::from(n),
+            Self::Ended(n) => 2 << 32 | u64::from(n),
+            Self::Control(n) => 3 << 32 | u64::from(n),
+        }
+    }
+
+    fn unpack(raw: u64) -> Self {
+        let n = raw as u32;
+        match raw >> 32 {
+            1 => Self::Client(n),
+            2 => Self::Ended(n),
+            3 => Self::Control(n),
+            _ => Self::Listener,
+        }
+    }
+}
+
+/// Who asked.
+#[derive(Clone, Copy, Debug)]
+struct Caller {
+    client: u32,
+    tag: u64,
+}
+
+#[derive(Debug)]
+enum State {
+    Forked,
+    Plugged,
+    Parked,
+    Starting { id: String, caller: Caller, text: Vec<u8> },
+    Live { id: String },
+    Ending { id: String, callers: Vec<Caller> },
+}
+
+#[derive(Debug)]
+struct Entry {
+    slot: Slot,
+    state: State,
+    since: Instant,
+}
+
+struct Client {
+    stream: UnixStream,
+    buffer: Vec<u8>,
+}
+
+struct Launcher {
+    config: LauncherConfig,
+    /// Held for its lock.
+    _lock: File,
+    system_layer: PathBuf,
+    /// An empty directory, covered in each machine's own view while its root is put together.
+    scratch: PathBuf,
+    poll: OwnedFd,
+    listener: UnixListener,
+    own_pids: OwnedFd,
+    filter: Filter,
+    cgroups: Cgroups,
+    network: Network,
+    resolver: Option<Resolver>,
+    ranges: Ranges,
+    entries: HashMap<u32, Entry>,
+    by_id: HashMap<String, u32>,
+    parked: VecDeque<u32>,
+    waiting: VecDeque<(Caller, Box<MachineSpec>)>,
+    clients: HashMap<u32, Client>,
+    /// Groups whose machine is gone, to be removed when there is nothing else to do.
+    remains: Vec<Group>,
+    next: u32,
+    /// When the last machine and caller went.
+    idle_since: Instant,
+    /// A slot could not be prepared: do not try again at once for the spare ones.
+    prepare_again: Option<Instant>,
+}
+
+impl Launcher {
+    fn open(config: LauncherConfig) -> io::Result<Self> {
+        let context = |step: &'static str| move |e: io::Error| io::Error::new(e.kind(), format!("{step}: {e}"));
+        let run = config.data_dir.join("run");
+        fs::create_dir_all(&run)?;
+        fs::create_dir_all(config.data_dir.join("machines"))?;
+        let scratch = run.join("scratch");
+        fs::create_dir_all(&scratch)?;
+        let lock = File::create(run.join("launcher.lock"))?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+            .map_err(|e| context("another launcher has this data directory")(e.into()))?;
+        let _ = rustix::process::setsid();
+        namespace::set_name("nullspace launch");
+        // A thousand machines are a few thousand descriptors.
+        namespace::limit(namespace::Resource::OpenFiles, 1 << 16).map_err(context("raise the limit of open files"))?;
+        namespace::unshare(Namespaces::MOUNT).map_err(context("make the launcher's mount namespace"))?;
+        rustix::mount::mount_change(
+            "/",
+            rustix::mount::MountPropagationFlags::DOWNSTREAM | rustix::mount::MountPropagationFlags::REC,
+        )
+        .map_err(|e| context("detach from the host's mounts")(e.into()))?;
+        let cgroups = Cgroups::open(&config.instance).map_err(context("prepare cgroups"))?;
+        let network = Network::open(&config.instance, &run).map_err(context("prepare the network"))?;
+        let system_layer = system_layer::make(&config, network.gateway()).map_err(context("make the system layer"))?;
+        let resolver = Resolver::start(&config.resolver, network.gateway()).map_err(context("start the resolver"))?;
+        let own_pids = namespace::open(std::process::id() as i32, "pid")?.into();
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let socket = run.join("launcher.sock");
+        let _ = fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).map_err(context("make the launcher's socket"))?;
+        // Whoever may connect may make machines: the owner of the data directory alone.
+        fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        listener.set_nonblocking(true)?;
+        watch(&poll, listener.as_fd(), Token::Listener)?;
+        Ok(Self {
+            config,
+            _lock: lock,
+            system_layer,
+            scratch,
+            poll,
+            listener,
+            own_pids,
+            filter: filter::build(),
+            cgroups,
+            network,
+            resolver,
+            ranges: Ranges::new(),
+            entries: HashMap::new(),
+            by_id: HashMap::new(),
+            parked: VecDeque::new(),
+            waiting: VecDeque::new(),
+            clients: HashMap::new(),
+            remains: Vec::new(),
+            next: 0,
+            idle_since: Instant::now(),
+            prepare_again: None,
+        })
+    }
+
+    fn run(mut self) -> io::Result<()> {
+        let mut events = Vec::with_capacity(64);
+        loop {
+            events.clear();
+            let timeout = self.timeout();
+            match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            for event in &events {
+                self.handle(Token::unpack(event.data.u64()));
+            }
+            self.serve_waiting();
+            if events.is_empty() {
+                self.tidy();
+                if self.is_useless() {
+                    self.close();
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// No wait while there is something to prepare or to remove and nobody's machine is under way.
+    fn timeout(&self) -> rustix::event::Timespec {
+        let work = self.wants_to_prepare() || !self.remains.is_empty();
+        let wait = match (work, self.is_busy()) {
+            (true, false) => Duration::from_micros(300),
+            (true, true) => Duration::from_millis(2),
+            _ => Duration::from_millis(500),
+        };
+        rustix::event::Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) }
+    }
+
+    /// Somebody waits for a machine to start or to end.
+    fn is_busy(&self) -> bool {
+        self.entries.values().any(|e| matches!(e.state, State::Starting { .. } | State::Ending { .. }))
+    }
+
+    fn preparing(&self) -> usize {
+        self.entries.values().filter(|e| matches!(e.state, State::Forked | State::Plugged)).count()
+    }
+
+    fn wants_to_prepare(&self) -> bool {
+        let allowed = self.prepare_again.is_none_or(|at| Instant::now() >= at);
+        allowed && self.parked.len() + self.preparing() < self.config.spare
+    }
+
+    /// What is done when nothing happens.
+    fn tidy(&mut self) {
+        if let Some(group) = self.remains.pop() {
+            if !group.remove() {
+                self.remains.insert(0, group);
+            }
+        } else if self.wants_to_prepare() && !self.clients.is_empty() && self.preparing() == 0 {
+            if let Err(error) = self.prepare() {
+                self.prepare_again = Some(Instant::now() + Duration::from_secs(1));
+                let _ = error;
+            }
+        }
+        let late: Vec<u32> = self
+            .entries
+            .iter()
+            .filter(|(_, e)| matches!(e.state, State::Forked | State::Plugged | State::Starting { .. }))
+            .filter(|(_, e)| e.since.elapsed() > PATIENCE)
+            .map(|(n, _)| *n)
+            .collect();
+        for n in late {
+            self.entries[&n].slot.kill();
+        }
+        if let Some(resolver) = &mut self.resolver {
+            resolver.keep_alive();
+        }
+    }
+
+    fn is_useless(&mut self) -> bool {
+        if !self.clients.is_empty() || self.entries.values().any(|e| !matches!(e.state, State::Parked | State::Forked | State::Plugged)) {
+            self.idle_since = Instant::now();
+            return false;
+        }
+        self.idle_since.elapsed() > LINGER
+    }
+
+    fn close(mut self) {
+        let _ = fs::remove_file(self.config.data_dir.join("run/launcher.sock"));
+        for entry in self.entries.values() {
+            entry.slot.kill();
+        }
+        for (_, entry) in self.entries.drain() {
+            entry.slot.wait();
+            entry.slot.group.remove();
+        }
+        self.resolver = None;
+        self.cgroups.close();
+        self.network.close();
+    }
+
+    fn handle(&mut self, token: Token) {
+        match token {
+            Token::Listener => self.accept(),
+            Token::Client(n) => self.read_client(n),
+            Token::Control(n) => self.read_control(n),
+            Token::Ended(n) => self.process_ended(n),
+        }
+    }
+
+    fn accept(&mut self) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            let n = self.number();
+            if stream.set_nonblocking(true).is_ok()
+                && watch(&self.poll, stream.as_fd(), Token::Client(n)).is_ok()
+            {
+                self.clients.insert(n, Client { stream, buffer: Vec::new() });
+            }
+        }
+    }
+
+    fn number(&mut self) -> u32 {
+        self.next = self.next.wrapping_add(1);
+        self.next
+    }
+
+    fn read_client(&mut self, n: u32) {
+        let Some(client) = self.clients.get_mut(&n) else { return };
+        let mut chunk = [0; 16 << 10];
+        let mut requests: Vec<Request> = Vec::new();
+        let alive = loop {
+            match client.stream.read(&mut chunk) {
+                Ok(0) => break false,
+                Ok(read) => client.buffer.extend_from_slice(&chunk[..read]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break true,
+                Err(_) => break false,
+            }
+        };
+        let mut sane = true;
+        loop {
+            match wire::decode(&mut client.buffer) {
+                Ok(Some(request)) => requests.push(request),
+                Ok(None) => break,
+                Err(_) => {
+                    sane = false;
+                    break;
+                }
+            }
+        }
+        for request in requests {
+            self.request(Caller { client: n, tag: request.tag }, request.body);
+        }
+        if !alive || !sane {
+            self.clients.remove(&n);
+        }
+    }
+
+    fn request(&mut self, caller: Caller, body: RequestBody) {
+        match body {
+            RequestBody::Hello => {
+                self.answer(caller, Ok(Answer::Hello { version: wire::VERSION, pid: std::process::id() }));
+            }
+            RequestBody::List => {
+                let live = self.entries.values().filter_map(|e| match &e.state {
+                    State::Live { id } | State::Starting { id, .. } => Some(id.clone()),
+                    _ => None,
+                });
+                let ids = live.collect();
+                self.answer(caller, Ok(Answer::List { ids }));
+            }
+            RequestBody::Create(spec) => {
+                let waits = self.waiting.iter().any(|(_, other)| other.id == spec.id);
+                if waits || self.by_id.contains_key(&spec.id) {
+                    self.answer(caller, Err(Refusal::Exists(spec.id)));
+                } else {
+                    self.waiting.push_back((caller, spec));
+                }
+            }
+            RequestBody::Destroy { id } => self.destroy(caller, &id),
+        }
+    }
+
+    fn destroy(&mut self, caller: Caller, id: &str) {
+        self.waiting.retain(|(_, spec)| spec.id != id);
+        let Some(entry) = self.by_id.get(id).and_then(|n| self.entries.get_mut(n)) else {
+            return self.answer(caller, Ok(Answer::Done));
+        };
+        entry.slot.kill();
+        if let State::Ending { callers, .. } = &mut entry.state {
+            return callers.push(caller);
+        }
+        let ending = State::Ending { id: id.to_owned(), callers: vec![caller] };
+        if let State::Starting { caller, .. } = std::mem::replace(&mut entry.state, ending) {
+            self.answer(caller, Err(Refusal::step("create", "the machine was destroyed while it started")));
+        }
+    }
+
+    /// Gives parked slots to those who wait, and prepares more when there are too few.
+    fn serve_waiting(&mut self) {
+        while !self.waiting.is_empty() {
+            let Some(n) = self.parked.pop_front() else { break };
+            let Some((caller, spec)) = self.waiting.pop_front() else { break };
+            self.begin(n, caller, *spec);
+        }
+        let wanted = self.waiting.len().min(PREPARING_AT_ONCE);
+        while self.preparing() < wanted {
+            if let Err(error) = self.prepare() {
+                if let Some((caller, _)) = self.waiting.pop_front() {
+                    self.answer(caller, Err(Refusal::step("prepare", error)));
+                }
+                break;
+            }
+        }
+    }
+
+    fn prepare(&mut self) -> io::Result<()> {
+        let n = self.number();
+        let name = format!("m{n}");
+        let slot = Slot::start(&name, &self.own_pids, &self.cgroups, &mut self.ranges, &self.filter)?;
+        watch(&self.poll, slot.pidfd.as_fd(), Token::Ended(n))?;
+        watch(&self.poll, slot.control.as_fd(), Token::Control(n))?;
+        self.entries.insert(n, Entry { slot, state: State::Forked, since: Instant::now() });
+        Ok(())
+    }
+
+    /// Hands an order to a parked slot.
+    fn begin(&mut self, n: u32, caller: Caller, spec: MachineSpec) {
+        let Some(entry) = self.entries.get_mut(&n) else { return };
+        let id = spec.id.clone();
+        let directory = self.config.data_dir.join("machines").join(&id);
+        let first_id = slot::first_id(entry.slot.range);
+        let internet = spec.internet;
+        let order = Order {
+            spec,
+            directory,
+            system_layer: self.system_layer.clone(),
+            scratch: self.scratch.clone(),
+            first_id,
+        };
+        let mut work = || -> Result<(), Refusal> {
+            fs::create_dir(&order.directory).map_err(|e| match e.kind() {
+                io::ErrorKind::AlreadyExists => Refusal::Exists(id.clone()),
+                _ => Refusal::step("make the machine's directory", e),
+            })?;
+            if let (false, Some(link)) = (internet, &entry.slot.link) {
+                self.network.cut(link).map_err(|e| Refusal::step("cut the network", e))?;
+            }
+            entry.slot.order(&order).map_err(|e| Refusal::step("set limits and order", e))
+        };
+        match work() {
+            Ok(()) => {
+                entry.state = State::Starting { id: id.clone(), caller, text: Vec::new() };
+                entry.since = Instant::now();
+                self.by_id.insert(id, n);
+            }
+            Err(refusal) => {
+                entry.slot.kill();
+                entry.state = State::Ending { id: String::new(), callers: Vec::new() };
+                self.answer(caller, Err(refusal));
+            }
+        }
+    }
+
+    fn read_control(&mut self, n: u32) {
+        let Some(entry) = self.entries.get_mut(&n) else { return };
+        let mut chunk = [0; 4096];
+        let read = match entry.slot.control.read(&mut chunk) {
+            Ok(read) if read > 0 => &chunk[..read],
+            _ => {
+                // Closed: it ends, or it is a guest now. Either way there is nothing more to hear.
+                let _ = epoll::delete(&self.poll, &entry.slot.control);
+                return;
+            }
+        };
+        match (&mut entry.state, read[0]) {
+            (State::Forked, inside::NAMESPACES_MADE) => {
+                let used: Vec<_> = self.entries.values().filter_map(|e| e.slot.link.as_ref()).map(|l| l.address).collect();
+                let Some(entry) = self.entries.get_mut(&n) else { return };
+                match entry.slot.plug(&mut self.network, |address| used.contains(&address)) {
+                    Ok(()) => entry.state = State::Plugged,
+                    Err(error) => self.preparation_failed(n, &error.to_string()),
+                }
+            }
+            (State::Plugged, inside::PARKED) => {
+                entry.state = State::Parked;
+                self.parked.push_back(n);
+            }
+            (State::Starting { id, caller, .. }, inside::READY) => {
+                let (id, caller) = (id.clone(), *caller);
+                entry.state = State::Live { id };
+                self.answer(caller, Ok(Answer::Done));
+            }
+            (State::Starting { text, .. }, _) => text.extend_from_slice(&read[1..]),
+            (State::Forked | State::Plugged, _) => {
+                let reason = String::from_utf8_lossy(&read[1..]).replace('\n', ": ");
+                self.preparation_failed(n, &reason);
+            }
+            _ => {}
+        }
+    }
+
+    /// A slot came to nothing: the one who waited longest hears why.
+    fn preparation_failed(&mut self, n: u32, reason: &str) {
+        if let Some(entry) = self.entries.get_mut(&n) {
+            entry.slot.kill();
+            entry.state = State::Ending { id: String::new(), callers: Vec::new() };
+        }
+        self.prepare_again = Some(Instant::now() + Duration::from_secs(1));
+        if let Some((caller, _)) = self.waiting.pop_front() {
+            self.answer(caller, Err(Refusal::step("prepare", reason)));
+        }
+    }
+
+    fn process_ended(&mut self, n: u32) {
+        // A last word may still be in the socket.
+        if self.entries.get(&n).is_some_and(|e| matches!(e.state, State::Starting { .. })) {
+            self.read_control(n);
+        }
+        let Some(entry) = self.entries.remove(&n) else { return };
+        self.parked.retain(|p| *p != n);
+        let Entry { slot, state, .. } = entry;
+        let ended = slot.wait();
+        match state {
+            State::Ending { id, callers } => {
+                self.by_id.remove(&id);
+                for caller in callers {
+                    self.answer(caller, Ok(Answer::Done));
+                }
+            }
+            State::Live { id } => {
+                self.by_id.remove(&id);
+                let reason = if slot.group.out_of_memory() {
+                    ExitReason::OutOfMemory
+                } else {
+                    ExitReason::GuestEnded(ended.0)
+                };
+                self.tell_all(&Message::Ended { id, reason });
+            }
+            State::Starting { id, caller, text } => {
+                self.by_id.remove(&id);
+                let text = String::from_utf8_lossy(&text).into_owned();
+                let (step, reason) = match text.split_once('\n') {
+                    Some((step, reason)) => (step.to_owned(), reason.to_owned()),
+                    None if slot.group.out_of_memory() => ("start".into(), "out of memory".into()),
+                    None => ("start".into(), ended.0),
+                };
+                self.answer(caller, Err(Refusal::Step { step, reason }));
+            }
+            State::Forked | State::Plugged | State::Parked => {
+                self.prepare_again = Some(Instant::now() + Duration::from_secs(1));
+            }
+        }
+        self.ranges.give_back(slot.range);
+        self.remains.push(slot.group);
+    }
+
+    fn answer(&mut self, caller: Caller, result: Result<Answer, Refusal>) {
+        self.tell(caller.client, &Message::Answer { tag: caller.tag, result });
+    }
+
+    fn tell_all(&mut self, message: &Message) {
+        let all: Vec<u32> = self.clients.keys().copied().collect();
+        for client in all {
+            self.tell(client, message);
+        }
+    }
+
+    /// A caller that does not read is dropped: it connects again and asks what lives.
+    fn tell(&mut self, n: u32, message: &Message) {
+        if let Some(client) = self.clients.get_mut(&n) {
+            if client.stream.write_all(&wire::encode(message)).is_err() {
+                self.clients.remove(&n);
+            }
+        }
+    }
+}
+
+fn watch(poll: &OwnedFd, fd: impl AsFd, token: Token) -> io::Result<()> {
+    Ok(epoll::add(poll, fd, epoll::EventData::new_u64(token.pack()), epoll::EventFlags::IN)?)
+}

@@ -1,0 +1,283 @@
+//! The machines' network: one point-to-point link each, NAT out, nothing in.
+//!
+//! ```text
+//!  machine eth0 10.x.y.z/32 ──veth── nv<instance>… host ──masquerade──▶ the internet
+//!                                         │
+//!              gateway 10.x.y.1 on the loopback: names only (port 53), everything else refused
+//! ```
+//! The packet filter is one nftables table per launcher. It names interfaces by prefix, so that making a
+//! machine does not touch it.
+
+use std::{
+    fs, io,
+    io::Write,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use nullspace_sys::netlink::{Batch, Netlink, interface_index};
+use rustix::fd::BorrowedFd;
+
+/// Prefix of every interface that any launcher makes on the host.
+const PREFIX: &str = "nv";
+/// Addresses of one launcher: a /20, of which the first is the gateway's.
+const SUBNET_BITS: u32 = 12;
+/// Where subnets are taken from: 10.128.0.0/9 holds 2,048 of them.
+const POOL: u32 = u32::from_be_bytes([10, 128, 0, 0]);
+const POOL_SUBNETS: u32 = 1 << (23 - SUBNET_BITS);
+
+pub(super) struct Network {
+    instance: String,
+    subnet: u32,
+    netlink: Netlink,
+    /// Remembers the gateway's address for a launcher that comes after a killed one.
+    note: PathBuf,
+    /// Interface names are never used twice: the kernel takes a while to give a name back.
+    made: u32,
+    next_address: u32,
+}
+
+/// A machine's link, as seen from the host.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) index: u32,
+    pub(super) address: Ipv4Addr,
+}
+
+/// What a machine must know to set its end up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Inside {
+    pub(super) address: Ipv4Addr,
+    pub(super) gateway: Ipv4Addr,
+}
+
+impl Network {
+    /// Takes a subnet that nothing on the host uses, and puts the gateway and the packet filter in place.
+    pub(super) fn open(instance: &str, run: &Path) -> io::Result<Self> {
+        let netlink = Netlink::open()?;
+        let note = run.join("gateway");
+        if let Some(left) = fs::read_to_string(&note).ok().and_then(|text| text.parse().ok()) {
+            let mut batch = Batch::default();
+            batch.delete_address(interface_index("lo")?, left);
+            let _ = netlink.send(&batch);
+        }
+        let seed = u32::from_str_radix(instance, 16).unwrap_or(0);
+        let taken = routes()?;
+        let subnet = (0..POOL_SUBNETS)
+            .map(|n| POOL + (((seed + n) % POOL_SUBNETS) << SUBNET_BITS))
+            .find(|s| !taken.iter().any(|t| overlap(*s, 32 - SUBNET_BITS, t.0, t.1)))
+            .ok_or_else(|| io::Error::other("every subnet of 10.128.0.0/9 is in use on this host"))?;
+        let mut network = Self {
+            instance: instance.to_owned(),
+            subnet,
+            netlink,
+            note,
+            made: 0,
+            next_address: 2,
+        };
+        network.close();
+        network.make_gateway()?;
+        if let Err(error) = network.load_filter() {
+            network.close();
+            return Err(error);
+        }
+        Ok(network)
+    }
+
+    pub(super) fn gateway(&self) -> Ipv4Addr {
+        (self.subnet + 1).into()
+    }
+
+    fn make_gateway(&mut self) -> io::Result<()> {
+        fs::write(&self.note, self.gateway().to_string())?;
+        let mut batch = Batch::default();
+        batch.add_address(interface_index("lo")?, self.gateway());
+        self.netlink.send(&batch)?;
+        // Machines reach the internet through the host.
+        fs::write("/proc/sys/net/ipv4/ip_forward", "1")
+    }
+
+    fn table(&self) -> String {
+        format!("nullspace_{}", self.instance)
+    }
+
+    fn load_filter(&self) -> io::Result<()> {
+        let (table, gateway, all) = (self.table(), self.gateway(), format!("{PREFIX}*"));
+        let mine = format!("{PREFIX}{}*", self.instance);
+        let subnet = format!("{}/{}", Ipv4Addr::from(self.subnet), 32 - SUBNET_BITS);
+        // Refused for everybody: this host's own scope, link-local (where clouds keep their metadata),
+        // multicast and reserved ranges.
+        let never = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3";
+        nft(&format!(
+            "table inet {table} {{
+                chain input {{
+                    type filter hook input priority -10; policy accept;
+                    iifname != \"{mine}\" accept
+                    ip saddr {subnet} ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept
+                    drop
+                }}
+                chain forward {{
+                    type filter hook forward priority -10; policy accept;
+                    iifname \"{mine}\" oifname \"{all}\" drop
+                    iifname \"{mine}\" meta nfproto ipv6 drop
+                    iifname \"{mine}\" ip saddr != {subnet} drop
+                    iifname \"{mine}\" ip daddr {{ {never} }} drop
+                    oifname \"{mine}\" ct state established,related accept
+                    oifname \"{mine}\" drop
+                }}
+                chain postrouting {{
+                    type nat hook postrouting priority srcnat; policy accept;
+                    ip saddr {subnet} oifname != \"{all}\" masquerade
+                }}
+            }}"
+        ))
+    }
+
+    /// Links a network namespace to the host.
+    pub(super) fn link(&mut self, namespace: BorrowedFd<'_>, in_use: impl Fn(Ipv4Addr) -> bool) -> io::Result<Link> {
+        let address = self.next_free(in_use)?;
+        let name = format!("{PREFIX}{}{:x}", self.instance, self.made);
+        self.made += 1;
+        let mut batch = Batch::default();
+        batch.add_veth(&name, namespace);
+        self.netlink.send(&batch)?;
+        let index = interface_index(&name)?;
+        // The host needs no IPv6 address on it; without this the kernel sends packets about one.
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
+        let mut batch = Batch::default();
+        batch.add_address(index, self.gateway());
+        batch.set_up(index);
+        batch.add_host_route(index, address);
+        match self.netlink.send(&batch) {
+            Ok(()) => Ok(Link { index, address }),
+            Err(error) => {
+                self.unlink(index);
+                Err(error)
+            }
+        }
+    }
+
+    /// Round robin, so that an address comes back as late as can be.
+    fn next_free(&mut self, in_use: impl Fn(Ipv4Addr) -> bool) -> io::Result<Ipv4Addr> {
+        let last = (1 << SUBNET_BITS) - 2;
+        for _ in 2..=last {
+            let address = Ipv4Addr::from(self.subnet + self.next_address);
+            self.next_address = if self.next_address == last { 2 } else { self.next_address + 1 };
+            if !in_use(address) {
+                return Ok(address);
+            }
+        }
+        Err(io::Error::other(format!("all {} addresses are in use", last - 1)))
+    }
+
+    /// Cuts a machine off.
+    pub(super) fn cut(&self, link: &Link) -> io::Result<()> {
+        let mut batch = Batch::default();
+        batch.set_down(link.index);
+        self.netlink.send(&batch)
+    }
+
+    fn unlink(&self, index: u32) {
+        let mut batch = Batch::default();
+        batch.delete_link(index);
+        let _ = self.netlink.send(&batch);
+    }
+
+    /// Removes what the launcher of this instance put on the host. The links go with their machines.
+    pub(super) fn close(&mut self) {
+        let _ = nft(&format!("table inet {0} {{}}\ndelete table inet {0}", self.table()));
+        if let Ok(index) = interface_index("lo") {
+            let mut batch = Batch::default();
+            batch.delete_address(index, self.gateway());
+            let _ = self.netlink.send(&batch);
+        }
+        let _ = fs::remove_file(&self.note);
+    }
+}
+
+/// Sets the machine's own end up; called in its network namespace.
+pub(super) fn configure_inside(inside: Inside) -> io::Result<()> {
+    // Any program may listen on any port: there is nobody else here to protect. The same for ping.
+    fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")?;
+    let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+    let _ = fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1");
+    let netlink = Netlink::open()?;
+    let (lo, eth0) = (interface_index("lo")?, interface_index("eth0")?);
+    let mut batch = Batch::default();
+    batch.set_up(lo);
+    batch.add_address(eth0, inside.address);
+    batch.set_up(eth0);
+    batch.add_host_route(eth0, inside.gateway);
+    batch.add_default_route(eth0, inside.gateway);
+    netlink.send(&batch)
+}
+
+/// Every network that the host has a route to, as (address, prefix length); default routes left out.
+fn routes() -> io::Result<Vec<(u32, u32)>> {
+    let mut taken = parse_routes(&fs::read_to_string("/proc/net/route")?);
+    // The host's own addresses, another launcher's gateway among them, are in this table only.
+    let own = fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
+    let addresses = own.lines().filter_map(|l| l.trim().strip_prefix("|-- ")?.parse::<Ipv4Addr>().ok());
+    taken.extend(addresses.map(|a| (a.into(), 32)));
+    Ok(taken)
+}
+
+fn parse_routes(table: &str) -> Vec<(u32, u32)> {
+    table
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            // The file gives numbers in the host's byte order.
+            let number = |at: usize| u32::from_str_radix(fields.get(at)?, 16).ok().map(u32::from_be);
+            let (address, mask) = (number(1)?, number(7)?);
+            (mask != 0).then_some((address, mask.leading_ones()))
+        })
+        .collect()
+}
+
+fn overlap(a: u32, a_bits: u32, b: u32, b_bits: u32) -> bool {
+    let shift = 32 - a_bits.min(b_bits);
+    a.checked_shr(shift).unwrap_or(0) == b.checked_shr(shift).unwrap_or(0)
+}
+
+/// Runs nftables on a script.
+fn nft(script: &str) -> io::Result<()> {
+    let mut child = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| io::Error::new(e.kind(), format!("nft cannot be run ({e}): apt-get install nftables")))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(script.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("nft refused the rules: {}", String::from_utf8_lossy(&output.stderr).trim())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_read_in_the_hosts_byte_order() {
+        let table = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n\
+                     eth0 00000000 010200C0 0003 0 0 0 00000000 0 0 0\n\
+                     eth0 000200C0 00000000 0001 0 0 0 00FFFFFF 0 0 0\n";
+        assert_eq!(parse_routes(table), [(u32::from_be_bytes([192, 0, 2, 0]), 24)]);
+    }
+
+    #[test]
+    fn overlapping_networks_are_seen() {
+        let net = |a, b, c, d| u32::from_be_bytes([a, b, c, d]);
+        assert!(overlap(net(10, 128, 16, 0), 20, net(10, 0, 0, 0), 8));
+        assert!(overlap(net(10, 128, 16, 0), 20, net(10, 128, 20, 1), 32));
+        assert!(!overlap(net(10, 128, 16, 0), 20, net(10, 128, 32, 0), 20));
+    }
+}

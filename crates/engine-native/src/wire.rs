@@ -1,0 +1,111 @@
+//! What the engine and its launcher say to each other over the launcher's unix socket: a length (u32,
+//! big-endian) and that many bytes of JSON, both ways. Answers carry the request's `tag`; news carry none.
+
+use std::path::PathBuf;
+
+use nullspace_engine::{EngineError, ExitReason, MachineSpec};
+use serde::{Deserialize, Serialize};
+
+/// The most bytes one message may have: a spec with a large environment.
+pub(crate) const MAX_MESSAGE: usize = 8 << 20;
+/// Version of these messages. The launcher outlives `serve`, so a newer `serve` may meet an older one.
+pub(crate) const VERSION: u32 = 1;
+
+/// What a launcher must know; given to it as its one argument, in JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LauncherConfig {
+    /// Holds `run/` and `machines/`.
+    pub(crate) data_dir: PathBuf,
+    /// Distinguishes what this launcher makes on the host (interfaces, cgroups) from others': 6 hex digits.
+    pub(crate) instance: String,
+    /// The host's bundle of certificate authorities to place in machines, if any.
+    pub(crate) ca_bundle: Option<PathBuf>,
+    /// The program and first arguments that start the DNS resolver; empty for none.
+    pub(crate) resolver: Vec<String>,
+    /// Machines prepared ahead.
+    pub(crate) spare: usize,
+}
+
+/// Asked by the engine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Request {
+    pub(crate) tag: u64,
+    pub(crate) body: RequestBody,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum RequestBody {
+    Hello,
+    Create(Box<MachineSpec>),
+    Destroy { id: String },
+    List,
+}
+
+/// Said by the launcher.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Message {
+    Answer { tag: u64, result: Result<Answer, Refusal> },
+    Ended { id: String, reason: ExitReason },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Answer {
+    Hello { version: u32, pid: u32 },
+    Done,
+    List { ids: Vec<String> },
+}
+
+/// An [`EngineError`] on its way to the engine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Refusal {
+    Invalid(String),
+    Exists(String),
+    Capacity(String),
+    Step { step: String, reason: String },
+}
+
+impl Refusal {
+    pub(crate) fn step(step: &str, reason: impl std::fmt::Display) -> Self {
+        Self::Step { step: step.to_owned(), reason: reason.to_string() }
+    }
+}
+
+impl From<Refusal> for EngineError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Invalid(what) => Self::InvalidSpec(what),
+            Refusal::Exists(id) => Self::Exists(id),
+            Refusal::Capacity(what) => Self::Capacity(what),
+            Refusal::Step { step, reason } => Self::Step { step, reason },
+        }
+    }
+}
+
+/// A message with its length in front.
+pub(crate) fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+    let mut bytes = vec![0; 4];
+    // Writing plain data to a Vec cannot fail.
+    let _ = serde_json::to_writer(&mut bytes, message);
+    let length = (bytes.len() - 4) as u32;
+    bytes[..4].copy_from_slice(&length.to_be_bytes());
+    bytes
+}
+
+/// Takes the next message off a buffer; `None` when more bytes are needed.
+pub(crate) fn decode<T: for<'a> Deserialize<'a>>(buffer: &mut Vec<u8>) -> std::io::Result<Option<T>> {
+    let Some(length) = buffer.first_chunk::<4>() else { return Ok(None) };
+    let length = u32::from_be_bytes(*length) as usize;
+    if length > MAX_MESSAGE {
+        return Err(std::io::Error::other(format!("a message of {length} bytes")));
+    }
+    if buffer.len() < 4 + length {
+        return Ok(None);
+    }
+    let message = serde_json::from_slice(&buffer[4..4 + length])?;
+    buffer.drain(..4 + length);
+    Ok(Some(message))
+}
