@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use std::collections::HashMap;
+use std::cmp::Ordering;
 use std::fmt;
 
 /// Most bytes of included files in a bundle: 8 GiB.
@@ -238,14 +238,10 @@ impl Manifest {
         if self.entries.len() > MAX_ENTRIES {
             return Err(ManifestError::TooManyEntries);
         }
-        let mut kinds = HashMap::with_capacity(self.entries.len());
         let (mut total_size, mut file_count) = (0u64, 0u64);
         for entry in &self.entries {
             check_path(&entry.path)?;
             check_fields(entry)?;
-            if kinds.insert(entry.path.as_str(), entry.kind).is_some() {
-                return Err(ManifestError::DuplicatePath(entry.path.clone()));
-            }
             if entry.included {
                 file_count += u64::from(entry.kind != Kind::Dir);
                 total_size = total_size.saturating_add(entry.size);
@@ -257,16 +253,7 @@ impl Manifest {
                 return Err(ManifestError::TooLarge);
             }
         }
-        for entry in &self.entries {
-            for (at, _) in entry.path.match_indices('/') {
-                if kinds
-                    .get(&entry.path[..at])
-                    .is_some_and(|kind| *kind != Kind::Dir)
-                {
-                    return Err(ManifestError::BelowNonDirectory(entry.path.clone()));
-                }
-            }
-        }
+        check_tree(&self.entries)?;
         if self.total_size != total_size {
             return Err(ManifestError::WrongSum("total_size"));
         }
@@ -277,6 +264,35 @@ impl Manifest {
             return Err(ManifestError::DigestMismatch);
         }
         Ok(())
+    }
+}
+
+/// Paths are unique, and only directories have entries below them. Looking up every parent of every entry would cost
+/// a hostile manifest's depth times its length; sorted, whatever lies below a path comes right after it.
+fn check_tree(entries: &[Entry]) -> Result<(), ManifestError> {
+    let mut sorted: Vec<&Entry> = entries.iter().collect();
+    sorted.sort_by(|a, b| by_segment(&a.path, &b.path));
+    for pair in sorted.windows(2) {
+        let (above, entry) = (pair[0], pair[1]);
+        let Some(rest) = entry.path.strip_prefix(&above.path) else {
+            continue;
+        };
+        if rest.is_empty() {
+            return Err(ManifestError::DuplicatePath(entry.path.clone()));
+        }
+        if rest.starts_with('/') && above.kind != Kind::Dir {
+            return Err(ManifestError::BelowNonDirectory(entry.path.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// Orders paths so that `/` comes before every other byte; a NUL, which would come earlier, is in no path.
+fn by_segment(a: &str, b: &str) -> Ordering {
+    let rank = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
+    match a.bytes().zip(b.bytes()).find(|(a, b)| a != b) {
+        Some((a, b)) => rank(&a).cmp(&rank(&b)),
+        None => a.len().cmp(&b.len()),
     }
 }
 

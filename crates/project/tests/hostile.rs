@@ -193,6 +193,7 @@ fn hostile_manifests() {
         ("twice", vec![file("a", ""), file("a", "")], "manifest_duplicate_path"),
         ("twice, left out", vec![file("a", ""), Entry { included: false, ..file("a", "") }], "manifest_duplicate_path"),
         ("below a file", vec![file("a", ""), file("a/b", "")], "manifest_below_non_directory"),
+        ("below a file, far", vec![file("a", ""), file("a-b", ""), file("a.b", ""), file("a/b", "")], "manifest_below_non_directory"),
         ("below a link", vec![file("l/a/b", ""), link("l", "x")], "manifest_below_non_directory"),
         ("link out", vec![link("l", "../x")], "manifest_link_escapes"),
         ("link out from below", vec![link("a/l", "../../x")], "manifest_link_escapes"),
