@@ -1,6 +1,6 @@
 //! A local agent project: its config, what it is recognised as, and the bundle it is deployed as.
 //!
-//! The CLI uses [`load`], [`detect`], [`Bundle`] and [`Bundle::write_archive`]; the server uses
+//! The CLI uses [`load()`], [`detect()`], [`Bundle`] and [`Bundle::write_archive`]; the server uses
 //! [`AgentConfig::from_wire`], [`Manifest::validate`], [`verify_archive`] and [`extract_archive`], and trusts nothing of
 //! what it gets. Formats, digests and rules are those of the published client 0.1.9: `tests/golden.rs` holds the
 //! shared vector, `tests/published_cli.rs` compares with that client itself where it is installed.
