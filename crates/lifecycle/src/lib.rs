@@ -4,3 +4,4 @@
 //! records the result in one transaction, and only then does what the actions say.
 
 pub mod machine;
+pub mod run;
