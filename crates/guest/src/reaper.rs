@@ -5,7 +5,7 @@
 
 use std::io;
 
-use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
+use rustix::process::{Pid, WaitOptions, WaitStatus, wait, waitpid};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::process::Table;
@@ -26,7 +26,7 @@ pub(crate) fn start(table: Table, init: bool) -> io::Result<()> {
 }
 
 fn reap_any(table: &Table) {
-    while let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) {
+    while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
         if let Some(code) = exit_code(status) {
             table.ended(pid.as_raw_nonzero().get() as u32, code);
         }

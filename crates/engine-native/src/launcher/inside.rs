@@ -154,6 +154,10 @@ fn build(order: &Order, users: BorrowedFd<'_>) -> Step<OwnedFd> {
     for path in [&files, &files.join("upper"), &files.join("work")] {
         fs::create_dir(path).named("make the writable layer")?;
     }
+    // The overlay creates files as the one who mounts it, whom an id-mapped mount would not know: so the
+    // writable layer holds the host's ids, and its top is given to the machine's root.
+    std::os::unix::fs::chown(files.join("upper"), Some(order.first_id), Some(order.first_id))
+        .named("give the writable layer away")?;
 
     // Nothing that is mounted from here on is seen by the host. The scratch file system holds the mount
     // points of the layers and goes away with the old root.
@@ -174,7 +178,7 @@ fn build(order: &Order, users: BorrowedFd<'_>) -> Step<OwnedFd> {
     }
     let writable = scratch.join("w");
     fs::create_dir(&writable).named("make a mount point")?;
-    let own = Attributes { no_dev: true, id_map: Some(users), ..Attributes::default() };
+    let own = Attributes { no_dev: true, ..Attributes::default() };
     clone_path(&files, own).and_then(|tree| attach(&tree, &writable)).named("mount the writable layer")?;
 
     let root = scratch.join("root");
