@@ -96,13 +96,13 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// The word in the log. Clients know `install` and `runtime`; the reason of a failure carries the rest.
+    /// The word in the log, as clients show it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Start => "startup",
             Self::Install => "install",
-            Self::Entrypoint => "runtime",
+            Self::Entrypoint => "entrypoint",
             Self::Cancel => "cancel",
         }
     }

@@ -15,6 +15,10 @@
 //! # Ok(()) }
 //! ```
 
+pub mod agent_deployment;
+pub mod agent_log;
+pub mod agent_run;
+pub mod agent_version;
 pub mod event;
 pub mod idempotency;
 pub mod key;

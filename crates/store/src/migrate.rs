@@ -5,7 +5,10 @@ use rusqlite::Connection;
 use crate::StoreError;
 
 /// In order; the position is the schema version, counted from 1.
-const MIGRATIONS: &[&str] = &[include_str!("../migrations/0001_machines.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../migrations/0001_machines.sql"),
+    include_str!("../migrations/0002_agents.sql"),
+];
 
 /// Brings the database to the newest schema, each step in a transaction of its own.
 pub(crate) fn run(connection: &mut Connection) -> Result<(), StoreError> {
