@@ -220,6 +220,21 @@ impl NativeEngine {
     }
 }
 
+/// Ends every machine of a data directory and its launcher, if there is one, and waits for it.
+///
+/// # Errors
+/// When the launcher is there and does not answer.
+pub fn shutdown(data_dir: &Path) -> io::Result<()> {
+    use std::io::{Read, Write};
+    let socket = data_dir.join("run/launcher.sock");
+    let Ok(mut stream) = std::os::unix::net::UnixStream::connect(socket) else { return Ok(()) };
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.write_all(&wire::encode(&Request { tag: 1, body: RequestBody::Shutdown }))?;
+    // Its answer, or news of machines that end first, and then the end of the stream.
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).map(drop)
+}
+
 /// Six hex digits that tell this data directory from others on the host.
 fn instance(data_dir: &Path) -> String {
     let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());

@@ -14,7 +14,7 @@ mod engine;
 mod launcher;
 mod wire;
 
-pub use engine::{Config, NativeEngine};
+pub use engine::{Config, NativeEngine, shutdown};
 pub use launcher::main as launcher_main;
 
 /// Where a machine finds the host's certificate authorities, when the configuration gives a bundle.

@@ -40,6 +40,8 @@ pub(crate) enum RequestBody {
     Create(Box<MachineSpec>),
     Destroy { id: String },
     List,
+    /// End every machine and the launcher.
+    Shutdown,
 }
 
 /// Said by the launcher.

@@ -27,6 +27,15 @@ fn layer(at: &std::path::Path) {
     assert!(made.is_ok_and(|status| status.success()), "the test layer is made");
 }
 
+/// Leaves nothing behind, also when a check fails.
+struct Cleanup(PathBuf);
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        let _ = nullspace_engine_native::shutdown(&self.0);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keeps_the_contract() {
     if !rustix::process::geteuid().is_root() {
@@ -44,6 +53,7 @@ async fn keeps_the_contract() {
         ca_bundle: Some(PathBuf::from("/etc/ssl/certs/ca-certificates.crt")).filter(|p| p.exists()),
         spare: 2,
     };
+    let _cleanup = Cleanup(directory.path().to_owned());
     let engine = NativeEngine::start(config).await.expect("the engine starts");
     conformance::run(&engine, &[lower]).await;
 }

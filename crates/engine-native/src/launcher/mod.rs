@@ -157,6 +157,7 @@ struct Launcher {
     idle_since: Instant,
     /// A slot could not be prepared: do not try again at once for the spare ones.
     prepare_again: Option<Instant>,
+    shutdown: Option<Caller>,
 }
 
 impl Launcher {
@@ -215,6 +216,7 @@ impl Launcher {
             next: 0,
             idle_since: Instant::now(),
             prepare_again: None,
+            shutdown: None,
         })
     }
 
@@ -229,6 +231,11 @@ impl Launcher {
             }
             for event in &events {
                 self.handle(Token::unpack(event.data.u64()));
+            }
+            if let Some(caller) = self.shutdown {
+                self.close();
+                self.answer(caller, Ok(Answer::Done));
+                return Ok(());
             }
             self.serve_waiting();
             if events.is_empty() {
@@ -301,7 +308,7 @@ impl Launcher {
         self.idle_since.elapsed() > LINGER
     }
 
-    fn close(mut self) {
+    fn close(&mut self) {
         let _ = fs::remove_file(self.config.data_dir.join("run/launcher.sock"));
         for entry in self.entries.values() {
             entry.slot.kill();
@@ -393,6 +400,7 @@ impl Launcher {
                 }
             }
             RequestBody::Destroy { id } => self.destroy(caller, &id),
+            RequestBody::Shutdown => self.shutdown = Some(caller),
         }
     }
 
