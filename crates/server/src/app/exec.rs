@@ -1,0 +1,322 @@
+//! Commands: run one and collect what it writes, or start one that goes on by itself.
+
+use nullspace_api::{
+    error::code,
+    exec::{ExecRequest, ExecResponse},
+};
+use nullspace_protocol::{
+    ErrorKind, ExecRequest as GuestExec, GuestClient, GuestError, OutputStream, PathRequest,
+    frame::Frame,
+};
+
+use super::{App, machine};
+use crate::error::{Error, Kind, Result};
+
+/// Time limit of a command that asks for none.
+const DEFAULT_TIMEOUT_SECS: u64 = 30;
+/// The longest time limit of a command.
+const MAX_TIMEOUT_SECS: u64 = 24 * 3600;
+/// Bytes of each stream that an answer holds; what comes later is read and dropped.
+const MAX_STREAM: usize = 32 << 20;
+
+/// A foreground command that was started (or could not be, in a way that a shell would report).
+pub enum Running {
+    /// It runs; [`Running::finish`] collects it. Dropping it kills the command.
+    Streaming(OutputStream, u64),
+    /// It never ran: 127 or 126.
+    Never(ExecResponse),
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Streaming(..) => "Streaming",
+            Self::Never(_) => "Never",
+        })
+    }
+}
+
+/// A command that ended.
+#[derive(Clone, Debug, Default)]
+pub struct Finished {
+    /// For the caller.
+    pub response: ExecResponse,
+    /// The time limit that ended it, if one did.
+    pub timed_out: Option<u64>,
+}
+
+/// Starts a foreground command.
+///
+/// # Errors
+/// `invalid_request` for a bad request or working directory, `exec_failed` when the machine cannot run
+/// anything, and those of [`machine::guest`].
+pub async fn start(app: &App, id: &str, request: ExecRequest) -> Result<Running> {
+    let timeout = request.timeout_secs.unwrap_or(DEFAULT_TIMEOUT_SECS);
+    if timeout == 0 || timeout > MAX_TIMEOUT_SECS {
+        return Err(Error::invalid(format!(
+            "timeout_secs: must be 1 to {MAX_TIMEOUT_SECS}"
+        )));
+    }
+    let exec = GuestExec {
+        timeout_ms: Some(timeout * 1000),
+        ..guest_request(request)?
+    };
+    let guest = machine::guest(app, id).await?;
+    match guest.exec(&exec).await {
+        Ok(stream) => Ok(Running::Streaming(stream, timeout)),
+        Err(error) => not_started(&guest, &exec, error).await.map(Running::Never),
+    }
+}
+
+/// Starts a background command. Its time limit does not apply: it runs until it ends.
+///
+/// # Errors
+/// As [`start`].
+pub async fn spawn(app: &App, id: &str, request: ExecRequest) -> Result<u32> {
+    let exec = GuestExec {
+        stdin: true,
+        ..guest_request(request)?
+    };
+    let guest = machine::guest(app, id).await?;
+    match guest.spawn(&exec).await {
+        Ok(pid) => Ok(pid),
+        Err(error) => {
+            // Nothing runs, so there is no exit code to give: say what a shell would say.
+            let never = not_started(&guest, &exec, error).await?;
+            Err(Error::invalid(format!(
+                "command: {}",
+                never.stderr.trim_end()
+            )))
+        }
+    }
+}
+
+fn guest_request(request: ExecRequest) -> Result<GuestExec> {
+    if request.command.is_empty() {
+        return Err(Error::invalid("command: must not be empty"));
+    }
+    let args = request.args.unwrap_or_default();
+    let cwd = match request.cwd.filter(|cwd| !cwd.is_empty()) {
+        Some(cwd) => Some(machine::check_cwd(&cwd)?),
+        None => None,
+    };
+    let env = request.envs.unwrap_or_default();
+    if let Some(name) = env.keys().find(|k| k.is_empty() || k.contains(['=', '\0'])) {
+        return Err(Error::invalid(format!(
+            "envs: {name:?} cannot be the name of a variable"
+        )));
+    }
+    let nul = request.command.contains('\0')
+        || args.iter().any(|a| a.contains('\0'))
+        || env.values().any(|v| v.contains('\0'));
+    if nul {
+        return Err(Error::invalid(
+            "command: the command, its arguments and variables must not hold NUL bytes",
+        ));
+    }
+    let shell = request.shell.unwrap_or(false);
+    let (argv, label) = if shell {
+        let label = request.command.clone();
+        let head = ["/bin/sh".into(), "-c".into(), request.command];
+        // The word after the script is its `$0`.
+        let tail = (!args.is_empty())
+            .then(|| std::iter::once("sh".to_owned()).chain(args))
+            .into_iter()
+            .flatten();
+        (head.into_iter().chain(tail).collect(), Some(label))
+    } else {
+        (std::iter::once(request.command).chain(args).collect(), None)
+    };
+    Ok(GuestExec {
+        argv,
+        env,
+        cwd,
+        label,
+        ..GuestExec::default()
+    })
+}
+
+/// Tells a program that cannot be run (127, 126: a result) from a request that is wrong (an error).
+async fn not_started(
+    guest: &GuestClient,
+    exec: &GuestExec,
+    error: GuestError,
+) -> Result<ExecResponse> {
+    let exit_code = match error.kind() {
+        Some(ErrorKind::NotFound) => 127,
+        Some(ErrorKind::Permission) => 126,
+        // Either the working directory or a file that is no program; only the first is the request's
+        // fault.
+        Some(ErrorKind::Invalid) if cwd_is_fine(guest, exec.cwd.as_deref()).await => 126,
+        Some(ErrorKind::Invalid) => {
+            return Err(Error::invalid(format!("cwd: {error}")));
+        }
+        Some(_) => {
+            return Err(Error::new(
+                Kind::Machine,
+                code::EXEC_FAILED,
+                error.to_string(),
+            ));
+        }
+        None => return Err(error.into()),
+    };
+    Ok(ExecResponse {
+        exit_code,
+        stderr: format!("{error}\n"),
+        ..ExecResponse::default()
+    })
+}
+
+async fn cwd_is_fine(guest: &GuestClient, cwd: Option<&str>) -> bool {
+    let Some(cwd) = cwd else { return true };
+    let request = PathRequest {
+        path: cwd.to_owned(),
+        follow: true,
+        ..PathRequest::default()
+    };
+    matches!(guest.stat(&request).await, Ok(info) if info.kind == nullspace_protocol::FileKind::Dir)
+}
+
+impl Running {
+    /// Collects the output until the command ends.
+    ///
+    /// # Errors
+    /// `exec_failed` when the machine went away meanwhile.
+    pub async fn finish(self) -> Result<Finished> {
+        let (mut stream, limit) = match self {
+            Self::Streaming(stream, limit) => (stream, limit),
+            Self::Never(response) => {
+                return Ok(Finished {
+                    response,
+                    timed_out: None,
+                });
+            }
+        };
+        let mut out = Capped::default();
+        let mut err = Capped::default();
+        let mut pid = None;
+        loop {
+            let frame = stream.next().await.map_err(|error| {
+                Error::new(
+                    Kind::Machine,
+                    code::EXEC_FAILED,
+                    "the machine went away while the command ran",
+                )
+                .with_context(error.to_string())
+            })?;
+            match frame {
+                Some(Frame::Started(id)) => pid = Some(id),
+                Some(Frame::Stdout(_, data)) => out.push(&data),
+                Some(Frame::Stderr(_, data)) => err.push(&data),
+                Some(Frame::Exit {
+                    code, timed_out, ..
+                }) => {
+                    return Ok(Finished {
+                        response: ExecResponse {
+                            // Clients end with this number, and systems keep eight bits of it.
+                            exit_code: code & 0xff,
+                            stdout: out.text(),
+                            stderr: err.text(),
+                            pid,
+                            truncated: out.dropped || err.dropped,
+                        },
+                        timed_out: timed_out.then_some(limit),
+                    });
+                }
+                None => {
+                    return Err(Error::new(
+                        Kind::Machine,
+                        code::EXEC_FAILED,
+                        "the machine went away while the command ran",
+                    ));
+                }
+            }
+        }
+    }
+}
+
+impl Finished {
+    /// The answer to a caller that can still be given an error.
+    ///
+    /// # Errors
+    /// `exec_timeout`.
+    pub fn or_timeout(self) -> Result<ExecResponse> {
+        match self.timed_out {
+            None => Ok(self.response),
+            Some(limit) => Err(Error::new(
+                Kind::Deadline,
+                code::EXEC_TIMEOUT,
+                format!("the command was ended at its time limit of {limit} s"),
+            )
+            .with_action("give a larger timeout_secs, or run it in the background")),
+        }
+    }
+
+    /// The answer to a caller that was already told that all is well: 124, as `timeout(1)` does.
+    #[must_use]
+    pub fn or_124(self) -> ExecResponse {
+        let mut response = self.response;
+        if let Some(limit) = self.timed_out {
+            response.exit_code = 124;
+            if !response.stderr.is_empty() && !response.stderr.ends_with('\n') {
+                response.stderr.push('\n');
+            }
+            response.stderr.push_str(&format!(
+                "nullspace: the command was ended at its time limit of {limit} s\n"
+            ));
+        }
+        response
+    }
+}
+
+#[derive(Default)]
+struct Capped {
+    bytes: Vec<u8>,
+    dropped: bool,
+}
+
+impl Capped {
+    fn push(&mut self, data: &[u8]) {
+        let room = MAX_STREAM - self.bytes.len();
+        self.bytes.extend_from_slice(&data[..data.len().min(room)]);
+        self.dropped |= data.len() > room;
+    }
+
+    fn text(&mut self) -> String {
+        lossy(std::mem::take(&mut self.bytes))
+    }
+}
+
+/// Text without a copy when the bytes are text already.
+pub(crate) fn lossy(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shell_scripts_get_their_arguments_from_one_on() {
+        let request = ExecRequest {
+            command: "echo $1".into(),
+            args: Some(vec!["a".into()]),
+            shell: Some(true),
+            ..ExecRequest::default()
+        };
+        let exec = guest_request(request).unwrap();
+        assert_eq!(exec.argv, ["/bin/sh", "-c", "echo $1", "sh", "a"]);
+        assert_eq!(exec.label.as_deref(), Some("echo $1"));
+    }
+
+    #[test]
+    fn output_over_the_cap_is_dropped_and_said() {
+        let mut capped = Capped::default();
+        capped.push(&vec![b'x'; MAX_STREAM - 1]);
+        assert!(!capped.dropped);
+        capped.push(b"yz");
+        assert!(capped.dropped && capped.bytes.len() == MAX_STREAM);
+    }
+}

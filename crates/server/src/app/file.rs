@@ -1,0 +1,329 @@
+//! Files of machines. The guest opens the paths, inside its own root; here they are only checked against
+//! the platform's own folder and turned into what the wire says.
+
+use base64::Engine as _;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use nullspace_api::{
+    error::code,
+    file::{Encoding, FileInfo},
+    time,
+};
+use nullspace_protocol::{
+    ByteStream, ErrorKind, FileInfo as GuestInfo, FileKind, GuestClient, GuestError, PathRequest,
+    PermissionsRequest, ReadQuery, RenameRequest, WriteQuery,
+};
+
+use super::{App, exec::lossy, machine, output::KeptFile};
+use crate::error::{Error, Kind, Result};
+
+/// The largest file that an answer in JSON holds.
+const MAX_READ: u64 = 64 << 20;
+
+/// The files of one running machine, on behalf of one of its users.
+#[derive(Debug)]
+pub struct Files {
+    guest: GuestClient,
+    cwd: String,
+    user: Option<String>,
+}
+
+impl Files {
+    /// Reaches the machine.
+    ///
+    /// # Errors
+    /// Those of [`machine::guest`].
+    pub async fn open(app: &App, id: &str, user: Option<String>) -> Result<Self> {
+        let guest = machine::guest(app, id).await?;
+        let cwd = machine::get(app, id).await?.cwd.clone();
+        Ok(Self {
+            guest,
+            cwd,
+            user: user.filter(|user| !user.is_empty()),
+        })
+    }
+
+    /// Refuses empty paths and the platform's own folder.
+    fn check(&self, path: String) -> Result<String> {
+        if path.is_empty() || path.contains('\0') {
+            return Err(Error::invalid("path: must not be empty or hold a NUL byte"));
+        }
+        // Another user's relative paths start at a home that only the guest knows; homes are not in the
+        // reserved folder.
+        let base = if self.user.is_some() { "/" } else { &self.cwd };
+        if machine::is_reserved(base, &path) {
+            return Err(Error::invalid(format!(
+                "path: {} is reserved",
+                machine::RESERVED
+            )));
+        }
+        Ok(path)
+    }
+
+    fn request(&self, path: String) -> Result<PathRequest> {
+        Ok(PathRequest {
+            path: self.check(path)?,
+            user: self.user.clone(),
+            ..PathRequest::default()
+        })
+    }
+
+    /// A directory's entries, sorted by path. The platform's own folder is not among them.
+    ///
+    /// # Errors
+    /// `not_found`, `permission_denied`, `invalid_request` (not a directory).
+    pub async fn list(&self, path: String, depth: u32) -> Result<Vec<FileInfo>> {
+        let request = PathRequest {
+            depth,
+            ..self.request(path)?
+        };
+        let entries = self.guest.list(&request).await.map_err(file_error)?;
+        Ok(entries
+            .into_iter()
+            .filter(|entry| !machine::is_reserved("/", &entry.path))
+            .map(info)
+            .collect())
+    }
+
+    /// One object; links are not followed.
+    ///
+    /// # Errors
+    /// `not_found`, `permission_denied`.
+    pub async fn info(&self, path: String) -> Result<FileInfo> {
+        let request = self.request(path)?;
+        let found = self.guest.stat(&request).await.map_err(file_error)?;
+        Ok(info(found))
+    }
+
+    /// Whether there is something at the path.
+    ///
+    /// # Errors
+    /// `permission_denied`.
+    pub async fn exists(&self, path: String) -> Result<bool> {
+        let request = self.request(path)?;
+        match self.guest.stat(&request).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == Some(ErrorKind::NotFound) => Ok(false),
+            // Something on the way is a file: then there is nothing at the path.
+            Err(error) if error.kind() == Some(ErrorKind::Invalid) && self.user.is_none() => {
+                Ok(false)
+            }
+            Err(error) => Err(file_error(error)),
+        }
+    }
+
+    /// A file's size as links lead to it.
+    ///
+    /// # Errors
+    /// `not_found`, `permission_denied`.
+    pub async fn size(&self, path: String) -> Result<u64> {
+        let request = PathRequest {
+            follow: true,
+            ..self.request(path)?
+        };
+        Ok(self.guest.stat(&request).await.map_err(file_error)?.size)
+    }
+
+    /// A file's bytes, or some of them.
+    ///
+    /// # Errors
+    /// `not_found`, `permission_denied`, `invalid_request` (not a file).
+    pub async fn read(
+        &self,
+        path: String,
+        offset: u64,
+        length: Option<u64>,
+    ) -> Result<(FileInfo, ByteStream)> {
+        let query = ReadQuery {
+            path: self.check(path)?,
+            user: self.user.clone(),
+            offset,
+            length,
+        };
+        let (found, bytes) = self.guest.read(&query).await.map_err(file_error)?;
+        Ok((info(found), bytes))
+    }
+
+    /// A whole file as text or base64.
+    ///
+    /// # Errors
+    /// As [`Files::read`]; `file_error` for one that is too large for this way.
+    pub async fn content(&self, path: String, encoding: Encoding) -> Result<(String, u64)> {
+        let (found, mut stream) = self.read(path, 0, None).await?;
+        let too_large = || {
+            Error::new(
+                Kind::TooLarge,
+                code::FILE_ERROR,
+                format!("the file is larger than {MAX_READ} bytes"),
+            )
+            .with_action("download it with GET …/file")
+        };
+        if found.size > MAX_READ {
+            return Err(too_large());
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(found.size).unwrap_or(0));
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk.map_err(|e| broken(&e))?;
+            if bytes.len() + chunk.len() > MAX_READ as usize {
+                return Err(too_large());
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        let size = bytes.len() as u64;
+        let content = match encoding {
+            Encoding::Utf8 => lossy(bytes),
+            Encoding::Base64 => base64::engine::general_purpose::STANDARD.encode(bytes),
+        };
+        Ok((content, size))
+    }
+
+    /// Replaces or makes a file from a stream; it appears whole or not at all.
+    ///
+    /// # Errors
+    /// `permission_denied`, `invalid_request`, `file_error`.
+    pub async fn write<S>(&self, path: String, data: S) -> Result<FileInfo>
+    where
+        S: Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static,
+    {
+        let query = WriteQuery {
+            path: self.check(path)?,
+            user: self.user.clone(),
+            mode: None,
+        };
+        let found = self.guest.write(&query, data).await.map_err(file_error)?;
+        Ok(info(found))
+    }
+
+    /// The same from bytes.
+    ///
+    /// # Errors
+    /// As [`Files::write`].
+    pub async fn write_bytes(&self, path: String, data: Bytes) -> Result<FileInfo> {
+        // In pieces that fit the connection's frames.
+        let chunks: Vec<_> = (0..data.len())
+            .step_by(CHUNK)
+            .map(|at| Ok(data.slice(at..data.len().min(at + CHUNK))))
+            .collect();
+        self.write(path, futures_util::stream::iter(chunks)).await
+    }
+
+    /// Makes a directory and its parents.
+    ///
+    /// # Errors
+    /// `permission_denied`, `conflict` (a file is there).
+    pub async fn mkdir(&self, path: String) -> Result<()> {
+        let request = self.request(path)?;
+        self.guest.mkdir(&request).await.map_err(file_error)
+    }
+
+    /// Removes a file or a whole directory.
+    ///
+    /// # Errors
+    /// `not_found`, `permission_denied`.
+    pub async fn remove(&self, path: String) -> Result<()> {
+        let request = self.request(path)?;
+        self.guest.remove(&request).await.map_err(file_error)
+    }
+
+    /// Moves.
+    ///
+    /// # Errors
+    /// `not_found`, `permission_denied`, `conflict`.
+    pub async fn rename(&self, old_path: String, new_path: String) -> Result<FileInfo> {
+        let request = RenameRequest {
+            old_path: self.check(old_path)?,
+            new_path: self.check(new_path)?,
+            user: self.user.clone(),
+        };
+        let found = self.guest.rename(&request).await.map_err(file_error)?;
+        Ok(info(found))
+    }
+
+    /// Sets permission bits from octal digits.
+    ///
+    /// # Errors
+    /// `not_found`, `permission_denied`, `invalid_request`.
+    pub async fn permissions(&self, path: String, permissions: &str) -> Result<()> {
+        let digits = permissions.strip_prefix("0o").unwrap_or(permissions);
+        let mode = (!digits.is_empty() && digits.len() <= 5)
+            .then(|| u32::from_str_radix(digits, 8).ok())
+            .flatten()
+            .filter(|mode| *mode <= 0o7777)
+            .ok_or_else(|| {
+                Error::invalid(format!(
+                    "permissions: {permissions:?} is not octal digits up to 7777"
+                ))
+            })?;
+        let request = PermissionsRequest {
+            path: self.check(path)?,
+            mode,
+            user: self.user.clone(),
+        };
+        self.guest.permissions(&request).await.map_err(file_error)
+    }
+}
+
+/// Bytes sent to the guest at once.
+const CHUNK: usize = 256 << 10;
+
+/// A file that was kept of a machine that is gone.
+///
+/// # Errors
+/// `machine_not_found`, `machine_not_ready` (it has not ended), `not_found`.
+pub async fn kept(app: &App, id: &str, path: &str) -> Result<KeptFile> {
+    let row = machine::get(app, id).await;
+    if let Some(outputs) = app.outputs.get() {
+        let kept = outputs
+            .open(id, path)
+            .await
+            .map_err(|e| Error::internal(format!("opening a kept file: {e}")))?;
+        if let Some(kept) = kept {
+            return Ok(kept);
+        }
+    }
+    let row = row?;
+    Err(Error::not_ready(id, &row.state))
+}
+
+/// Refusals about files; the machine itself is fine.
+fn file_error(error: GuestError) -> Error {
+    match error.kind() {
+        Some(ErrorKind::Exhausted) => {
+            Error::new(Kind::Internal, code::FILE_ERROR, error.to_string())
+        }
+        _ => error.into(),
+    }
+}
+
+fn broken(error: &std::io::Error) -> Error {
+    Error::new(
+        Kind::Machine,
+        code::FILE_ERROR,
+        "the machine went away while the file was read",
+    )
+    .with_context(error.to_string())
+}
+
+fn info(found: GuestInfo) -> FileInfo {
+    let mode = format!("{:04o}", found.mode);
+    let kind = match found.kind {
+        FileKind::File => "file",
+        FileKind::Dir => "dir",
+        FileKind::Symlink => "symlink",
+        FileKind::Other => "other",
+    };
+    let microseconds = i64::try_from(found.modified_ns.div_euclid(1000)).unwrap_or(0);
+    FileInfo {
+        is_dir: found.kind == FileKind::Dir,
+        name: found.name,
+        path: found.path,
+        size: found.size,
+        kind: kind.into(),
+        permissions: mode.clone(),
+        mode,
+        owner: found.owner,
+        group: found.group,
+        modified_time: time::rfc3339(microseconds),
+        symlink_target: found.symlink_target,
+    }
+}

@@ -1,0 +1,499 @@
+//! Machines: creating, finding, ending them.
+//!
+//! ```text
+//!  create ──▶ record `creating` ──▶ owner task ──▶ engine.create ──▶ record `running` ──▶ caller
+//!  destroy, set_time_limit ──▶ the owner's queue ──▶ record ──▶ engine ──▶ caller
+//!  everyone else reads the owner's watch channel (live machines) or the record (the others)
+//! ```
+//! Called by `http::machine`, and by the agent side for the machines that back runs.
+
+mod adopt;
+mod owner;
+mod plan;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+
+use nullspace_api::{
+    error::code,
+    id,
+    machine::{ListMachinesQuery, MachineConfig, MachineInfo, MachineStatus, TimeoutAction},
+    page, time,
+};
+use nullspace_engine::Engine;
+use nullspace_lifecycle::machine::{self as lifecycle, State};
+use nullspace_protocol::GuestClient;
+use nullspace_store::{
+    Store, StoreError, event as event_rows,
+    idempotency::{self, Claim, Outcome},
+    machine::{self as rows, MachineRow},
+};
+use sha2::{Digest, Sha256};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{App, AppState, event};
+use crate::error::{Error, Result};
+
+pub use adopt::{adopt, watch_exits};
+pub use plan::{NewMachine, RESERVED, check_cwd, is_reserved, plan};
+
+/// How long a guest may take to answer a new connection.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// The live machines: those with an owner task.
+#[derive(Debug, Default)]
+pub struct Live {
+    handles: RwLock<HashMap<String, Arc<Handle>>>,
+    /// Places taken, by live machines and by those about to be.
+    taken: Arc<Mutex<usize>>,
+}
+
+/// A place among the machines that may be alive at once; given back when dropped.
+#[derive(Debug)]
+struct Place(Arc<Mutex<usize>>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+    }
+}
+
+impl Live {
+    /// The handle of a live machine.
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<Arc<Handle>> {
+        self.handles
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(id)
+            .cloned()
+    }
+
+    /// Every live machine.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Handle>> {
+        let handles = self.handles.read().unwrap_or_else(PoisonError::into_inner);
+        handles.values().cloned().collect()
+    }
+
+    fn insert(&self, handle: Arc<Handle>) {
+        self.handles
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(handle.id.clone(), handle);
+    }
+
+    fn remove(&self, id: &str) {
+        self.handles
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
+    }
+
+    fn reserve(&self, limit: usize) -> Result<Place> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if *taken >= limit {
+            return Err(Error::new(
+                crate::error::Kind::Limit,
+                code::CAPACITY_EXCEEDED,
+                format!("{limit} machines are alive, the most this server allows"),
+            )
+            .with_action("delete machines that are no longer needed, or raise max_machines")
+            .with_retry_after(1));
+        }
+        *taken += 1;
+        Ok(Place(self.taken.clone()))
+    }
+}
+
+/// What others hold of a live machine.
+#[derive(Debug)]
+pub struct Handle {
+    /// Its id.
+    pub id: String,
+    row: watch::Receiver<Arc<MachineRow>>,
+    inbox: mpsc::Sender<owner::Message>,
+    guest: tokio::sync::Mutex<Option<GuestClient>>,
+}
+
+impl Handle {
+    /// The machine as it is recorded now.
+    #[must_use]
+    pub fn row(&self) -> Arc<MachineRow> {
+        self.row.borrow().clone()
+    }
+
+    /// Follows the record. The last value that is seen is an ended state.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Arc<MachineRow>> {
+        self.row.clone()
+    }
+
+    /// A connection to the guest, the one that is open if there is one.
+    ///
+    /// # Errors
+    /// When the machine does not run, or its guest does not answer.
+    pub async fn guest(&self, engine: &dyn Engine) -> Result<GuestClient> {
+        {
+            let row = self.row.borrow();
+            if row.state != State::Running.as_str() {
+                return Err(Error::not_ready(&self.id, &row.state));
+            }
+        }
+        self.connect(engine).await
+    }
+
+    /// Like [`Handle::guest`], whatever the record says.
+    async fn connect(&self, engine: &dyn Engine) -> Result<GuestClient> {
+        let mut slot = self.guest.lock().await;
+        if let Some(guest) = slot.as_ref().filter(|guest| !guest.is_closed()) {
+            return Ok(guest.clone());
+        }
+        let connect = async {
+            let io = engine.dial(&self.id).await?;
+            Ok::<_, Error>(GuestClient::connect(io).await?)
+        };
+        let guest = tokio::time::timeout(CONNECT, connect).await.map_err(|_| {
+            Error::new(
+                crate::error::Kind::Machine,
+                code::EXEC_FAILED,
+                "the machine does not answer",
+            )
+            .with_context("connecting to the guest took too long")
+        })??;
+        *slot = Some(guest.clone());
+        Ok(guest)
+    }
+}
+
+/// A machine that was asked for.
+#[derive(Clone, Debug)]
+pub enum Created {
+    /// It is new and runs.
+    New(Arc<MachineRow>),
+    /// The same request made it before.
+    Replayed(Arc<MachineRow>),
+}
+
+enum Recorded {
+    New(i64),
+    Replay(String),
+    Conflict,
+}
+
+/// Makes a machine and answers when it runs.
+///
+/// When the caller goes away the machine is made all the same: with the same idempotency key it is
+/// found again.
+///
+/// # Errors
+/// `capacity_exceeded`, `idempotency_conflict`, `transition_in_progress`, and those of the engine.
+pub async fn create(app: &AppState, new: NewMachine, claim: Option<Claim>) -> Result<Created> {
+    let place = app.machines.reserve(app.config.max_machines)?;
+    let id = id::new(id::MACHINE);
+    let (mut row, spec) = new.into_record(app, id, time::now());
+    let recording = row.clone();
+    let recorded = app
+        .store
+        .write(move |tx| {
+            if let Some(claim) = &claim {
+                let outcome =
+                    idempotency::claim(tx, claim, &recording.id, recording.created_at, salted)?;
+                match outcome {
+                    Outcome::New => {}
+                    Outcome::Replay(id) => return Ok(Recorded::Replay(id)),
+                    Outcome::Conflict => return Ok(Recorded::Conflict),
+                }
+            }
+            let seq = rows::insert(tx, &recording)?;
+            let event = event::record(
+                &recording.id,
+                &lifecycle::REQUESTED,
+                recording.key_id.as_deref(),
+                recording.created_at,
+            );
+            event_rows::append(tx, &event)?;
+            Ok::<_, StoreError>(Recorded::New(seq))
+        })
+        .await?;
+    match recorded {
+        Recorded::New(seq) => row.seq = seq,
+        Recorded::Replay(id) => return replay(app, &id).await.map(Created::Replayed),
+        Recorded::Conflict => {
+            return Err(Error::conflict(
+                code::IDEMPOTENCY_CONFLICT,
+                "this idempotency key was used with another body",
+            )
+            .with_action("use a new key for a new request"));
+        }
+    }
+    let (reply, made) = oneshot::channel();
+    owner::spawn(app, row, place, owner::Start::Build { spec, reply });
+    made.await
+        .map_err(|_| Error::internal("the owner of a new machine is gone"))?
+        .map(Created::New)
+}
+
+fn salted(salt: &[u8], body: &[u8]) -> Vec<u8> {
+    Sha256::new()
+        .chain_update(salt)
+        .chain_update(body)
+        .finalize()
+        .to_vec()
+}
+
+/// What an earlier request with the same key made.
+async fn replay(app: &App, id: &str) -> Result<Arc<MachineRow>> {
+    let row = get(app, id).await?;
+    if row.state == State::Creating.as_str() {
+        return Err(Error::conflict(
+            code::TRANSITION_IN_PROGRESS,
+            "the first request with this idempotency key is still under way",
+        )
+        .with_retry_after(1));
+    }
+    Ok(row)
+}
+
+/// One machine, live or ended (as long as ended ones are remembered).
+///
+/// # Errors
+/// `machine_not_found`.
+pub async fn get(app: &App, id: &str) -> Result<Arc<MachineRow>> {
+    match app.machines.get(id) {
+        Some(handle) => Ok(handle.row()),
+        None => stored(&app.store, id).await.map(Arc::new),
+    }
+}
+
+async fn stored(store: &Store, id: &str) -> Result<MachineRow> {
+    let wanted = id.to_owned();
+    store
+        .read(move |db| rows::get(db, &wanted))
+        .await?
+        .ok_or_else(|| Error::no_machine(id))
+}
+
+/// A connection to a running machine's guest.
+///
+/// # Errors
+/// `machine_not_found`, `machine_not_ready`, `exec_failed`.
+pub async fn guest(app: &App, id: &str) -> Result<GuestClient> {
+    match app.machines.get(id) {
+        Some(handle) => handle.guest(&*app.engine).await,
+        None => {
+            let row = stored(&app.store, id).await?;
+            Err(Error::not_ready(id, &row.state))
+        }
+    }
+}
+
+/// A page of machines, newest first.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// The machines.
+    pub rows: Vec<MachineRow>,
+    /// For the next page.
+    pub next_token: Option<String>,
+}
+
+/// Machines by state, template and metadata.
+///
+/// # Errors
+/// `invalid_request` for a query that means nothing.
+pub async fn list(app: &App, query: &ListMachinesQuery) -> Result<Page> {
+    let limit = query.limit.unwrap_or(page::DEFAULT_LIMIT);
+    if limit == 0 || limit > page::MAX_LIMIT {
+        return Err(Error::invalid(format!(
+            "limit: must be 1 to {}",
+            page::MAX_LIMIT
+        )));
+    }
+    let words = |text: &str| -> Vec<String> {
+        text.split(',')
+            .map(str::trim)
+            .filter(|word| !word.is_empty())
+            .map(str::to_owned)
+            .collect()
+    };
+    let mut states = words(query.state.as_deref().unwrap_or_default());
+    if let Some(unknown) = states.iter().find(|s| MachineStatus::parse(s).is_none()) {
+        return Err(Error::invalid(format!("state: unknown state {unknown:?}")));
+    }
+    if states.is_empty() {
+        states = words("creating,running,paused");
+    }
+    let metadata = match query.metadata.as_deref() {
+        None | Some("") => Vec::new(),
+        Some(text) => match serde_json::from_str(text) {
+            Ok(serde_json::Value::Object(fields)) => fields.into_iter().collect(),
+            _ => return Err(Error::invalid("metadata: must be a JSON object")),
+        },
+    };
+    let before = match query.next_token.as_deref() {
+        None | Some("") => None,
+        Some(token) => Some(
+            token
+                .strip_prefix('m')
+                .and_then(|digits| i64::from_str_radix(digits, 16).ok())
+                .ok_or_else(|| Error::invalid("next_token: not a token of this server"))?,
+        ),
+    };
+    let filter = rows::Filter {
+        states,
+        template: query.template.clone().filter(|t| !t.is_empty()),
+        metadata,
+        before,
+        limit: limit + 1,
+    };
+    let mut rows = app.store.read(move |db| rows::list(db, &filter)).await?;
+    let more = rows.len() > limit as usize;
+    rows.truncate(limit as usize);
+    let next_token = rows
+        .last()
+        .filter(|_| more)
+        .map(|last| format!("m{:x}", last.seq));
+    Ok(Page { rows, next_token })
+}
+
+/// Ends a machine. Ended ones stay as they are; ending twice is fine.
+///
+/// `key_id` is who asked, `None` for the platform itself.
+///
+/// # Errors
+/// `machine_not_found`; when the record cannot be written, nothing happened.
+pub async fn destroy(app: &App, id: &str, key_id: Option<&str>) -> Result<Arc<MachineRow>> {
+    if let Some(handle) = app.machines.get(id) {
+        let (reply, done) = oneshot::channel();
+        let message = owner::Message::Destroy {
+            key_id: key_id.map(str::to_owned),
+            reply,
+        };
+        // A machine that ends by itself at this moment no longer takes messages.
+        if handle.inbox.send(message).await.is_ok() {
+            if let Ok(result) = done.await {
+                return result;
+            }
+        }
+    }
+    let mut row = stored(&app.store, id).await?;
+    let state = State::parse(&row.state).unwrap_or(State::Error);
+    if !state.has_ended() {
+        return Err(Error::conflict(
+            code::TRANSITION_IN_PROGRESS,
+            format!("machine {id} is between two states"),
+        )
+        .with_retry_after(1));
+    }
+    let Ok(step) = lifecycle::step(state, lifecycle::Input::Destroy) else {
+        return Ok(Arc::new(row));
+    };
+    if step.state != state {
+        row.state = step.state.as_str().to_owned();
+        owner::record_step(&app.store, &row, &step, key_id, None).await?;
+    }
+    Ok(Arc::new(row))
+}
+
+/// Sets the time limit, counted from now; `None` takes it away.
+///
+/// # Errors
+/// `machine_not_found`, `machine_not_ready`.
+pub async fn set_time_limit(
+    app: &App,
+    id: &str,
+    timeout_ms: Option<u64>,
+    action: Option<TimeoutAction>,
+    key_id: Option<&str>,
+) -> Result<Arc<MachineRow>> {
+    if let Some(ms) = timeout_ms {
+        plan::check_timeout(app, ms)?;
+    }
+    plan::check_action(action.unwrap_or_default())?;
+    if let Some(handle) = app.machines.get(id) {
+        let (reply, done) = oneshot::channel();
+        let message = owner::Message::SetTimeLimit {
+            timeout_ms,
+            key_id: key_id.map(str::to_owned),
+            reply,
+        };
+        if handle.inbox.send(message).await.is_ok() {
+            if let Ok(result) = done.await {
+                return result;
+            }
+        }
+    }
+    let row = stored(&app.store, id).await?;
+    Err(Error::not_ready(id, &row.state))
+}
+
+/// Removes what is older than its retention from the record. Called now and then.
+///
+/// # Errors
+/// When the record cannot be written.
+pub async fn forget_old(app: &App) -> Result<usize> {
+    let now = time::now();
+    let before = |secs: u64| now - i64::try_from(secs).unwrap_or(0).saturating_mul(1_000_000);
+    let (ended, keys) = (
+        before(app.config.ended_retention_secs),
+        before(app.config.idempotency_retention_secs),
+    );
+    app.store
+        .write(move |tx| {
+            idempotency::forget_before(tx, keys)?;
+            Ok(rows::forget_ended_before(tx, ended)?)
+        })
+        .await
+}
+
+/// A recorded machine as the wire shows it.
+#[must_use]
+pub fn info(row: &MachineRow) -> MachineInfo {
+    let timeout_at = row.timeout_at.map(time::rfc3339);
+    MachineInfo {
+        id: row.id.clone(),
+        status: MachineStatus::parse(&row.state).unwrap_or(MachineStatus::Error),
+        template: row.template.clone(),
+        config: MachineConfig {
+            vcpus: row.vcpus,
+            memory_mb: row.memory_mb,
+            disk_mb: row.disk_mb,
+        },
+        metadata: serde_json::from_str(&row.metadata).unwrap_or_default(),
+        created_at: time::rfc3339(row.created_at),
+        started_at: row.started_at.map(time::rfc3339),
+        ended_at: row.ended_at.map(time::rfc3339),
+        timeout_ms: row.timeout_ms,
+        remaining_ms: remaining_ms(row),
+        expires_at: timeout_at.clone(),
+        timeout_at,
+        timeout_action: timeout_action(row),
+        auto_resume: row.auto_resume,
+        internet_access: row.internet_access,
+        cwd: Some(row.cwd.clone()),
+        failure_reason: row.failure_reason.clone(),
+        warm_pool_checkout: None,
+    }
+}
+
+/// What is left of a running machine's time.
+#[must_use]
+pub fn remaining_ms(row: &MachineRow) -> Option<u64> {
+    let at = row
+        .timeout_at
+        .filter(|_| row.state == State::Running.as_str())?;
+    Some(u64::try_from((at - time::now()) / 1000).unwrap_or(0))
+}
+
+/// What happens when it is over.
+#[must_use]
+pub fn timeout_action(row: &MachineRow) -> TimeoutAction {
+    if row.timeout_action == "hibernate" {
+        TimeoutAction::Hibernate
+    } else {
+        TimeoutAction::Destroy
+    }
+}

@@ -1,0 +1,338 @@
+//! The owner of one live machine: the only task that changes its state.
+//!
+//! It builds the machine or takes it over, then waits for messages and for the time limit. Every change
+//! is decided by `nullspace_lifecycle`, recorded in one transaction, published, and only then done.
+
+use std::{sync::Arc, time::Duration};
+
+use nullspace_api::time;
+use nullspace_engine::MachineSpec;
+use nullspace_lifecycle::machine::{self as lifecycle, Action, Input, Loss, State, Step};
+use nullspace_store::{
+    Store, StoreError, event as event_rows, idempotency,
+    machine::{self as rows, MachineRow},
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+
+use super::{Handle, Place};
+use crate::{
+    app::{AppState, event},
+    error::{Error, Result},
+};
+
+/// Messages that may wait for an owner.
+const INBOX: usize = 4;
+/// Pause before something that must happen is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+
+type Reply = oneshot::Sender<Result<Arc<MachineRow>>>;
+
+/// What an owner is asked.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// End the machine; answered when nothing of it runs.
+    Destroy {
+        /// Who asked.
+        key_id: Option<String>,
+        /// The way back.
+        reply: Reply,
+    },
+    /// Count a new time limit from now.
+    SetTimeLimit {
+        /// `None` takes it away.
+        timeout_ms: Option<u64>,
+        /// Who asked.
+        key_id: Option<String>,
+        /// The way back.
+        reply: Reply,
+    },
+    /// The engine says that the machine ended.
+    Ended(Loss, String),
+}
+
+/// How an owner begins.
+pub(super) enum Start {
+    /// The machine is recorded as `creating` and nothing else.
+    Build {
+        /// For the engine.
+        spec: Box<MachineSpec>,
+        /// Answered when it runs.
+        reply: Reply,
+    },
+    /// The machine is alive and recorded as running.
+    Adopt,
+}
+
+/// Starts an owner and makes its machine known.
+pub(super) fn spawn(app: &AppState, row: MachineRow, place: Place, start: Start) {
+    let (publish, watched) = watch::channel(Arc::new(row.clone()));
+    let (inbox, messages) = mpsc::channel(INBOX);
+    let handle = Arc::new(Handle {
+        id: row.id.clone(),
+        row: watched,
+        inbox,
+        guest: tokio::sync::Mutex::default(),
+    });
+    app.machines.insert(handle.clone());
+    let owner = Owner {
+        app: app.clone(),
+        row,
+        publish,
+        messages,
+        handle,
+        deadline: None,
+        _place: place,
+    };
+    tokio::spawn(owner.run(start));
+}
+
+/// Keeps a step: the row as it is now and the step's events, in one transaction.
+pub(super) async fn record_step(
+    store: &Store,
+    row: &MachineRow,
+    step: &Step,
+    key_id: Option<&str>,
+    message: Option<String>,
+) -> Result<()> {
+    let now = time::now();
+    let events: Vec<_> = step
+        .events
+        .iter()
+        .map(|e| {
+            let mut record = event::record(&row.id, e, key_id, now);
+            if e.status == "failed" {
+                record.error_code = e.reason.map(str::to_owned);
+                record.error_message = message.clone();
+            }
+            record
+        })
+        .collect();
+    let row = row.clone();
+    // A machine that never ran frees its idempotency key: asking again makes another one.
+    let never_ran = step.loss == Some(Loss::BuildFailed);
+    store
+        .write(move |tx| {
+            rows::update(tx, &row)?;
+            for event in &events {
+                event_rows::append(tx, event)?;
+            }
+            if never_ran {
+                idempotency::release(tx, &row.id)?;
+            }
+            Ok::<_, StoreError>(())
+        })
+        .await?;
+    Ok(())
+}
+
+/// The row after a step.
+pub(super) fn stepped(row: &MachineRow, step: &Step, now: i64) -> MachineRow {
+    let mut row = row.clone();
+    row.state = step.state.as_str().to_owned();
+    if let Some(loss) = step.loss {
+        row.failure_reason = Some(loss.as_str().to_owned());
+    }
+    if step.state.has_ended() {
+        row.ended_at.get_or_insert(now);
+    }
+    if step.actions.contains(&Action::StartClock) {
+        row.started_at = Some(now);
+        row.timeout_at = row.timeout_ms.map(|ms| after(now, ms));
+    }
+    row
+}
+
+fn after(now: i64, ms: u64) -> i64 {
+    now.saturating_add(i64::try_from(ms).unwrap_or(i64::MAX).saturating_mul(1000))
+}
+
+struct Owner {
+    app: AppState,
+    row: MachineRow,
+    publish: watch::Sender<Arc<MachineRow>>,
+    messages: mpsc::Receiver<Message>,
+    handle: Arc<Handle>,
+    deadline: Option<Instant>,
+    _place: Place,
+}
+
+impl Owner {
+    async fn run(mut self, start: Start) {
+        match start {
+            Start::Build { spec, reply } => self.build(*spec, reply).await,
+            Start::Adopt => self.set_deadline(),
+        }
+        while !self.state().has_ended() {
+            let limit = self.deadline;
+            let time_limit = async {
+                match limit {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                message = self.messages.recv() => match message {
+                    Some(message) => self.handle_message(message).await,
+                    None => return,
+                },
+                () = time_limit => self.must(Input::TimeLimit, None).await,
+            }
+        }
+        // Nobody finds the machine here any more; who waits in the queue is sent to the record.
+        self.app.machines.remove(&self.row.id);
+        self.messages.close();
+        while let Some(message) = self.messages.recv().await {
+            if let Message::Destroy { reply, .. } | Message::SetTimeLimit { reply, .. } = message {
+                drop(reply);
+            }
+        }
+    }
+
+    fn state(&self) -> State {
+        State::parse(&self.row.state).unwrap_or(State::Error)
+    }
+
+    async fn build(&mut self, spec: MachineSpec, reply: Reply) {
+        let built = self.app.engine.create(&spec).await;
+        // It holds the values of environment variables: gone as soon as it was used.
+        drop(spec);
+        let result = match built {
+            Ok(()) => {
+                let app = self.app.clone();
+                let handle = self.handle.clone();
+                let (recorded, guest) = tokio::join!(
+                    self.step(Input::Built, None, None),
+                    handle.connect(&*app.engine)
+                );
+                if let Err(error) = guest {
+                    tracing::warn!(machine = self.row.id, context = ?error.context, "the guest of a new machine does not answer");
+                }
+                if recorded.is_err() {
+                    // Not on record as running: then it does not run.
+                    self.must(
+                        Input::BuildFailed,
+                        Some("the record could not be written".into()),
+                    )
+                    .await;
+                }
+                recorded
+            }
+            Err(error) => {
+                tracing::warn!(machine = self.row.id, %error, "the engine could not build a machine");
+                self.must(Input::BuildFailed, Some(error.to_string())).await;
+                Err(error.into())
+            }
+        };
+        let _ = reply.send(result.map(|()| Arc::new(self.row.clone())));
+    }
+
+    async fn handle_message(&mut self, message: Message) {
+        match message {
+            Message::Destroy { key_id, reply } => {
+                let result = self.step(Input::Destroy, key_id.as_deref(), None).await;
+                let _ = reply.send(result.map(|()| Arc::new(self.row.clone())));
+            }
+            Message::SetTimeLimit {
+                timeout_ms,
+                key_id,
+                reply,
+            } => {
+                let before = (self.row.timeout_ms, self.row.timeout_at);
+                self.row.timeout_ms = timeout_ms;
+                self.row.timeout_at = timeout_ms.map(|ms| after(time::now(), ms));
+                let result = self
+                    .step(Input::SetTimeLimit, key_id.as_deref(), None)
+                    .await;
+                if result.is_err() {
+                    (self.row.timeout_ms, self.row.timeout_at) = before;
+                }
+                let _ = reply.send(result.map(|()| Arc::new(self.row.clone())));
+            }
+            Message::Ended(loss, detail) => {
+                tracing::info!(
+                    machine = self.row.id,
+                    reason = loss.as_str(),
+                    detail,
+                    "a machine ended by itself"
+                );
+                self.must(Input::Ended(loss), Some(detail)).await;
+            }
+        }
+    }
+
+    /// Decides, records, publishes, does.
+    async fn step(
+        &mut self,
+        input: Input,
+        key_id: Option<&str>,
+        message: Option<String>,
+    ) -> Result<()> {
+        let step = lifecycle::step(self.state(), input)
+            .map_err(|refused| Error::not_ready(&self.row.id, refused.state.as_str()))?;
+        let row = stepped(&self.row, &step, time::now());
+        record_step(&self.app.store, &row, &step, key_id, message).await?;
+        self.row = row;
+        self.publish.send_replace(Arc::new(self.row.clone()));
+        for action in step.actions {
+            match action {
+                Action::StartClock | Action::KeepClock => self.set_deadline(),
+                Action::EndMachine => self.end().await,
+            }
+        }
+        Ok(())
+    }
+
+    /// A fact: it is recorded even if that takes several attempts.
+    async fn must(&mut self, input: Input, message: Option<String>) {
+        while let Err(error) = self.step(input, None, message.clone()).await {
+            if matches!(error.kind, crate::error::Kind::Conflict) {
+                return;
+            }
+            tracing::error!(machine = self.row.id, context = ?error.context, "a change could not be recorded; trying again");
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    fn set_deadline(&mut self) {
+        self.deadline = self.row.timeout_at.map(|at| {
+            let left = u64::try_from(at - time::now()).unwrap_or(0);
+            Instant::now() + Duration::from_micros(left)
+        });
+    }
+
+    /// Has the engine end what is left. The record says already that the machine is no more, so a failure
+    /// is no news for the caller; it is tried again behind the scenes.
+    async fn end(&mut self) {
+        *self.handle.guest.lock().await = None;
+        let (app, id) = (self.app.clone(), self.row.id.clone());
+        let destroyed = self.state() == State::Destroyed;
+        match app.engine.destroy(&id).await {
+            Ok(()) => ended(&app, &id, destroyed),
+            Err(error) => {
+                tracing::error!(machine = id, %error, "the engine could not end a machine; trying again");
+                tokio::spawn(async move {
+                    let mut pause = RETRY;
+                    loop {
+                        tokio::time::sleep(pause).await;
+                        if app.engine.destroy(&id).await.is_ok() {
+                            return ended(&app, &id, destroyed);
+                        }
+                        pause = (pause * 2).min(Duration::from_secs(60));
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// Says in the log that nothing of the machine is left.
+fn ended(app: &AppState, id: &str, destroyed: bool) {
+    if destroyed {
+        let event = event::record(id, &lifecycle::DESTROYED, None, time::now());
+        app.store
+            .write_later(move |tx| event_rows::append(tx, &event).map(drop));
+    }
+}

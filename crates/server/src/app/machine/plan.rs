@@ -1,0 +1,449 @@
+//! From what was asked to what is built: checks every field of a create request.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use nullspace_api::{
+    error::code,
+    machine::{
+        CreateMachineRequest, EgressMode, NetworkPolicy, TimeoutAction, WarmPoolCheckout,
+        WarmPoolMode,
+    },
+};
+use nullspace_engine::{Bind, MachineSpec};
+use nullspace_lifecycle::machine::State;
+use nullspace_store::machine::MachineRow;
+use nullspace_templates::Layer;
+use serde_json::{Map, Value};
+
+use crate::{
+    app::App,
+    error::{Error, Kind, Result},
+};
+
+/// The platform's own folder in every machine.
+pub const RESERVED: &str = "/workspace/.nullspace";
+/// The most metadata a machine carries, as JSON.
+const MAX_METADATA: usize = 64 << 10;
+/// The most environment a machine gets.
+const MAX_ENVS: usize = 512 << 10;
+
+/// A machine to be made; what it asks for was checked.
+#[derive(Clone, Debug)]
+pub struct NewMachine {
+    /// What it starts from.
+    pub template: Arc<Layer>,
+    /// Finished read-only trees above the template's, topmost first.
+    pub layers: Vec<PathBuf>,
+    /// Host paths shown inside, besides the template's.
+    pub binds: Vec<Bind>,
+    /// Whole CPUs.
+    pub vcpus: u32,
+    /// MiB.
+    pub memory_mb: u64,
+    /// MiB that must be free.
+    pub disk_mb: Option<u64>,
+    /// Time limit; `None` for none.
+    pub timeout_ms: Option<u64>,
+    /// Whether it may reach the internet.
+    pub internet_access: bool,
+    /// Whether previews are open to all.
+    pub allow_public_traffic: bool,
+    /// Environment of every command.
+    pub envs: BTreeMap<String, String>,
+    /// Default working directory.
+    pub cwd: String,
+    /// The caller's own words.
+    pub metadata: Map<String, Value>,
+    /// Who asked; `None` for the platform itself.
+    pub key_id: Option<String>,
+    /// The run or service it backs.
+    pub owner: Option<String>,
+}
+
+impl NewMachine {
+    /// A machine of this template with this server's defaults and no time limit.
+    #[must_use]
+    pub fn from_template(app: &App, template: Arc<Layer>) -> Self {
+        Self {
+            cwd: template.default_cwd.clone(),
+            template,
+            layers: Vec::new(),
+            binds: Vec::new(),
+            vcpus: app.config.default_vcpus,
+            memory_mb: app.config.default_memory_mb,
+            disk_mb: None,
+            timeout_ms: None,
+            internet_access: true,
+            allow_public_traffic: true,
+            envs: BTreeMap::new(),
+            metadata: Map::new(),
+            key_id: None,
+            owner: None,
+        }
+    }
+
+    /// Splits it into what is recorded and what the engine gets. Values of environment variables go to
+    /// the engine alone.
+    pub(super) fn into_record(
+        self,
+        app: &App,
+        id: String,
+        now: i64,
+    ) -> (MachineRow, Box<MachineSpec>) {
+        let row = MachineRow {
+            seq: 0,
+            id: id.clone(),
+            state: State::Creating.as_str().to_owned(),
+            template: self.template.name.clone(),
+            layer_digest: self.template.digest.clone(),
+            vcpus: self.vcpus,
+            memory_mb: self.memory_mb,
+            disk_mb: self.disk_mb,
+            timeout_ms: self.timeout_ms,
+            timeout_action: "destroy".into(),
+            timeout_at: None,
+            auto_resume: false,
+            internet_access: self.internet_access,
+            allow_public_traffic: self.allow_public_traffic,
+            cwd: self.cwd.clone(),
+            metadata: Value::Object(self.metadata).to_string(),
+            key_id: self.key_id,
+            owner: self.owner,
+            failure_reason: None,
+            created_at: now,
+            started_at: None,
+            ended_at: None,
+        };
+        let mut env: BTreeMap<String, String> = self.template.env.iter().cloned().collect();
+        env.extend(self.envs);
+        let template_binds = self.template.binds.iter().map(|bind| Bind {
+            source: bind.source.clone(),
+            target: bind.target.clone(),
+            read_only: bind.read_only,
+        });
+        let spec = MachineSpec {
+            hostname: id.replace('_', "-"),
+            id,
+            lower: self
+                .layers
+                .into_iter()
+                .chain(self.template.lower.iter().cloned())
+                .collect(),
+            binds: template_binds.chain(self.binds).collect(),
+            env,
+            cwd: self.cwd,
+            cpu_millis: self.vcpus.saturating_mul(1000),
+            memory_bytes: self.memory_mb << 20,
+            pids_max: app.config.max_pids,
+            internet: self.internet_access,
+        };
+        (row, Box::new(spec))
+    }
+}
+
+/// Checks a create request against this server. The second value says how the machine is come by, when
+/// the request spoke about warm pools.
+///
+/// # Errors
+/// `invalid_request` with the field, `not_implemented` with the feature, `template_not_found`,
+/// `no_eligible_runtime_host` when the disk is too full.
+pub fn plan(
+    app: &App,
+    request: CreateMachineRequest,
+    key_id: &str,
+) -> Result<(NewMachine, Option<WarmPoolCheckout>)> {
+    refuse_later_features(&request)?;
+    let checkout = warm_pool(&request)?;
+    let template = app
+        .templates
+        .find(request.template.as_deref().unwrap_or("base"))?;
+    let vcpus = request.vcpus.unwrap_or(app.config.default_vcpus);
+    if vcpus == 0 || vcpus > app.config.max_vcpus {
+        return Err(Error::invalid(format!(
+            "vcpus: must be 1 to {}",
+            app.config.max_vcpus
+        )));
+    }
+    let memory_mb = request.memory_mb.unwrap_or(app.config.default_memory_mb);
+    if memory_mb < 32 || memory_mb > app.config.max_memory_mb {
+        return Err(Error::invalid(format!(
+            "memory_mb: must be 32 to {}",
+            app.config.max_memory_mb
+        )));
+    }
+    if let Some(disk_mb) = request.disk_mb {
+        check_disk(app, disk_mb)?;
+    }
+    let timeout_ms = request.timeout_ms.unwrap_or(app.config.default_timeout_ms);
+    check_timeout(app, timeout_ms)?;
+    let cwd = match request.cwd.filter(|cwd| !cwd.is_empty()) {
+        Some(cwd) => check_cwd(&cwd)?,
+        None => template.default_cwd.clone(),
+    };
+    let envs = request.envs.unwrap_or_default();
+    check_envs(&envs)?;
+    let metadata = request.metadata.unwrap_or_default();
+    if serde_json::to_string(&metadata).map_or(0, |text| text.len()) > MAX_METADATA {
+        return Err(Error::invalid(format!(
+            "metadata: over {MAX_METADATA} bytes"
+        )));
+    }
+    let network = request.network.unwrap_or_default();
+    let internet_access = request.internet_access.unwrap_or(true) && egress_allowed(&network)?;
+    let new = NewMachine {
+        vcpus,
+        memory_mb,
+        disk_mb: request.disk_mb,
+        timeout_ms: Some(timeout_ms),
+        internet_access,
+        allow_public_traffic: network.allow_public_traffic.unwrap_or(true),
+        envs,
+        cwd,
+        metadata,
+        key_id: Some(key_id.to_owned()),
+        ..NewMachine::from_template(app, template)
+    };
+    Ok((new, checkout))
+}
+
+/// What belongs to later pieces of work is refused by name, never ignored.
+fn refuse_later_features(request: &CreateMachineRequest) -> Result<()> {
+    if request.snapshot_id.is_some() {
+        return Err(Error::not_implemented(
+            "starting from a snapshot (snapshot_id)",
+        ));
+    }
+    if request.desktop.is_some() {
+        return Err(Error::not_implemented("desktops (desktop)"));
+    }
+    if request.volumes.as_ref().is_some_and(|v| !v.is_empty()) {
+        return Err(Error::not_implemented("volumes (volumes)"));
+    }
+    if request.inactivity_timeout_ms.is_some() {
+        return Err(Error::not_implemented(
+            "ending a machine that is not used (inactivity_timeout_ms)",
+        ));
+    }
+    if request.auto_delete_after_ms.is_some() {
+        return Err(Error::not_implemented(
+            "forgetting a hibernated machine (auto_delete_after_ms)",
+        ));
+    }
+    let on_timeout = request.lifecycle.as_ref().and_then(|l| l.on_timeout);
+    if let (Some(a), Some(b)) = (request.timeout_action, on_timeout) {
+        if a != b {
+            return Err(Error::invalid(
+                "lifecycle.on_timeout: says another action than timeout_action",
+            ));
+        }
+    }
+    let action = request.timeout_action.or(on_timeout).unwrap_or_default();
+    check_action(action)?;
+    if request.auto_resume == Some(true) {
+        return Err(Error::invalid(
+            "auto_resume: needs timeout_action hibernate",
+        ));
+    }
+    Ok(())
+}
+
+/// Hibernation has its place on the wire but is not there yet.
+pub(super) fn check_action(action: TimeoutAction) -> Result<()> {
+    match action {
+        TimeoutAction::Destroy => Ok(()),
+        TimeoutAction::Hibernate => Err(Error::not_implemented(
+            "hibernating a machine (timeout_action hibernate)",
+        )
+        .with_action("use timeout_action destroy")),
+    }
+}
+
+fn warm_pool(request: &CreateMachineRequest) -> Result<Option<WarmPoolCheckout>> {
+    let Some(warm_pool) = &request.warm_pool else {
+        return Ok(None);
+    };
+    let mode = warm_pool.mode.unwrap_or_default();
+    let source = match mode {
+        WarmPoolMode::Require => {
+            return Err(
+                Error::not_implemented("warm pools (warm_pool mode require)")
+                    .with_action("use mode prefer"),
+            );
+        }
+        WarmPoolMode::Prefer => "cold_create",
+        WarmPoolMode::Bypass => "bypassed",
+    };
+    Ok(Some(WarmPoolCheckout {
+        source: source.into(),
+        hit: false,
+        id: warm_pool.id.clone(),
+        mode,
+    }))
+}
+
+/// Whether the rules leave the internet open; rules that this server cannot keep are refused.
+fn egress_allowed(network: &NetworkPolicy) -> Result<bool> {
+    let given = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|l| !l.is_empty());
+    if given(&network.allow_out) || given(&network.deny_out) {
+        return Err(Error::not_implemented(
+            "rules for single networks (network.allow_out, network.deny_out)",
+        )
+        .with_action("use internet_access to allow all or nothing"));
+    }
+    if network.mask_request_host.is_some() {
+        return Err(Error::not_implemented(
+            "preview host names (network.mask_request_host)",
+        ));
+    }
+    let Some(egress) = &network.egress else {
+        return Ok(true);
+    };
+    if egress.mode == Some(EgressMode::Custom)
+        || given(&egress.allow_cidrs)
+        || given(&egress.deny_cidrs)
+        || egress.rate_limit.is_some()
+    {
+        return Err(Error::not_implemented(
+            "rules for single networks (network.egress with mode custom, lists or a rate limit)",
+        )
+        .with_action("use mode allow_all or deny_all"));
+    }
+    Ok(egress.mode != Some(EgressMode::DenyAll))
+}
+
+pub(super) fn check_timeout(app: &App, ms: u64) -> Result<()> {
+    if ms == 0 || ms > app.config.max_timeout_ms {
+        return Err(Error::invalid(format!(
+            "timeout_ms: must be 1 to {}",
+            app.config.max_timeout_ms
+        )));
+    }
+    Ok(())
+}
+
+fn check_envs(envs: &BTreeMap<String, String>) -> Result<()> {
+    // The messages name the variable, never its value.
+    for (name, value) in envs {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Err(Error::invalid(format!(
+                "envs: {name:?} cannot be the name of a variable"
+            )));
+        }
+        if value.contains('\0') {
+            return Err(Error::invalid(format!(
+                "envs.{name}: the value holds a NUL byte"
+            )));
+        }
+    }
+    let size: usize = envs.iter().map(|(k, v)| k.len() + v.len() + 2).sum();
+    if size > MAX_ENVS {
+        return Err(Error::invalid(format!("envs: over {MAX_ENVS} bytes")));
+    }
+    Ok(())
+}
+
+/// A working directory as a machine gets it: absolute, without `.` and `..`, not in the platform's own
+/// folder. A slash at the end is taken off.
+///
+/// # Errors
+/// `invalid_request`.
+pub fn check_cwd(cwd: &str) -> Result<String> {
+    let path = match cwd.trim_end_matches('/') {
+        "" if cwd.starts_with('/') => "/",
+        path => path,
+    };
+    let clean = path == "/"
+        || path.strip_prefix('/').is_some_and(|rest| {
+            !rest.contains('\0') && rest.split('/').all(|s| !matches!(s, "" | "." | ".."))
+        });
+    if !clean {
+        return Err(Error::invalid(format!(
+            "cwd: {cwd:?} is not an absolute path without . and .."
+        )));
+    }
+    if is_reserved("/", path) {
+        return Err(Error::invalid(format!("cwd: {RESERVED} is reserved")));
+    }
+    Ok(path.to_owned())
+}
+
+/// Whether a path, started at `base` if it is relative, is the platform's own folder or in it.
+#[must_use]
+pub fn is_reserved(base: &str, path: &str) -> bool {
+    let base = if path.starts_with('/') { "" } else { base };
+    let mut parts: Vec<&str> = Vec::new();
+    for part in base.split('/').chain(path.split('/')) {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            name => parts.push(name),
+        }
+    }
+    let mut reserved = RESERVED.split('/').skip(1);
+    reserved.all({
+        let mut parts = parts.into_iter();
+        move |wanted| parts.next() == Some(wanted)
+    })
+}
+
+fn check_disk(app: &App, disk_mb: u64) -> Result<()> {
+    if disk_mb == 0 {
+        return Err(Error::invalid("disk_mb: must be at least 1"));
+    }
+    let stat = rustix::fs::statvfs(&app.data_dir)
+        .map_err(|e| Error::internal(format!("reading free disk space: {e}")))?;
+    let free_mb = stat.f_bavail.saturating_mul(stat.f_frsize) >> 20;
+    if disk_mb > free_mb {
+        return Err(Error::new(
+            Kind::Unavailable,
+            code::NO_ELIGIBLE_RUNTIME_HOST,
+            format!("disk_mb: {free_mb} MiB are free, {disk_mb} were asked for"),
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reserved_folder_is_seen_through_dots() {
+        for (base, path) in [
+            ("/", "/workspace/.nullspace"),
+            ("/", "//workspace/./.nullspace/a"),
+            ("/workspace", ".nullspace/a"),
+            ("/workspace/src", "../.nullspace"),
+        ] {
+            assert!(is_reserved(base, path), "{base} {path}");
+        }
+        for path in [
+            "/workspace",
+            "/workspace/.nullspace/..",
+            "/a/.nullspace",
+            "/",
+        ] {
+            assert!(!is_reserved("/", path), "{path}");
+        }
+    }
+
+    #[test]
+    fn working_directories() {
+        for good in ["/", "/workspace", "/a/b/", "/workspace/.nullspaces"] {
+            assert!(check_cwd(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "work",
+            "/a/../b",
+            "/a//b",
+            "/./a",
+            "/workspace/.nullspace",
+            "/workspace/.nullspace/x",
+        ] {
+            assert!(check_cwd(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! What the server does, without HTTP: authorise, decide, record, act. `http` calls it; one file per noun.
+
+pub mod agent;
+pub mod event;
+pub mod exec;
+pub mod file;
+pub mod health;
+pub mod key;
+pub mod machine;
+pub mod output;
+pub mod process;
+pub mod template;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
+
+use nullspace_engine::Engine;
+use nullspace_store::Store;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::config::Config;
+
+/// Everything the handlers share.
+pub struct App {
+    /// Limits and habits.
+    pub config: Config,
+    /// `nullspace.db`, `machines/`, `outputs/`, … live here.
+    pub data_dir: PathBuf,
+    /// The record.
+    pub store: Store,
+    /// What makes machines real.
+    pub engine: Arc<dyn Engine>,
+    /// What machines start from.
+    pub templates: template::Registry,
+    /// The valid API keys.
+    pub keys: key::Ring,
+    /// The live machines.
+    pub machines: machine::Live,
+    /// Files of machines that are gone; set by the agent side at start-up.
+    pub outputs: OnceLock<Arc<dyn output::Outputs>>,
+    /// The agent side's own state.
+    pub agents: agent::Agents,
+    /// Cancelled when the server is told to stop: open streams end themselves then.
+    pub stopping: CancellationToken,
+    /// Work that goes on behind the requests; waited for (shortly) when the server stops.
+    pub tasks: TaskTracker,
+}
+
+/// As handlers get it.
+pub type AppState = Arc<App>;
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App")
+            .field("data_dir", &self.data_dir)
+            .field("engine", &self.engine.name())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// The id of the key.
+    pub key_id: Arc<str>,
+}

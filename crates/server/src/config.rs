@@ -1,0 +1,68 @@
+//! Settings of the server. The CLI reads them from defaults, file, environment and flags.
+
+use serde::{Deserialize, Serialize};
+
+/// Limits and habits. Every field has a default.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// Machines alive at once.
+    pub max_machines: usize,
+    /// The most CPUs one machine may ask for.
+    pub max_vcpus: u32,
+    /// The most memory one machine may ask for.
+    pub max_memory_mb: u64,
+    /// The longest time limit of a machine.
+    pub max_timeout_ms: u64,
+    /// CPUs of a machine that asks for none.
+    pub default_vcpus: u32,
+    /// Memory of a machine that asks for none.
+    pub default_memory_mb: u64,
+    /// Time limit of a machine that asks for none.
+    pub default_timeout_ms: u64,
+    /// Processes and threads of one machine.
+    pub max_pids: u32,
+    /// How long machines that ended can be read, in seconds.
+    pub ended_retention_secs: u64,
+    /// How long idempotency keys are remembered, in seconds.
+    pub idempotency_retention_secs: u64,
+    /// How long a foreground command runs before its answer is begun, in milliseconds. Clients give up
+    /// after 30 s of silence; once the answer is begun a time limit can only be an exit code.
+    pub exec_patience_ms: u64,
+    /// How long requests under way may take when the server is told to stop, in seconds.
+    pub drain_secs: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_machines: 4096,
+            max_vcpus: 64,
+            max_memory_mb: host_memory_mb().max(2048),
+            max_timeout_ms: 30 * 24 * 3600 * 1000,
+            default_vcpus: 1,
+            default_memory_mb: 512,
+            default_timeout_ms: 300_000,
+            max_pids: 4096,
+            ended_retention_secs: 7 * 24 * 3600,
+            idempotency_retention_secs: 24 * 3600,
+            exec_patience_ms: 15_000,
+            drain_secs: 10,
+        }
+    }
+}
+
+/// What the host has; 0 when it does not say.
+fn host_memory_mb() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    text.lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| {
+            rest.trim()
+                .trim_end_matches("kB")
+                .trim()
+                .parse::<u64>()
+                .ok()
+        })
+        .map_or(0, |kb| kb / 1024)
+}

@@ -1,0 +1,361 @@
+//! `…/files` (JSON) and `…/file` (raw bytes).
+
+use axum::{
+    body::Body,
+    extract::{FromRequest, Multipart, Request, State},
+    response::{IntoResponse, Response},
+};
+use base64::Engine as _;
+use futures_util::StreamExt;
+use http::{HeaderMap, StatusCode, header};
+use nullspace_api::{
+    ErrorBody,
+    error::code,
+    file::{
+        Encoding, ExistsResponse, FileInfo, FileQuery, ListFilesQuery, PathRequest,
+        PermissionsRequest, ReadFileRequest, ReadFileResponse, RenameFileRequest, WriteFileRequest,
+    },
+};
+use nullspace_protocol::ByteStream;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    batch::pump,
+    body::{self, Range},
+    extract::{Json, JsonBody, Path, Query, is_content_type},
+};
+use crate::{
+    app::{
+        AppState,
+        file::{self, Files},
+    },
+    error::{Error, Kind, Result},
+};
+
+/// The largest body of a JSON write.
+const WRITE_LIMIT: usize = 64 << 20;
+/// Bytes of a kept file read at once.
+const CHUNK: usize = 256 << 10;
+
+pub(super) fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .routes(routes!(list_files))
+        .routes(routes!(read_file))
+        .routes(routes!(write_file))
+        .routes(routes!(file_exists))
+        .routes(routes!(file_info))
+        .routes(routes!(make_directory))
+        .routes(routes!(remove_file))
+        .routes(routes!(rename_file))
+        .routes(routes!(set_permissions))
+        .routes(routes!(download_file, put_file, post_file))
+}
+
+/// List a directory; links are listed, not followed.
+#[utoipa::path(get, path = "/{id}/files", tag = "files", params(("id" = String, Path), ListFilesQuery),
+    responses((status = 200, body = Vec<FileInfo>), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+async fn list_files(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    Query(query): Query<ListFilesQuery>,
+) -> Result<Json<Vec<FileInfo>>> {
+    let files = Files::open(&app, &id, query.user).await?;
+    let path = query.path.unwrap_or_else(|| "/".into());
+    files.list(path, query.depth.unwrap_or(1)).await.map(Json)
+}
+
+/// Read a file as text or base64.
+#[utoipa::path(post, path = "/{id}/files/read", tag = "files", params(("id" = String, Path)), request_body = ReadFileRequest,
+    responses((status = 200, body = ReadFileResponse), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 413, body = ErrorBody)))]
+async fn read_file(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    Json(request): Json<ReadFileRequest>,
+) -> Result<Json<ReadFileResponse>> {
+    let files = Files::open(&app, &id, request.user).await?;
+    let encoding = request.encoding.unwrap_or_default();
+    let (content, size) = files.content(request.path, encoding).await?;
+    Ok(Json(ReadFileResponse {
+        content,
+        encoding,
+        size,
+    }))
+}
+
+/// Write a file from text or base64; parents are made.
+#[utoipa::path(post, path = "/{id}/files/write", tag = "files", params(("id" = String, Path)), request_body = WriteFileRequest,
+    responses((status = 200, body = FileInfo), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody), (status = 413, body = ErrorBody)))]
+async fn write_file(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    JsonBody(request): JsonBody<WriteFileRequest, WRITE_LIMIT>,
+) -> Result<Json<FileInfo>> {
+    let bytes = match request.encoding.unwrap_or_default() {
+        Encoding::Utf8 => request.content.into_bytes(),
+        Encoding::Base64 => base64::engine::general_purpose::STANDARD
+            .decode(request.content)
+            .map_err(|e| Error::invalid(format!("content: not base64: {e}")))?,
+    };
+    let files = Files::open(&app, &id, request.user).await?;
+    files
+        .write_bytes(request.path, bytes.into())
+        .await
+        .map(Json)
+}
+
+/// Whether there is something at a path.
+#[utoipa::path(post, path = "/{id}/files/exists", tag = "files", params(("id" = String, Path)), request_body = PathRequest,
+    responses((status = 200, body = ExistsResponse), (status = 403, body = ErrorBody)))]
+async fn file_exists(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    Json(request): Json<PathRequest>,
+) -> Result<Json<ExistsResponse>> {
+    let files = Files::open(&app, &id, request.user).await?;
+    let exists = files.exists(request.path).await?;
+    Ok(Json(ExistsResponse { exists }))
+}
+
+/// What is at a path; links are not followed.
+#[utoipa::path(post, path = "/{id}/files/info", tag = "files", params(("id" = String, Path)), request_body = PathRequest,
+    responses((status = 200, body = FileInfo), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)))]
+async fn file_info(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    Json(request): Json<PathRequest>,
+) -> Result<Json<FileInfo>> {
+    let files = Files::open(&app, &id, request.user).await?;
+    files.info(request.path).await.map(Json)
+}
+
+/// Make a directory and its parents; one that exists is fine.
+#[utoipa::path(post, path = "/{id}/files/mkdir", tag = "files", params(("id" = String, Path)), request_body = PathRequest,
+    responses((status = 204), (status = 403, body = ErrorBody), (status = 409, body = ErrorBody)))]
+async fn make_directory(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    Json(request): Json<PathRequest>,
+) -> Result<StatusCode> {
+    let files = Files::open(&app, &id, request.user).await?;
+    files.mkdir(request.path).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Remove a file or a whole directory.
+#[utoipa::path(post, path = "/{id}/files/remove", tag = "files", params(("id" = String, Path)), request_body = PathRequest,
+    responses((status = 204), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)))]
+async fn remove_file(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    Json(request): Json<PathRequest>,
+) -> Result<StatusCode> {
+    let files = Files::open(&app, &id, request.user).await?;
+    files.remove(request.path).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Move a file or directory.
+#[utoipa::path(post, path = "/{id}/files/rename", tag = "files", params(("id" = String, Path)), request_body = RenameFileRequest,
+    responses((status = 200, body = FileInfo), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+async fn rename_file(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    Json(request): Json<RenameFileRequest>,
+) -> Result<Json<FileInfo>> {
+    let files = Files::open(&app, &id, request.user).await?;
+    files
+        .rename(request.old_path, request.new_path)
+        .await
+        .map(Json)
+}
+
+/// Set permission bits.
+#[utoipa::path(post, path = "/{id}/files/permissions", tag = "files", params(("id" = String, Path)), request_body = PermissionsRequest,
+    responses((status = 204), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)))]
+async fn set_permissions(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    Json(request): Json<PermissionsRequest>,
+) -> Result<StatusCode> {
+    let files = Files::open(&app, &id, request.user).await?;
+    files
+        .permissions(request.path, &request.permissions)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Download a file, or a byte range of it. Kept files of a machine that is gone are served too.
+#[utoipa::path(get, path = "/{id}/file", tag = "files",
+    params(("id" = String, Path), FileQuery, ("Range" = Option<String>, Header, description = "`bytes=0-99`")),
+    responses((status = 200, content_type = "application/octet-stream"), (status = 206, content_type = "application/octet-stream"),
+        (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 416, body = ErrorBody)))]
+async fn download_file(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    Query(query): Query<FileQuery>,
+    headers: HeaderMap,
+) -> Result<Response> {
+    let wanted = headers
+        .get(header::RANGE)
+        .and_then(|value| value.to_str().ok());
+    let files = match Files::open(&app, &id, query.user).await {
+        Ok(files) => files,
+        Err(error)
+            if matches!(
+                error.code,
+                code::MACHINE_NOT_FOUND | code::MACHINE_NOT_READY
+            ) =>
+        {
+            return kept(&app, &id, &query.path, wanted).await;
+        }
+        Err(error) => return Err(error),
+    };
+    let Some(wanted) = wanted else {
+        let (info, bytes) = files.read(query.path, 0, None).await?;
+        return Ok(whole(info.size, bytes));
+    };
+    let size = files.size(query.path.clone()).await?;
+    match body::range(wanted, size) {
+        Range::Whole => {
+            let (info, bytes) = files.read(query.path, 0, None).await?;
+            Ok(whole(info.size, bytes))
+        }
+        Range::Part { start, end } => {
+            let (_, bytes) = files.read(query.path, start, Some(end - start + 1)).await?;
+            Ok(part(start, end, size, bytes))
+        }
+        Range::Unsatisfiable => Err(unsatisfiable(size)),
+    }
+}
+
+async fn kept(app: &AppState, id: &str, path: &str, wanted: Option<&str>) -> Result<Response> {
+    let kept = file::kept(app, id, path).await?;
+    let mut file = kept.file;
+    match wanted.map_or(Range::Whole, |wanted| body::range(wanted, kept.size)) {
+        Range::Whole => Ok(whole(kept.size, reader(file.take(kept.size)))),
+        Range::Part { start, end } => {
+            file.seek(std::io::SeekFrom::Start(start))
+                .await
+                .map_err(|e| Error::internal(format!("reading a kept file: {e}")))?;
+            Ok(part(
+                start,
+                end,
+                kept.size,
+                reader(file.take(end - start + 1)),
+            ))
+        }
+        Range::Unsatisfiable => Err(unsatisfiable(kept.size)),
+    }
+}
+
+fn reader(file: tokio::io::Take<tokio::fs::File>) -> ByteStream {
+    tokio_util::io::ReaderStream::with_capacity(file, CHUNK).boxed()
+}
+
+fn unsatisfiable(size: u64) -> Error {
+    Error::new(
+        Kind::Range,
+        code::INVALID_REQUEST,
+        format!("range: the file has {size} bytes"),
+    )
+}
+
+fn whole(size: u64, bytes: ByteStream) -> Response {
+    (
+        [
+            (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+            (header::ACCEPT_RANGES, "bytes".to_owned()),
+            (header::CONTENT_LENGTH, size.to_string()),
+        ],
+        exactly(size, bytes),
+    )
+        .into_response()
+}
+
+fn part(start: u64, end: u64, size: u64, bytes: ByteStream) -> Response {
+    let length = end - start + 1;
+    (
+        StatusCode::PARTIAL_CONTENT,
+        [
+            (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+            (header::ACCEPT_RANGES, "bytes".to_owned()),
+            (header::CONTENT_LENGTH, length.to_string()),
+            (header::CONTENT_RANGE, format!("bytes {start}-{end}/{size}")),
+        ],
+        exactly(length, bytes),
+    )
+        .into_response()
+}
+
+/// A file may grow or shrink while it is read: what was announced is what is sent, or the answer breaks
+/// off visibly.
+fn exactly(size: u64, bytes: ByteStream) -> Body {
+    let stream = futures_util::stream::unfold((bytes, size), |(mut bytes, left)| async move {
+        if left == 0 {
+            return None;
+        }
+        match bytes.next().await? {
+            Ok(mut chunk) => {
+                chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+                let left = left - chunk.len() as u64;
+                Some((Ok(chunk), (bytes, left)))
+            }
+            Err(error) => Some((Err(error), (bytes, 0))),
+        }
+    });
+    Body::from_stream(stream)
+}
+
+/// Upload a file as the raw body; it appears whole or not at all.
+#[utoipa::path(put, path = "/{id}/file", tag = "files", params(("id" = String, Path), FileQuery),
+    request_body(content_type = "application/octet-stream"),
+    responses((status = 204), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody)))]
+async fn put_file(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    Query(query): Query<FileQuery>,
+    request: Request,
+) -> Result<StatusCode> {
+    let files = Files::open(&app, &id, query.user).await?;
+    files
+        .write(query.path, body::stream(request.into_body()))
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Upload a file as the part `file` of a form, or as the raw body.
+#[utoipa::path(post, path = "/{id}/file", tag = "files", params(("id" = String, Path), FileQuery),
+    request_body(content_type = "multipart/form-data"),
+    responses((status = 204), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody)))]
+async fn post_file(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    Query(query): Query<FileQuery>,
+    request: Request,
+) -> Result<StatusCode> {
+    let files = Files::open(&app, &id, query.user).await?;
+    if !is_content_type(request.headers(), "multipart/form-data") {
+        files
+            .write(query.path, body::stream(request.into_body()))
+            .await?;
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    let mut form = Multipart::from_request(request, &())
+        .await
+        .map_err(|e| Error::invalid(format!("form: {}", e.body_text())))?;
+    loop {
+        let field = form
+            .next_field()
+            .await
+            .map_err(|e| Error::invalid(format!("form: {}", e.body_text())))?;
+        match field {
+            Some(field) if field.name() == Some("file") => {
+                pump(&files, query.path, field).await?;
+                return Ok(StatusCode::NO_CONTENT);
+            }
+            Some(_) => {}
+            None => return Err(Error::invalid("form: the part `file` is missing")),
+        }
+    }
+}

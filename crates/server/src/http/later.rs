@@ -1,0 +1,76 @@
+//! Routes of the wire that this server does not have yet: a clear refusal instead of a 404.
+
+use axum::{Router, routing::any};
+
+use crate::{app::AppState, error::Error};
+
+/// Under a machine, by feature.
+const OF_A_MACHINE: &[(&str, &[&str])] = &[
+    (
+        "hibernating and resuming machines",
+        &["hibernate", "pause", "resume"],
+    ),
+    ("forking machines", &["fork"]),
+    ("snapshots", &["snapshots"]),
+    ("machine metrics", &["metrics"]),
+    (
+        "preview urls",
+        &[
+            "host",
+            "ports/{*rest}",
+            "preview-urls",
+            "preview-urls/{*rest}",
+        ],
+    ),
+    ("ssh access", &["ssh-access"]),
+    ("volumes", &["volumes", "volumes/{*rest}"]),
+    ("egress rules", &["egress"]),
+    ("terminals", &["pty", "pty/{*rest}"]),
+    ("web sockets", &["ws", "lifecycle/ws"]),
+    ("code contexts", &["code", "code/{*rest}"]),
+    ("desktops", &["desktop", "desktop/{*rest}"]),
+    ("git operations", &["git/{*rest}"]),
+    (
+        "searching and replacing in files",
+        &["files/find", "files/search", "files/replace"],
+    ),
+    (
+        "signed file urls",
+        &["files/download-url", "files/upload-url"],
+    ),
+    ("upload sessions", &["uploads", "uploads/{*rest}"]),
+];
+
+/// Everywhere else.
+const ELSEWHERE: &[(&str, &[&str])] = &[
+    ("snapshots", &["snapshots", "snapshots/{*rest}"]),
+    ("volumes", &["volumes", "volumes/{*rest}"]),
+    ("web sockets", &["lifecycle/ws", "monitor/ws"]),
+    (
+        "lifecycle webhooks",
+        &["lifecycle/webhooks", "lifecycle/webhooks/{*rest}"],
+    ),
+    ("template builds", &["templates", "templates/{*rest}"]),
+    (
+        "warm pools",
+        &["template-warm-pools", "template-warm-pools/{*rest}"],
+    ),
+];
+
+pub(super) fn routes() -> Router<AppState> {
+    let mut router = Router::new();
+    let refuse = |what: &'static str| any(move || async move { Error::not_implemented(what) });
+    for &(what, paths) in OF_A_MACHINE {
+        for path in paths {
+            for prefix in ["machines", "sandboxes"] {
+                router = router.route(&format!("/v1/{prefix}/{{id}}/{path}"), refuse(what));
+            }
+        }
+    }
+    for &(what, paths) in ELSEWHERE {
+        for path in paths {
+            router = router.route(&format!("/v1/{path}"), refuse(what));
+        }
+    }
+    router
+}

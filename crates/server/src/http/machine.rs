@@ -1,0 +1,214 @@
+//! `/v1/machines`: create, list, get, delete, time limit.
+
+use axum::{
+    Extension,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, StatusCode};
+use nullspace_api::{
+    ErrorBody,
+    error::code,
+    machine::{
+        CreateMachineRequest, DeleteMachineResponse, GetMachineQuery, ListMachinesQuery,
+        MACHINE_FIELDS, MachineInfo, SetTimeoutRequest, SetTimeoutResponse,
+    },
+    page::TokenPage,
+    time,
+};
+use nullspace_store::idempotency::Claim;
+use serde_json::{Map, Value};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::extract::{Json, Path, Query, idempotency_key};
+use crate::{
+    app::{AppState, Caller, machine},
+    error::{Error, Kind, Result},
+};
+
+/// Names the route in idempotency scopes: both prefixes are one route.
+const CREATE: &str = "POST /v1/machines";
+
+pub(super) fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .routes(routes!(create, list))
+        .routes(routes!(get, delete))
+        .routes(routes!(set_timeout))
+}
+
+/// Create a machine. Answers when it runs.
+#[utoipa::path(post, path = "/", tag = "machines",
+    params(("Idempotency-Key" = Option<String>, Header, description = "The same key and body give the same machine")),
+    request_body = CreateMachineRequest,
+    responses(
+        (status = 201, body = MachineInfo),
+        (status = 400, body = ErrorBody, description = "`invalid_request`"),
+        (status = 404, body = ErrorBody, description = "`template_not_found`"),
+        (status = 409, body = ErrorBody, description = "`idempotency_conflict`, `transition_in_progress`"),
+        (status = 429, body = ErrorBody, description = "`capacity_exceeded`"),
+        (status = 501, body = ErrorBody, description = "`not_implemented`"),
+        (status = 503, body = ErrorBody, description = "`no_eligible_runtime_host`, `template_not_ready`"),
+    ))]
+async fn create(
+    State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+    Json(request): Json<CreateMachineRequest>,
+) -> Result<Response> {
+    let claim = match idempotency_key(&headers)? {
+        None => None,
+        Some(key) => Some(Claim {
+            key_id: caller.key_id.to_string(),
+            route: CREATE,
+            key,
+            // As it was understood: spaces and the order of fields do not matter.
+            body: serde_json::to_vec(&request)
+                .map_err(|e| Error::internal(format!("writing a request as JSON: {e}")))?,
+        }),
+    };
+    let (new, checkout) = machine::plan(&app, request, &caller.key_id)?;
+    let row = match machine::create(&app, new, claim).await? {
+        machine::Created::New(row) | machine::Created::Replayed(row) => row,
+    };
+    let info = MachineInfo {
+        warm_pool_checkout: checkout,
+        ..machine::info(&row)
+    };
+    Ok((StatusCode::CREATED, Json(info)).into_response())
+}
+
+/// List machines, newest first; those that ended only when `state` asks for them.
+#[utoipa::path(get, path = "/", tag = "machines", params(ListMachinesQuery),
+    responses(
+        (status = 200, body = TokenPage<MachineInfo>),
+        (status = 400, body = ErrorBody, description = "`invalid_request`, `invalid_fields`"),
+    ))]
+async fn list(
+    State(app): State<AppState>,
+    Query(query): Query<ListMachinesQuery>,
+) -> Result<Response> {
+    let fields = fields(query.fields.as_deref())?;
+    let page = machine::list(&app, &query).await?;
+    let items: Vec<MachineInfo> = page.rows.iter().map(machine::info).collect();
+    let has_next = page.next_token.is_some();
+    Ok(match fields {
+        None => Json(TokenPage {
+            items,
+            next_token: page.next_token,
+            has_next,
+        })
+        .into_response(),
+        Some(fields) => Json(TokenPage {
+            items: items
+                .iter()
+                .map(|item| project(item, &fields))
+                .collect::<Result<Vec<_>>>()?,
+            next_token: page.next_token,
+            has_next,
+        })
+        .into_response(),
+    })
+}
+
+/// Get a machine. One that ended can be read for some days.
+#[utoipa::path(get, path = "/{id}", tag = "machines", params(("id" = String, Path), GetMachineQuery),
+    responses(
+        (status = 200, body = MachineInfo),
+        (status = 404, body = ErrorBody, description = "`machine_not_found`"),
+    ))]
+async fn get(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    Query(query): Query<GetMachineQuery>,
+) -> Result<Response> {
+    let fields = fields(query.fields.as_deref())?;
+    let row = machine::get(&app, &id).await?;
+    let info = machine::info(&row);
+    Ok(match fields {
+        None => Json(info).into_response(),
+        Some(fields) => Json(project(&info, &fields)?).into_response(),
+    })
+}
+
+/// Delete a machine. Deleting one that ended is fine.
+#[utoipa::path(delete, path = "/{id}", tag = "machines", params(("id" = String, Path)),
+    responses(
+        (status = 200, body = DeleteMachineResponse),
+        (status = 404, body = ErrorBody, description = "`machine_not_found`"),
+    ))]
+async fn delete(
+    State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Json<DeleteMachineResponse>> {
+    let row = machine::destroy(&app, &id, Some(&caller.key_id)).await?;
+    Ok(Json(DeleteMachineResponse {
+        status: machine::info(&row).status,
+        id,
+    }))
+}
+
+/// Set a machine's time limit, counted from now.
+#[utoipa::path(post, path = "/{id}/timeout", tag = "machines", params(("id" = String, Path)),
+    request_body = SetTimeoutRequest,
+    responses(
+        (status = 200, body = SetTimeoutResponse),
+        (status = 400, body = ErrorBody, description = "`invalid_request`"),
+        (status = 404, body = ErrorBody, description = "`machine_not_found`"),
+        (status = 409, body = ErrorBody, description = "`machine_not_ready`"),
+    ))]
+async fn set_timeout(
+    State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    Json(request): Json<SetTimeoutRequest>,
+) -> Result<Json<SetTimeoutResponse>> {
+    let row = machine::set_time_limit(
+        &app,
+        &id,
+        Some(request.timeout_ms),
+        request.timeout_action,
+        Some(&caller.key_id),
+    )
+    .await?;
+    Ok(Json(SetTimeoutResponse {
+        timeout_ms: row.timeout_ms,
+        timeout_action: machine::timeout_action(&row),
+        timeout_at: row.timeout_at.map(time::rfc3339),
+        remaining_ms: machine::remaining_ms(&row),
+    }))
+}
+
+/// The fields asked for, in their order, each once.
+fn fields(text: Option<&str>) -> Result<Option<Vec<String>>> {
+    let Some(text) = text.filter(|text| !text.trim().is_empty()) else {
+        return Ok(None);
+    };
+    let mut fields: Vec<String> = Vec::new();
+    for field in text.split(',').map(str::trim).filter(|f| !f.is_empty()) {
+        if !MACHINE_FIELDS.contains(&field) {
+            return Err(Error::new(
+                Kind::Invalid,
+                code::INVALID_FIELDS,
+                format!("fields: a machine has no field {field:?}"),
+            )
+            .with_action(format!("choose from {}", MACHINE_FIELDS.join(", "))));
+        }
+        if !fields.iter().any(|known| known == field) {
+            fields.push(field.to_owned());
+        }
+    }
+    Ok(Some(fields))
+}
+
+fn project(info: &MachineInfo, fields: &[String]) -> Result<Map<String, Value>> {
+    let whole = serde_json::to_value(info)
+        .map_err(|e| Error::internal(format!("writing a machine as JSON: {e}")))?;
+    Ok(fields
+        .iter()
+        .map(|field| {
+            let value = whole.get(field).cloned().unwrap_or(Value::Null);
+            (field.clone(), value)
+        })
+        .collect())
+}

@@ -1,0 +1,131 @@
+//! The HTTP edge: authenticate, check, convert, spell. One file per noun; everything else is in `app`.
+//!
+//! Machines are served under two prefixes by the same handlers: `/v1/machines` and `/v1/sandboxes`. The
+//! words that differ are put in by [`error::finish`] alone.
+
+mod agent;
+mod batch;
+mod body;
+mod error;
+mod event;
+mod exec;
+mod extract;
+mod file;
+mod health;
+mod later;
+mod machine;
+mod openapi;
+mod process;
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use nullspace_api::{Noun, error::code, id};
+use tracing::Instrument;
+use utoipa_axum::router::OpenApiRouter;
+
+pub use extract::{Json, JsonBody, Path, Query, read_body};
+pub use openapi::document;
+
+use crate::{
+    app::{App, AppState, Caller},
+    error::{Error, Kind},
+};
+
+/// Everything under a machine prefix.
+fn machine_routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .merge(machine::routes())
+        .merge(exec::routes())
+        .merge(process::routes())
+        .merge(file::routes())
+        .merge(batch::routes())
+        .merge(event::machine_routes())
+}
+
+/// Every documented route.
+fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .nest("/v1/machines", machine_routes())
+        .nest("/v1/sandboxes", machine_routes())
+        .merge(event::routes())
+        .merge(agent::routes())
+        .merge(health::routes())
+}
+
+/// The whole API.
+pub fn router(app: AppState) -> Router {
+    let (router, _) = routes().split_for_parts();
+    let document = openapi::json();
+    router
+        .merge(later::routes())
+        .route(
+            "/openapi.json",
+            get(move || async move { ([("content-type", "application/json")], document.clone()) }),
+        )
+        .fallback(|| async { Error::not_found(code::NOT_FOUND, "no such route") })
+        .method_not_allowed_fallback(|| async {
+            Error::new(
+                Kind::MethodNotAllowed,
+                code::METHOD_NOT_ALLOWED,
+                "this route does not have that method",
+            )
+        })
+        // Each route bounds its own body: see `extract` and `body`.
+        .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn_with_state(app.clone(), edge))
+        .with_state(app)
+}
+
+/// Around every request: an id, the caller, and the words of errors.
+async fn edge(State(app): State<AppState>, mut request: Request, next: Next) -> Response {
+    let request_id = id::new(id::REQUEST);
+    let noun = Noun::of_path(request.uri().path());
+    let span = tracing::debug_span!(
+        "request",
+        id = request_id,
+        method = %request.method(),
+        path = request.uri().path()
+    );
+    let response = match authenticate(&app, &request) {
+        Ok(caller) => {
+            if let Some(caller) = caller {
+                request.extensions_mut().insert(caller);
+            }
+            next.run(request).instrument(span.clone()).await
+        }
+        Err(error) => error.into_response(),
+    };
+    let _entered = span.entered();
+    error::finish(response, noun, &request_id)
+}
+
+/// Everything under `/v1` needs a key; the few other routes are public.
+fn authenticate(app: &App, request: &Request) -> Result<Option<Caller>, Error> {
+    if !request.uri().path().starts_with("/v1") {
+        return Ok(None);
+    }
+    let refused = |message: &str| {
+        Error::new(Kind::Unauthorized, code::UNAUTHORIZED, message)
+            .with_action("send the header `Authorization: Bearer <key>` with a valid key")
+    };
+    let header = request
+        .headers()
+        .get(::http::header::AUTHORIZATION)
+        .ok_or_else(|| refused("an api key is needed"))?;
+    let key = header
+        .to_str()
+        .ok()
+        .and_then(|text| text.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, key)| key.trim())
+        .ok_or_else(|| refused("the authorization header is not a bearer key"))?;
+    app.keys
+        .check(key)
+        .map(Some)
+        .ok_or_else(|| refused("this api key is not valid"))
+}

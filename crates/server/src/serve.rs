@@ -1,0 +1,344 @@
+//! Start, accept, drain.
+//!
+//! ```text
+//!  lock ─▶ open record ─▶ keys ─▶ listen ─▶ templates ─▶ adopt ─▶ agents ─▶ accept … stop ─▶ drain
+//! ```
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use nullspace_engine::Engine;
+use nullspace_store::{Store, StoreError};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    app::{self, App, AppState, key, machine, template},
+    config::Config,
+    error::Error,
+};
+
+/// How long a client may take to send a request's head, or may keep an idle connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// How often old records are forgotten.
+const FORGET_EVERY: Duration = Duration::from_secs(600);
+
+/// Takes the key that was minted at the first start. It is called before anything is kept, so that a key
+/// that could not be handed over does not count.
+pub type KeySink = Box<dyn FnOnce(&str) -> std::io::Result<()> + Send>;
+
+/// What `serve` needs to know.
+pub struct ServeOptions {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where everything is kept; made if missing.
+    pub data_dir: PathBuf,
+    /// A key that is let in, from `NULLSPACE_BOOTSTRAP_API_KEY`.
+    pub bootstrap_key: Option<String>,
+    /// Gets the minted key when there is none at all.
+    pub on_minted_key: KeySink,
+    /// Limits and habits.
+    pub config: Config,
+    /// What machines start from.
+    pub templates: template::Source,
+}
+
+impl std::fmt::Debug for ServeOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServeOptions")
+            .field("listen", &self.listen)
+            .field("data_dir", &self.data_dir)
+            .field("config", &self.config)
+            .field("templates", &self.templates)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why the server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The data directory cannot be used.
+    #[error("cannot use the data directory {}", path.display())]
+    DataDir {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Another server has it.
+    #[error("another server uses the data directory {}", .0.display())]
+    InUse(PathBuf),
+    /// The record cannot be opened.
+    #[error("cannot open the record")]
+    Store(#[from] StoreError),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The minted key could not be handed over.
+    #[error("cannot keep the new api key for the local user")]
+    Key(#[source] std::io::Error),
+    /// A later step failed.
+    #[error("cannot {step}: {reason}")]
+    Step {
+        /// The step, as a verb phrase.
+        step: &'static str,
+        /// The reason.
+        reason: String,
+    },
+}
+
+fn step(step: &'static str) -> impl FnOnce(Error) -> ServeError {
+    move |error| ServeError::Step {
+        step,
+        reason: match error.context {
+            Some(context) => format!("{}: {context}", error.message),
+            None => error.message,
+        },
+    }
+}
+
+/// Serves until `stop` is done, then drains. Machines stay.
+///
+/// # Errors
+/// [`ServeError`] when it cannot start.
+pub async fn serve(
+    options: ServeOptions,
+    engine: Arc<dyn Engine>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let server = Server::start(options, engine).await?;
+    stop.await;
+    server.stop().await;
+    Ok(())
+}
+
+/// A server that accepts requests.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    app: AppState,
+    connections: TaskTracker,
+    accepting: tokio::task::JoinHandle<()>,
+    /// Held for as long as the data directory is ours.
+    _lock: std::fs::File,
+}
+
+impl Server {
+    /// Starts; when this returns requests are answered.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub async fn start(options: ServeOptions, engine: Arc<dyn Engine>) -> Result<Self, ServeError> {
+        let lock = take(&options.data_dir)?;
+        let store = Store::open(&database(&options.data_dir)?)?;
+        let listener =
+            TcpListener::bind(options.listen)
+                .await
+                .map_err(|source| ServeError::Listen {
+                    address: options.listen,
+                    source,
+                })?;
+        let address = listener.local_addr().map_err(|source| ServeError::Listen {
+            address: options.listen,
+            source,
+        })?;
+        let app: AppState = Arc::new(App {
+            config: options.config,
+            data_dir: options.data_dir,
+            store,
+            engine,
+            templates: template::Registry::default(),
+            keys: key::Ring::default(),
+            machines: machine::Live::default(),
+            outputs: OnceLock::new(),
+            agents: app::agent::Agents::default(),
+            stopping: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        keys(&app, options.bootstrap_key, options.on_minted_key).await?;
+        template::start(&app, options.templates)
+            .await
+            .map_err(step("open the templates"))?;
+        // Subscribed first: what ends while the record is compared is not missed.
+        let exits = app.engine.exits();
+        machine::adopt(&app)
+            .await
+            .map_err(step("compare the record with the engine"))?;
+        tokio::spawn(machine::watch_exits(app.clone(), exits));
+        app::agent::start(&app)
+            .await
+            .map_err(step("carry on with agent runs"))?;
+        tokio::spawn(forget(app.clone()));
+        let connections = TaskTracker::new();
+        let accepting = tokio::spawn(accept(listener, app.clone(), connections.clone()));
+        tracing::info!(%address, engine = app.engine.name(), "listening");
+        Ok(Self {
+            address,
+            app,
+            connections,
+            accepting,
+            _lock: lock,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The application behind it.
+    #[must_use]
+    pub fn app(&self) -> &AppState {
+        &self.app
+    }
+
+    /// Stops accepting, lets requests under way finish for a while, and ends. Machines stay.
+    pub async fn stop(self) {
+        let limit = Duration::from_secs(self.app.config.drain_secs);
+        self.app.stopping.cancel();
+        self.connections.close();
+        self.app.tasks.close();
+        let drained = async {
+            let _ = self.accepting.await;
+            self.connections.wait().await;
+            self.app.tasks.wait().await;
+        };
+        if tokio::time::timeout(limit, drained).await.is_err() {
+            tracing::warn!("requests were still under way when the time to finish was over");
+        }
+        // Whatever else was queued is on disk when this comes back.
+        let _ = self.app.store.write(|_| Ok::<_, StoreError>(())).await;
+        tracing::info!("stopped");
+    }
+}
+
+/// Makes the data directory and locks it: two servers on one record would undo each other's work.
+fn take(data_dir: &Path) -> Result<std::fs::File, ServeError> {
+    let fail = |source| ServeError::DataDir {
+        path: data_dir.to_owned(),
+        source,
+    };
+    std::fs::create_dir_all(data_dir).map_err(fail)?;
+    let file = std::fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(data_dir.join("serve.lock"))
+        .map_err(fail)?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(ServeError::InUse(data_dir.to_owned())),
+        Err(error) => Err(fail(error.into())),
+    }
+}
+
+/// The database's path; the file is made for its owner only, and its journals follow it.
+fn database(data_dir: &Path) -> Result<PathBuf, ServeError> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let path = data_dir.join("nullspace.db");
+    std::fs::File::options()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|source| ServeError::DataDir {
+            path: path.clone(),
+            source,
+        })?;
+    Ok(path)
+}
+
+async fn keys(app: &App, bootstrap: Option<String>, on_minted: KeySink) -> Result<(), ServeError> {
+    let fail = || step("read the api keys");
+    if let Some(key) = bootstrap
+        .as_deref()
+        .map(str::trim)
+        .filter(|k| !k.is_empty())
+    {
+        app.keys
+            .register(&app.store, key, "bootstrap")
+            .await
+            .map_err(fail())?;
+    }
+    if app.keys.load(&app.store).await.map_err(fail())? == 0 {
+        let key = key::mint();
+        on_minted(&key).map_err(ServeError::Key)?;
+        app.keys
+            .register(&app.store, &key, "first")
+            .await
+            .map_err(fail())?;
+    }
+    Ok(())
+}
+
+async fn forget(app: AppState) {
+    loop {
+        match machine::forget_old(&app).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "forgot machines that ended long ago"),
+            Err(error) => {
+                tracing::warn!(context = ?error.context, "old records could not be removed");
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(FORGET_EVERY) => {}
+            () = app.stopping.cancelled() => return,
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, app: AppState, connections: TaskTracker) {
+    let router = crate::http::router(app.clone());
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = app.stopping.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let served = connection(stream, router.clone(), app.stopping.clone());
+                connections.spawn(served);
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: requests under way free some.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, router: axum::Router, stopping: CancellationToken) {
+    // Small answers must not wait for the acknowledgement of the ones before.
+    let _ = stream.set_nodelay(true);
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .with_upgrades();
+    tokio::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stopping.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
