@@ -47,6 +47,28 @@ pub mod code {
     pub const BODY_TOO_LARGE: &str = "body_too_large";
     /// The client took too long.
     pub const TIMEOUT: &str = "timeout";
+    /// No such Agent Deployment.
+    pub const AGENT_DEPLOYMENT_NOT_FOUND: &str = "agent_deployment_not_found";
+    /// Another deployment that is not deleted has the name.
+    pub const AGENT_DEPLOYMENT_NAME_CONFLICT: &str = "agent_deployment_name_conflict";
+    /// A job call on a service deployment, or the other way round.
+    pub const AGENT_MODE_CONFLICT: &str = "agent_mode_conflict";
+    /// No such version.
+    pub const AGENT_VERSION_NOT_FOUND: &str = "agent_version_not_found";
+    /// No such run.
+    pub const AGENT_RUN_NOT_FOUND: &str = "agent_run_not_found";
+    /// No such service instance.
+    pub const AGENT_SERVICE_NOT_FOUND: &str = "agent_service_not_found";
+    /// The run left nothing of that name.
+    pub const AGENT_OUTPUT_NOT_FOUND: &str = "agent_output_not_found";
+    /// A bundle's digest is not what its parts give; `details.reason` says which.
+    pub const BUNDLE_DIGEST_MISMATCH: &str = "bundle_digest_mismatch";
+    /// A manifest or an archive breaks a rule; `details.reason` says which.
+    pub const BUNDLE_INVALID: &str = "bundle_invalid";
+    /// The version has another bundle.
+    pub const BUNDLE_CONFLICT: &str = "bundle_conflict";
+    /// The disk is full.
+    pub const INSUFFICIENT_STORAGE: &str = "insufficient_storage";
     /// Not part of this server yet.
     pub const NOT_IMPLEMENTED: &str = "not_implemented";
     /// The server is going down.

@@ -35,6 +35,8 @@ pub enum Kind {
     Machine,
     /// A time limit in the machine.
     Deadline,
+    /// The disk is full.
+    Storage,
     /// Not now.
     Unavailable,
     /// A fault of ours.
@@ -57,6 +59,8 @@ pub struct Error {
     pub retry_after: Option<u32>,
     /// For the log only.
     pub context: Option<String>,
+    /// More facts for programs, by code.
+    pub details: Option<serde_json::Value>,
 }
 
 /// Result of application functions.
@@ -72,6 +76,7 @@ impl Error {
             suggested_action: None,
             retry_after: None,
             context: None,
+            details: None,
         }
     }
 
@@ -133,6 +138,13 @@ impl Error {
     #[must_use]
     pub fn with_retry_after(mut self, seconds: u32) -> Self {
         self.retry_after = Some(seconds);
+        self
+    }
+
+    /// Adds facts for programs.
+    #[must_use]
+    pub fn with_details(mut self, details: serde_json::Value) -> Self {
+        self.details = Some(details);
         self
     }
 

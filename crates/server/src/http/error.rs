@@ -35,6 +35,7 @@ fn status(kind: Kind) -> StatusCode {
         Kind::NotImplemented => StatusCode::NOT_IMPLEMENTED,
         Kind::Machine => StatusCode::BAD_GATEWAY,
         Kind::Deadline => StatusCode::GATEWAY_TIMEOUT,
+        Kind::Storage => StatusCode::INSUFFICIENT_STORAGE,
         Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }
@@ -52,7 +53,7 @@ pub(super) fn finish(mut response: Response, noun: Noun, request_id: &str) -> Re
             request_id: Some(request_id.to_owned()),
             retryable: retryable.then_some(true),
             suggested_action: error.suggested_action,
-            details: None,
+            details: error.details,
         };
         // What else was said about the answer stays: `Allow`, for one.
         let old = std::mem::replace(
@@ -77,7 +78,7 @@ pub(super) fn finish(mut response: Response, noun: Noun, request_id: &str) -> Re
 fn log(error: &Error, request_id: &str) {
     let context = error.context.as_deref().unwrap_or_default();
     match error.kind {
-        Kind::Internal | Kind::Unavailable | Kind::Machine => tracing::warn!(
+        Kind::Internal | Kind::Unavailable | Kind::Storage | Kind::Machine => tracing::warn!(
             request_id,
             code = error.code,
             message = error.message,
