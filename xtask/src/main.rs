@@ -1,3 +1,28 @@
-//! Project tasks: one file per task.
+//! Project tasks, one file per task: `cargo xtask <task>`.
 
-fn main() {}
+mod bench;
+mod check;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Project tasks")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Measure the server through its HTTP API, side by side with the host's container tools.
+    Bench(bench::Args),
+    /// Format, lint and licence checks: what CI runs before the tests.
+    Check,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Args::parse().task {
+        Task::Bench(args) => bench::run(&args),
+        Task::Check => check::run(),
+    }
+}

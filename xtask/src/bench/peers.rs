@@ -1,0 +1,188 @@
+//! The host's container tools, as bare processes.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::table::Samples;
+
+/// A root file system and an OCI bundle over it.
+pub(crate) struct Bundle {
+    directory: tempfile::TempDir,
+    rootfs: PathBuf,
+}
+
+impl Bundle {
+    pub(crate) fn new(rootfs: &Path) -> Result<Self> {
+        let bundle = Self {
+            directory: tempfile::tempdir()?,
+            rootfs: rootfs.to_owned(),
+        };
+        bundle.write("config.json", &["true"])?;
+        Ok(bundle)
+    }
+
+    fn write(&self, name: &str, args: &[&str]) -> Result<()> {
+        let spec = Command::new("crun")
+            .arg("spec")
+            .current_dir(self.directory.path())
+            .output();
+        let path = self.directory.path().join("config.json");
+        if !path.exists() {
+            spec.context("crun spec")?;
+        }
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+        config["process"]["terminal"] = json!(false);
+        config["process"]["args"] = json!(args);
+        config["root"] = json!({ "path": self.rootfs, "readonly": true });
+        std::fs::write(
+            self.directory.path().join(name),
+            serde_json::to_vec(&config)?,
+        )?;
+        Ok(())
+    }
+
+    /// `crun run` or `runc run` of `true`.
+    pub(crate) fn oci_run(&self, program: &str, samples: usize) -> Result<Samples> {
+        let mut n = 0;
+        time(samples, || {
+            n += 1;
+            let mut command = Command::new(program);
+            command
+                .args(["run", "--bundle"])
+                .arg(self.directory.path())
+                .arg(format!("bench-{}-{n}", std::process::id()));
+            command
+        })
+    }
+
+    pub(crate) fn bwrap(&self, samples: usize) -> Result<Samples> {
+        time(samples, || {
+            let mut command = Command::new("bwrap");
+            command
+                .args(["--unshare-all", "--die-with-parent", "--ro-bind"])
+                .arg(&self.rootfs)
+                .arg("/");
+            command.args(["--proc", "/proc", "--dev", "/dev", "true"]);
+            command
+        })
+    }
+
+    pub(crate) fn podman(&self, samples: usize) -> Result<Samples> {
+        time(samples, || {
+            let mut command = Command::new("podman");
+            command.args([
+                "run",
+                "--rm",
+                "--network=none",
+                "--cgroups=disabled",
+                "--rootfs",
+            ]);
+            command
+                .arg(format!("{}:O", self.rootfs.display()))
+                .arg("true");
+            command
+        })
+    }
+
+    /// A container that sleeps, to run commands in.
+    pub(crate) fn live(&self, program: &'static str) -> Result<Live> {
+        self.write("config.json", &["sleep", "100000"])?;
+        let id = format!("bench-live-{}", std::process::id());
+        let status = Command::new(program)
+            .args(["run", "--detach", "--bundle"])
+            .arg(self.directory.path())
+            .arg(&id)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()?;
+        ensure!(status.success(), "{program} run --detach: {status}");
+        self.write("config.json", &["true"])?;
+        Ok(Live { program, id })
+    }
+}
+
+/// Ends with its value.
+pub(crate) struct Live {
+    program: &'static str,
+    id: String,
+}
+
+impl Live {
+    pub(crate) fn exec(&self, samples: usize) -> Result<Samples> {
+        time(samples, || {
+            let mut command = Command::new(self.program);
+            command.arg("exec").arg(&self.id).arg("true");
+            command
+        })
+    }
+
+    /// Pipes so many zero bytes into `cat` in the container, and out of it again.
+    pub(crate) fn cat(&self, bytes: usize, reading: bool) -> Result<Duration> {
+        let file = "/dev/shm/bench";
+        let size = bytes >> 20;
+        let inside = format!("{} exec {}", self.program, self.id);
+        let script = if reading {
+            format!("{inside} cat {file} > /dev/null")
+        } else {
+            format!("head -c {size}M /dev/zero | {inside} sh -c 'cat > {file}'")
+        };
+        let start = Instant::now();
+        let status = Command::new("sh").arg("-c").arg(&script).status()?;
+        ensure!(status.success(), "{script}: {status}");
+        Ok(start.elapsed())
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        let _ = Command::new(self.program)
+            .args(["delete", "--force", &self.id])
+            .status();
+    }
+}
+
+fn time(samples: usize, command: impl FnMut() -> Command) -> Result<Samples> {
+    let mut command = command;
+    let mut times = Vec::with_capacity(samples);
+    for n in 0..samples + 3 {
+        let mut command = command();
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let start = Instant::now();
+        let output = command.output()?;
+        let took = start.elapsed();
+        ensure!(
+            output.status.success(),
+            "{:?} {}: {}",
+            command.get_program(),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        // The first few fill caches.
+        if n >= 3 {
+            times.push(took);
+        }
+    }
+    Ok(Samples::new(times))
+}
+
+/// The same tree through `tar c | sha256sum`.
+pub(crate) fn tar_and_hash(tree: &Path, samples: usize) -> Result<Samples> {
+    time(samples, || {
+        let mut command = Command::new("sh");
+        command
+            .arg("-c")
+            .arg("tar c . | sha256sum")
+            .current_dir(tree);
+        command
+    })
+}

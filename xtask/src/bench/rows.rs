@@ -1,0 +1,347 @@
+//! The rows of the table, each next to its peers.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use hyper::Method;
+use serde_json::json;
+
+use super::{
+    Args,
+    api::{Client, Server, program},
+    density,
+    peers::{self, Bundle},
+    table::{Samples, Table},
+};
+
+const GIB: usize = 1 << 30;
+
+pub(crate) async fn all(args: &Args, server: &mut Server, table: &mut Table) -> Result<()> {
+    let wanted = |row: &str| {
+        args.only
+            .as_ref()
+            .is_none_or(|only| row.contains(only.as_str()))
+    };
+    let rootfs = base_layer(server.data_dir.path())?;
+    let bundle = Bundle::new(&rootfs)?;
+    let n = args.samples;
+    let peer = |table: &mut Table, name: &str, result: Result<Samples>| match result {
+        Ok(samples) => {
+            table.row(&format!("peer: {name}"), &samples, &[]);
+            Some(samples.p50())
+        }
+        Err(error) => {
+            table.note(format!("peer {name} left out: {error:#}"));
+            None
+        }
+    };
+    let crun = peer(table, "crun run true", bundle.oci_run("crun", n));
+    let mut client = server.client().await?;
+    let create = create_and_delete(&mut client, n).await?;
+    if wanted("create") {
+        let runc = peer(table, "runc run true", bundle.oci_run("runc", n.min(100)));
+        let bwrap = peer(table, "bwrap true", bundle.bwrap(n));
+        let podman = peer(table, "podman run --rm true", bundle.podman(n.min(30)));
+        let against = [
+            ("crun run", crun, Some(0.6)),
+            ("runc run", runc, Some(0.2)),
+            ("podman run", podman, Some(0.05)),
+            ("bwrap", bwrap, None),
+        ];
+        table.row("create → result of true", &create.0, &against);
+        table.row("create alone", &create.1, &[]);
+        table.row(
+            "delete",
+            &create.2,
+            &[("create", Some(create.1.p50()), Some(0.5))],
+        );
+    }
+    if wanted("exec") {
+        exec(&mut client, &bundle, n, table, peer).await?;
+    }
+    if wanted("burst") {
+        burst(server, table, crun).await?;
+    }
+    if wanted("file") {
+        files(&mut client, &bundle, server.pid(), table).await?;
+    }
+    if wanted("agent") {
+        agent_run(server, table, create.0.p50(), n.min(100)).await?;
+        deploy(server, table)?;
+    }
+    if wanted("restart") {
+        let mut times = Vec::new();
+        for _ in 0..10 {
+            server.kill();
+            times.push(server.spawn().await?);
+        }
+        table.row(
+            "serve → healthz 200 (goal 500 ms)",
+            &Samples::new(times),
+            &[("500 ms", Some(500.0), Some(1.0))],
+        );
+    }
+    if args.machines > 0 && wanted("density") {
+        density::run(args.machines, server, table, create.0.p50()).await?;
+    }
+    Ok(())
+}
+
+/// The tree that `base` machines start from.
+fn base_layer(data_dir: &Path) -> Result<PathBuf> {
+    let record = std::fs::read_to_string(data_dir.join("templates/base.json"))
+        .or_else(|_| std::fs::read_to_string("/var/cache/nullspace/templates/base.json"))
+        .context("the base template's record")?;
+    let record: serde_json::Value = serde_json::from_str(&record)?;
+    let digest = record["digest"].as_str().context("no digest")?;
+    [
+        data_dir.join("layers").join(digest),
+        Path::new("/var/cache/nullspace/layers").join(digest),
+    ]
+    .into_iter()
+    .find(|path| path.is_dir())
+    .context("the base layer is not on disk")
+}
+
+async fn create_and_delete(
+    client: &mut Client,
+    samples: usize,
+) -> Result<(Samples, Samples, Samples)> {
+    let (mut first, mut create, mut delete) = (Vec::new(), Vec::new(), Vec::new());
+    for n in 0..samples + 5 {
+        let start = Instant::now();
+        let id = client.create().await?;
+        let created = start.elapsed();
+        client.exec(&id, "true").await?;
+        let done = start.elapsed();
+        let start = Instant::now();
+        client.delete(&id).await?;
+        if n >= 5 {
+            create.push(created);
+            first.push(done);
+            delete.push(start.elapsed());
+        }
+    }
+    Ok((
+        Samples::new(first),
+        Samples::new(create),
+        Samples::new(delete),
+    ))
+}
+
+async fn exec(
+    client: &mut Client,
+    bundle: &Bundle,
+    n: usize,
+    table: &mut Table,
+    peer: impl Fn(&mut Table, &str, Result<Samples>) -> Option<f64>,
+) -> Result<()> {
+    let crun = peer(
+        table,
+        "crun exec true",
+        bundle.live("crun").and_then(|live| live.exec(n)),
+    );
+    let runc = peer(
+        table,
+        "runc exec true",
+        bundle.live("runc").and_then(|live| live.exec(n.min(100))),
+    );
+    let id = client.create().await?;
+    let mut times = Vec::new();
+    for _ in 0..n {
+        let start = Instant::now();
+        client.exec(&id, "true").await?;
+        times.push(start.elapsed());
+    }
+    client.delete(&id).await?;
+    let against = [
+        ("crun exec", crun, Some(0.35)),
+        ("runc exec", runc, Some(0.07)),
+    ];
+    table.row("true in a live machine", &Samples::new(times), &against);
+    Ok(())
+}
+
+/// 100 machines asked for at once, each runs `true`.
+async fn burst(server: &Server, table: &mut Table, crun: Option<f64>) -> Result<()> {
+    let mut clients = Vec::new();
+    for _ in 0..100 {
+        clients.push(server.client().await?);
+    }
+    let start = Instant::now();
+    let tasks: Vec<_> = clients
+        .into_iter()
+        .map(|mut client| {
+            tokio::spawn(async move {
+                let id = client.create().await?;
+                client.exec(&id, "true").await?;
+                anyhow::Ok((client, id))
+            })
+        })
+        .collect();
+    let mut made = Vec::new();
+    for task in tasks {
+        made.push(task.await??);
+    }
+    let wall = start.elapsed();
+    for (mut client, id) in made {
+        client.delete(&id).await?;
+    }
+    let goal = crun.map(|ms| ms * 100.0);
+    table.row(
+        "100 machines at once, wall",
+        &Samples::new(vec![wall]),
+        &[("100 × crun run", goal, Some(0.4))],
+    );
+    Ok(())
+}
+
+async fn files(client: &mut Client, bundle: &Bundle, serve: u32, table: &mut Table) -> Result<()> {
+    let live = bundle.live("crun")?;
+    let id = {
+        let body =
+            json!({ "template": "base", "vcpus": 2, "memory_mb": 4096, "timeout_ms": 3_600_000 });
+        let info = client
+            .call(Method::POST, "/v1/sandboxes", Some(body))
+            .await?;
+        info["id"].as_str().context("no id")?.to_owned()
+    };
+    let (mut write, mut read, mut peer_write, mut peer_read) = (vec![], vec![], vec![], vec![]);
+    // Into the machine's memory-backed folder on both sides: disks differ more than programs do.
+    for _ in 0..3 {
+        let start = Instant::now();
+        client.write_file(&id, "/dev/shm/bench", GIB).await?;
+        write.push(start.elapsed());
+        let start = Instant::now();
+        ensure!(
+            client.read_file(&id, "/dev/shm/bench").await? == GIB,
+            "the file came back whole"
+        );
+        read.push(start.elapsed());
+        peer_write.push(live.cat(GIB, false)?);
+        peer_read.push(live.cat(GIB, true)?);
+    }
+    client.delete(&id).await?;
+    let status = std::fs::read_to_string(format!("/proc/{serve}/status"))?;
+    let peak = status
+        .lines()
+        .find(|l| l.starts_with("VmHWM"))
+        .unwrap_or_default()
+        .to_owned();
+    for (name, ours, theirs) in [("write", write, peer_write), ("read", read, peer_read)] {
+        let theirs = Samples::new(theirs);
+        let goal = [("crun exec cat", Some(theirs.p50()), Some(2.0))];
+        table.row(&format!("1 GiB file, {name}"), &Samples::new(ours), &goal);
+    }
+    table.note(format!("serve's peak memory after it: {peak}"));
+    Ok(())
+}
+
+fn cli(server: &Server, args: &[&str], directory: &Path) -> Result<std::process::Output> {
+    let output = Command::new(std::env::current_dir()?.join(program()))
+        .args(args)
+        .current_dir(directory)
+        .env("NULLSPACE_API_URL", format!("http://{}", server.address))
+        .env("NULLSPACE_API_KEY", "ns_live_bench")
+        .stdin(Stdio::null())
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "{args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(output)
+}
+
+/// From the request for a run to the first line of its output at a follower.
+async fn agent_run(
+    server: &Server,
+    table: &mut Table,
+    create_p50: f64,
+    samples: usize,
+) -> Result<()> {
+    let project = tempfile::tempdir()?;
+    let config = "name = \"bench-job\"\nmode = \"job\"\nentrypoint = \"echo first line\"\n";
+    std::fs::write(project.path().join("nullspace.agent.toml"), config)?;
+    let deployed = cli(server, &["agent", "deploy", "--json"], project.path())?;
+    let deployed: serde_json::Value = serde_json::from_slice(&deployed.stdout)?;
+    let deployment = deployed["deployment"]["id"]
+        .as_str()
+        .context("no deployment id")?
+        .to_owned();
+    let base = format!("/v1/agent-deployments/{deployment}/runs");
+    let mut client = server.client().await?;
+    let mut times = Vec::new();
+    for _ in 0..samples {
+        let start = Instant::now();
+        let run = client
+            .call(Method::POST, &base, Some(json!({ "input": {} })))
+            .await?;
+        let run = run["id"].as_str().context("no run id")?.to_owned();
+        let mut cursor = String::new();
+        'follow: loop {
+            let path = format!("{base}/{run}/logs?limit=100&wait_ms=20000&cursor={cursor}");
+            let page = client.call(Method::GET, &path, None).await?;
+            for event in page["events"].as_array().into_iter().flatten() {
+                if event["event_type"] == "stdout" {
+                    times.push(start.elapsed());
+                    break 'follow;
+                }
+            }
+            cursor = page["next_cursor"].as_str().unwrap_or_default().to_owned();
+            ensure!(start.elapsed() < Duration::from_secs(30), "no output came");
+        }
+        // The next sample starts when this run has gone.
+        loop {
+            let status = client
+                .call(Method::GET, &format!("{base}/{run}"), None)
+                .await?;
+            if status["status"] == "succeeded" {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+    let goal = [("create → true", Some(create_p50), Some(4.0))];
+    table.row(
+        "agent run → first line at a follower",
+        &Samples::new(times),
+        &goal,
+    );
+    Ok(())
+}
+
+/// 10,000 files, 100 MB.
+fn deploy(server: &Server, table: &mut Table) -> Result<()> {
+    let project = tempfile::tempdir()?;
+    let config = "name = \"bench-tree\"\nmode = \"job\"\nentrypoint = \"true\"\n";
+    std::fs::write(project.path().join("nullspace.agent.toml"), config)?;
+    let mut ours = Vec::new();
+    for round in 0..5u8 {
+        for directory in 0..100 {
+            let directory = project.path().join(format!("d{directory}"));
+            std::fs::create_dir_all(&directory)?;
+            for file in 0..100 {
+                std::fs::write(
+                    directory.join(format!("f{file}")),
+                    vec![round.wrapping_add(file); 10_000],
+                )?;
+            }
+        }
+        let start = Instant::now();
+        cli(server, &["agent", "deploy", "--json"], project.path())?;
+        ours.push(start.elapsed());
+    }
+    let theirs = peers::tar_and_hash(project.path(), 5)?;
+    let goal = [("tar c | sha256sum", Some(theirs.p50()), Some(3.0))];
+    table.row(
+        "agent deploy, 10,000 files, 100 MB",
+        &Samples::new(ours),
+        &goal,
+    );
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! What was measured, as a table and as JSON.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+#[derive(Default, Serialize)]
+pub(crate) struct Table {
+    rows: Vec<Row>,
+    notes: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    samples: usize,
+    p50_ms: f64,
+    p99_ms: f64,
+    /// `"crun run": 0.4` and so on: our median over theirs.
+    ratios: Vec<Ratio>,
+}
+
+#[derive(Serialize)]
+struct Ratio {
+    to: String,
+    ratio: f64,
+    /// The most it may be; absent for orientation.
+    goal: Option<f64>,
+}
+
+/// Sorted samples.
+#[derive(Clone)]
+pub(crate) struct Samples(Vec<Duration>);
+
+impl Samples {
+    pub(crate) fn new(mut samples: Vec<Duration>) -> Self {
+        samples.sort();
+        Self(samples)
+    }
+
+    fn ms(&self, quantile: f64) -> f64 {
+        let at = ((self.0.len() as f64 * quantile) as usize).min(self.0.len().saturating_sub(1));
+        self.0.get(at).map_or(f64::NAN, |d| d.as_secs_f64() * 1e3)
+    }
+
+    pub(crate) fn p50(&self) -> f64 {
+        self.ms(0.5)
+    }
+
+    pub(crate) fn p99(&self) -> f64 {
+        self.ms(0.99)
+    }
+}
+
+impl Table {
+    /// Adds a row. Each comparison is (to what, its milliseconds, the most that the ratio may be).
+    pub(crate) fn row(
+        &mut self,
+        name: &str,
+        samples: &Samples,
+        against: &[(&str, Option<f64>, Option<f64>)],
+    ) {
+        let mut ratios: Vec<Ratio> = against
+            .iter()
+            .filter_map(|(to, ms, goal)| {
+                Some(Ratio {
+                    to: (*to).to_owned(),
+                    ratio: samples.p50() / (*ms)?,
+                    goal: *goal,
+                })
+            })
+            .collect();
+        if samples.0.len() >= 50 {
+            let goal = (!name.starts_with("peer")).then_some(4.0);
+            ratios.push(Ratio {
+                to: "own p50 (p99)".into(),
+                ratio: samples.p99() / samples.p50(),
+                goal,
+            });
+        }
+        let (samples, p50_ms, p99_ms) = (samples.0.len(), samples.p50(), samples.p99());
+        let row = Row {
+            name: name.to_owned(),
+            samples,
+            p50_ms,
+            p99_ms,
+            ratios,
+        };
+        print_row(&row);
+        self.rows.push(row);
+    }
+
+    /// A fact that is not a time.
+    pub(crate) fn note(&mut self, text: String) {
+        println!("  {text}");
+        self.notes.push(text);
+    }
+
+    pub(crate) fn print(&self) {
+        println!(
+            "\n{:44} {:>7} {:>10} {:>10}  ratios (goal)",
+            "what", "samples", "p50 ms", "p99 ms"
+        );
+        self.rows.iter().for_each(print_row);
+        self.notes.iter().for_each(|note| println!("{note}"));
+    }
+}
+
+fn print_row(row: &Row) {
+    let ratios: Vec<String> = row
+        .ratios
+        .iter()
+        .map(|r| match r.goal {
+            Some(goal) => {
+                let met = if r.ratio <= goal { "ok" } else { "MISSED" };
+                format!("{:.3} × {} (≤ {goal} {met})", r.ratio, r.to)
+            }
+            None => format!("{:.3} × {}", r.ratio, r.to),
+        })
+        .collect();
+    println!(
+        "{:44} {:>7} {:>10.3} {:>10.3}  {}",
+        row.name,
+        row.samples,
+        row.p50_ms,
+        row.p99_ms,
+        ratios.join("; ")
+    );
+}
