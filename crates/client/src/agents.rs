@@ -1,16 +1,23 @@
 //! Agent Deployments: deployments, versions, runs, logs, outputs; services as far as they can be looked at.
 //!
-//! Answers are read leniently: a field that a newer server adds is no error, one that an older server leaves out is
-//! absent. Statuses are words, see [`is_terminal`].
+//! Most types are those of the wire ([`nullspace_api::agent`]). Those here are what the wire's are not made for: reading
+//! a version without holding its manifest as text, and writing one from the bundle itself. Statuses are words, see
+//! [`is_terminal`].
 
-use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::Stream;
 use http::Method;
+use nullspace_api::agent::{
+    BuildSummary, CacheSummary, CancelRequest, CreateDeploymentRequest, CreateRunRequest,
+    Deployment, ListDeploymentsQuery, ListQuery, Logs, LogsQuery, Output, Outputs, Run,
+};
+use nullspace_api::page::CursorPage;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use crate::config::DEFAULT_TIMEOUT;
 use crate::error::Error;
 use crate::transport::{Call, Client, Retry, UPLOAD_TIMEOUT, body_from, segment};
 
@@ -20,37 +27,6 @@ pub const DEPLOYMENT_PREFIX: &str = nullspace_api::id::DEPLOYMENT;
 const DEPLOYMENTS: &str = "/v1/agent-deployments";
 /// Items asked for in one page when all are wanted.
 const PAGE: u32 = 200;
-
-/// A deployment: a stable name over immutable versions.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Deployment {
-    /// `adpl_…`
-    pub id: String,
-    /// Unique among those that are not deleted.
-    pub name: String,
-    /// `job` or `service`.
-    pub mode: String,
-    /// `active`, `paused` or `deleted`.
-    pub status: String,
-    /// The caller's own words about it.
-    #[serde(default, deserialize_with = "null_as_default")]
-    pub metadata: Map<String, Value>,
-    /// For people.
-    #[serde(default)]
-    pub description: Option<String>,
-    /// The version that runs when none is named.
-    #[serde(default)]
-    pub active_version_id: Option<String>,
-    /// RFC 3339.
-    #[serde(default)]
-    pub created_at: Option<String>,
-    /// RFC 3339.
-    #[serde(default)]
-    pub updated_at: Option<String>,
-    /// RFC 3339.
-    #[serde(default)]
-    pub deleted_at: Option<String>,
-}
 
 /// A version: bundle and config, both by digest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -130,108 +106,6 @@ pub struct EnvSpec {
     pub optional: Vec<String>,
 }
 
-/// What became of a version's install cache.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CacheSummary {
-    /// Whether it may be used.
-    pub enabled: bool,
-    /// `auto`, `no_cache` or `rebuild`.
-    pub policy: String,
-    /// `disabled`, `bypassed`, `cache_miss`, `cache_hit`, `building`, `ready` or `failed`.
-    pub status: String,
-    /// Whether an artifact saves the install.
-    pub artifact_ready: bool,
-    /// Why it is so.
-    #[serde(default)]
-    pub reason: Option<String>,
-    /// The build that makes the artifact.
-    #[serde(default)]
-    pub build_id: Option<String>,
-    /// What the artifact is found by.
-    #[serde(default)]
-    pub cache_key_digest: Option<String>,
-    /// The artifact.
-    #[serde(default)]
-    pub artifact_id: Option<String>,
-    /// RFC 3339.
-    #[serde(default)]
-    pub updated_at: Option<String>,
-}
-
-/// The build of an artifact.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct BuildSummary {
-    /// `adbld_…`
-    pub build_id: String,
-    /// `queued`, `building`, `ready`, `failed` or `expired`.
-    pub status: String,
-    /// Whether its artifact can be used.
-    pub artifact_ready: bool,
-    /// The artifact.
-    #[serde(default)]
-    pub artifact_id: Option<String>,
-    /// Its size.
-    #[serde(default)]
-    pub size_bytes: Option<u64>,
-    /// Why it failed.
-    #[serde(default)]
-    pub failure_reason: Option<String>,
-    /// RFC 3339.
-    #[serde(default)]
-    pub started_at: Option<String>,
-    /// RFC 3339.
-    #[serde(default)]
-    pub completed_at: Option<String>,
-}
-
-/// One execution of a job.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Run {
-    /// `adrun_…`
-    pub id: String,
-    /// Its deployment.
-    pub deployment_id: String,
-    /// The version that runs.
-    pub version_id: String,
-    /// `job`.
-    pub mode: String,
-    /// `queued`, `starting`, `installing`, `running`, `succeeded`, `failed`, `cancelled` or `timed_out`.
-    pub status: String,
-    /// What it was given.
-    #[serde(default, deserialize_with = "null_as_default")]
-    pub input: Map<String, Value>,
-    /// Its machine.
-    #[serde(default)]
-    pub sandbox_id: Option<String>,
-    /// The entrypoint's process in the machine.
-    #[serde(default)]
-    pub process_id: Option<u32>,
-    /// The entrypoint's exit code.
-    #[serde(default)]
-    pub exit_code: Option<i32>,
-    /// Why it did not succeed.
-    #[serde(default)]
-    pub failure_reason: Option<String>,
-    /// What it left behind.
-    #[serde(default)]
-    pub output_manifest: Option<Map<String, Value>>,
-    /// RFC 3339.
-    #[serde(default)]
-    pub started_at: Option<String>,
-    /// RFC 3339.
-    #[serde(default)]
-    pub completed_at: Option<String>,
-    /// RFC 3339.
-    #[serde(default)]
-    pub created_at: Option<String>,
-    /// RFC 3339.
-    #[serde(default)]
-    pub updated_at: Option<String>,
-    /// What it was created with.
-    #[serde(default)]
-    pub idempotency_key: Option<String>,
-}
-
 /// One execution of a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Service {
@@ -292,163 +166,6 @@ pub struct ServiceUrl {
     pub port: Option<u16>,
 }
 
-/// One line of a log.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LogEvent {
-    /// Unique.
-    pub id: String,
-    /// Its deployment.
-    pub deployment_id: String,
-    /// `trace`, `debug`, `info`, `warn` or `error`.
-    pub level: String,
-    /// `stdout`, `stderr`, or what happened.
-    pub event_type: String,
-    /// The line.
-    pub message: String,
-    /// More facts.
-    #[serde(default, deserialize_with = "null_as_default")]
-    pub metadata: Map<String, Value>,
-    /// RFC 3339.
-    #[serde(default)]
-    pub created_at: Option<String>,
-    /// The version that ran.
-    #[serde(default)]
-    pub version_id: Option<String>,
-    /// The run, if it was one.
-    #[serde(default)]
-    pub run_id: Option<String>,
-    /// The service instance, if it was one.
-    #[serde(default)]
-    pub service_instance_id: Option<String>,
-    /// The machine.
-    #[serde(default)]
-    pub sandbox_id: Option<String>,
-    /// The process in the machine.
-    #[serde(default)]
-    pub process_id: Option<u32>,
-    /// `lifecycle`, `system`, `stdout`, `stderr` or `readiness`.
-    #[serde(default)]
-    pub source: Option<String>,
-}
-
-/// A page of a log, oldest first.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Logs {
-    /// The lines.
-    #[serde(default, deserialize_with = "null_as_default")]
-    pub events: Vec<LogEvent>,
-    /// Lines before the first.
-    pub offset: u64,
-    /// The most lines that were asked for.
-    pub limit: u64,
-    /// Whether more lines are there already.
-    pub has_more: bool,
-    /// Where the next page begins.
-    #[serde(default)]
-    pub next_cursor: Option<String>,
-}
-
-/// What a run left behind.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Outputs {
-    /// The run.
-    pub run_id: String,
-    /// The whole record.
-    #[serde(default)]
-    pub output_manifest: Option<Map<String, Value>>,
-    /// One object for each declared path; see [`Output`].
-    #[serde(default, deserialize_with = "null_as_default")]
-    pub outputs: Vec<Map<String, Value>>,
-}
-
-/// The parts of an output that clients use.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-pub struct Output {
-    /// As the config says it.
-    #[serde(default)]
-    pub configured_path: Option<String>,
-    /// Absolute path in the machine.
-    #[serde(default)]
-    pub path: Option<String>,
-    /// Last segment of the path.
-    #[serde(default)]
-    pub name: Option<String>,
-    /// `available`, `missing` or `error`.
-    #[serde(default)]
-    pub status: Option<String>,
-    /// `file` or `directory`.
-    #[serde(default)]
-    pub kind: Option<String>,
-    /// Size.
-    #[serde(default)]
-    pub size_bytes: Option<u64>,
-    /// Where it can be read.
-    #[serde(default)]
-    pub access: Option<OutputAccess>,
-}
-
-/// Where an output can be read.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-pub struct OutputAccess {
-    /// The machine, which may be gone; its outputs still answer.
-    #[serde(default)]
-    pub sandbox_id: Option<String>,
-    /// Absolute path in it.
-    #[serde(default)]
-    pub path: Option<String>,
-}
-
-impl Outputs {
-    /// The outputs as far as clients use them; one that is spelled otherwise shows as empty.
-    #[must_use]
-    pub fn parsed(&self) -> Vec<Output> {
-        self.outputs
-            .iter()
-            .map(|output| serde_json::from_value(Value::Object(output.clone())).unwrap_or_default())
-            .collect()
-    }
-
-    /// The machine and path where an output can be read.
-    #[must_use]
-    pub fn place<'a>(&'a self, output: &'a Output) -> Option<(&'a str, &'a str)> {
-        let access = output.access.as_ref();
-        let machine = access
-            .and_then(|access| access.sandbox_id.as_deref())
-            .or_else(|| self.output_manifest.as_ref()?.get("sandbox_id")?.as_str())?;
-        let path = access
-            .and_then(|access| access.path.as_deref())
-            .or(output.path.as_deref())?;
-        Some((machine, path))
-    }
-}
-
-/// A page of a list, newest first.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(bound(deserialize = "T: Deserialize<'de>"))]
-pub struct Page<T> {
-    /// What there is.
-    #[serde(default, deserialize_with = "null_as_default")]
-    pub items: Vec<T>,
-    /// Where the next page begins; absent at the end.
-    #[serde(default)]
-    pub next_cursor: Option<String>,
-}
-
-/// `POST /v1/agent-deployments`.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct CreateDeployment {
-    /// Unique among those that are not deleted.
-    pub name: String,
-    /// `job` or `service`.
-    pub mode: String,
-    /// For people.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub description: Option<String>,
-    /// The caller's own words about it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub metadata: Option<Map<String, Value>>,
-}
-
 /// `POST /v1/agent-deployments/{id}/versions`.
 #[derive(Clone, Debug, Serialize)]
 pub struct CreateVersion<'a, M: Serialize> {
@@ -462,55 +179,6 @@ pub struct CreateVersion<'a, M: Serialize> {
     pub cache_policy: &'a str,
 }
 
-/// `POST /v1/agent-deployments/{id}/runs`.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct CreateRun {
-    /// What the run is given.
-    pub input: Map<String, Value>,
-    /// The active version when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub version_id: Option<String>,
-    /// Environment of the run. Never stored, never shown.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub envs: BTreeMap<String, String>,
-    /// Keep the machine of a failed run.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub retain_on_failure: Option<bool>,
-    /// How long.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub retention_seconds: Option<u64>,
-}
-
-/// Which deployments, runs or services a list holds.
-#[derive(Clone, Debug, Default)]
-pub struct ListQuery {
-    /// Only this mode; deployments only.
-    pub mode: Option<String>,
-    /// Only this status.
-    pub status: Option<String>,
-    /// Only of this version; runs and services only.
-    pub version_id: Option<String>,
-    /// Items of a page.
-    pub limit: Option<u32>,
-    /// From the page before.
-    pub cursor: Option<String>,
-}
-
-/// Which part of a log.
-#[derive(Clone, Debug, Default)]
-pub struct LogQuery {
-    /// Lines to skip; read only without `cursor` and `tail`.
-    pub offset: u64,
-    /// The most lines of a page.
-    pub limit: u64,
-    /// From the page before.
-    pub cursor: Option<String>,
-    /// The newest lines instead.
-    pub tail: Option<u64>,
-    /// How long the server may hold back an empty page for a line to come. Servers that do not know it answer at once.
-    pub wait_ms: Option<u64>,
-}
-
 /// What runs: a job run or a service instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -518,6 +186,18 @@ pub enum Target {
     Run(String),
     /// A service instance, by id.
     Service(String),
+}
+
+/// The machine and path where an output of a run can be read.
+#[must_use]
+pub fn output_place<'a>(outputs: &'a Outputs, output: &'a Output) -> Option<(&'a str, &'a str)> {
+    match &output.access {
+        Some(access) => Some((&access.sandbox_id, &access.path)),
+        None => {
+            let manifest = outputs.output_manifest.as_ref()?;
+            Some((manifest.sandbox_id.as_deref()?, &output.path))
+        }
+    }
 }
 
 /// Whether nothing more happens to a run or a service in this status.
@@ -534,7 +214,10 @@ impl Client {
     ///
     /// # Errors
     /// See [`Error`]; a code that ends in `_conflict` when the name is taken.
-    pub async fn create_deployment(&self, request: &CreateDeployment) -> Result<Deployment, Error> {
+    pub async fn create_deployment(
+        &self,
+        request: &CreateDeploymentRequest,
+    ) -> Result<Deployment, Error> {
         self.fetch(Call::post(DEPLOYMENTS).idempotent(None).json(request)?)
             .await
     }
@@ -543,9 +226,16 @@ impl Client {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn list_deployments(&self, query: &ListQuery) -> Result<Page<Deployment>, Error> {
-        self.fetch(list_call(DEPLOYMENTS.to_owned(), query).query("mode", query.mode.as_ref()))
-            .await
+    pub async fn list_deployments(
+        &self,
+        query: &ListDeploymentsQuery,
+    ) -> Result<CursorPage<Deployment>, Error> {
+        let call = Call::get(DEPLOYMENTS)
+            .query("mode", query.mode.as_ref())
+            .query("status", query.status.as_ref())
+            .query("limit", query.limit)
+            .query("cursor", query.cursor.as_ref());
+        self.fetch(call).await
     }
 
     /// The deployment of this name, if there is one; looks through all pages.
@@ -553,9 +243,9 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn find_deployment(&self, name: &str) -> Result<Option<Deployment>, Error> {
-        let mut query = ListQuery {
+        let mut query = ListDeploymentsQuery {
             limit: Some(PAGE),
-            ..ListQuery::default()
+            ..ListDeploymentsQuery::default()
         };
         loop {
             let page = self.list_deployments(&query).await?;
@@ -661,7 +351,7 @@ impl Client {
     pub async fn create_run(
         &self,
         deployment: &str,
-        request: &CreateRun,
+        request: &CreateRunRequest,
         idempotency_key: Option<&str>,
     ) -> Result<Run, Error> {
         let call = Call::post(deployment_path(deployment) + "/runs")
@@ -674,7 +364,11 @@ impl Client {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn list_runs(&self, deployment: &str, query: &ListQuery) -> Result<Page<Run>, Error> {
+    pub async fn list_runs(
+        &self,
+        deployment: &str,
+        query: &ListQuery,
+    ) -> Result<CursorPage<Run>, Error> {
         self.fetch(list_call(deployment_path(deployment) + "/runs", query))
             .await
     }
@@ -702,10 +396,9 @@ impl Client {
         id: &str,
         reason: Option<&str>,
     ) -> Result<Run, Error> {
-        let body: BTreeMap<_, _> = reason
-            .map(|reason| ("reason", reason))
-            .into_iter()
-            .collect();
+        let body = CancelRequest {
+            reason: reason.map(str::to_owned),
+        };
         let path = format!(
             "{}/runs/{}/cancel",
             deployment_path(deployment),
@@ -735,7 +428,7 @@ impl Client {
         &self,
         deployment: &str,
         query: &ListQuery,
-    ) -> Result<Page<Service>, Error> {
+    ) -> Result<CursorPage<Service>, Error> {
         self.fetch(list_call(deployment_path(deployment) + "/services", query))
             .await
     }
@@ -774,7 +467,7 @@ impl Client {
         &self,
         deployment: &str,
         target: &Target,
-        query: &LogQuery,
+        query: &LogsQuery,
     ) -> Result<Logs, Error> {
         let (kind, id) = match target {
             Target::Run(id) => ("runs", id),
@@ -786,15 +479,15 @@ impl Client {
             deployment_path(deployment),
             segment(id)
         ))
-        .query("offset", (!moving).then_some(query.offset))
-        .query("limit", Some(query.limit))
+        .query("offset", query.offset.filter(|_| !moving))
+        .query("limit", query.limit)
         .query("cursor", query.cursor.as_ref())
         .query("tail", query.tail)
         .query("wait_ms", query.wait_ms);
         if let Some(wait) = query.wait_ms {
             call = call.limit(
                 self.timeout
-                    .max(std::time::Duration::from_millis(wait) + super::config::DEFAULT_TIMEOUT),
+                    .max(Duration::from_millis(wait) + DEFAULT_TIMEOUT),
             );
         }
         self.fetch(call).await

@@ -1,0 +1,112 @@
+//! Where the options of `machine exec` end and the command begins.
+//!
+//! The published CLI takes its own options of `exec` wherever they stand before a `--`, and hands everything else to the
+//! command: `exec ID ls -la --json` is `ls -la`, printed as JSON. No parser we have does that, so the arguments are put
+//! in order before parsing: options, `--`, the rest.
+
+use std::ffi::OsString;
+
+/// Options of `exec` that take a value.
+const WITH_VALUE: [&str; 4] = ["--timeout", "--cwd", "--env", "--api-url"];
+/// Options of `exec` that take none.
+const WITHOUT: [&str; 3] = ["--json", "--background", "--shell"];
+
+/// The arguments with the options of `machine exec` before its command. All others stay as they are.
+pub(crate) fn options_first(argv: Vec<OsString>) -> Vec<OsString> {
+    let Some(start) = start_of_exec(&argv) else {
+        return argv;
+    };
+    let (before, after) = argv.split_at(start);
+    let mut ordered = before.to_vec();
+    let mut rest = Vec::new();
+    let mut after = after.iter();
+    while let Some(argument) = after.next() {
+        let text = argument.to_str().unwrap_or_default();
+        let name = text.split_once('=').map_or(text, |(name, _)| name);
+        if text == "--" {
+            rest.extend(after.by_ref().cloned());
+        } else if WITHOUT.contains(&text) || rest.is_empty() && matches!(text, "--help" | "-h") {
+            ordered.push(argument.clone());
+        } else if WITH_VALUE.contains(&name) {
+            ordered.push(argument.clone());
+            if name == text {
+                ordered.extend(after.next().cloned());
+            }
+        } else if rest.is_empty() && text.starts_with('-') {
+            // Before the machine's id nothing can be meant for the command: let the parser say what it is.
+            ordered.push(argument.clone());
+        } else {
+            rest.push(argument.clone());
+        }
+    }
+    if !rest.is_empty() {
+        ordered.push("--".into());
+        ordered.append(&mut rest);
+    }
+    ordered
+}
+
+/// The index after `exec`, if that is what is asked for.
+fn start_of_exec(argv: &[OsString]) -> Option<usize> {
+    let mut words = argv.iter().enumerate().skip(1);
+    let mut word = || {
+        loop {
+            let (index, argument) = words.next()?;
+            let text = argument.to_str()?;
+            if matches!(text, "--api-url" | "--output-version") {
+                words.next();
+            } else if !text.starts_with('-') {
+                return Some((index, text));
+            }
+        }
+    };
+    let (_, group) = word()?;
+    let (index, verb) = word()?;
+    (matches!(group, "machine" | "sandbox") && verb == "exec").then_some(index + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ordered(line: &str) -> String {
+        let argv = line.split(' ').map(OsString::from).collect();
+        options_first(argv)
+            .into_iter()
+            .map(|a| a.into_string().expect("text"))
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    #[test]
+    fn options_of_exec_are_found_wherever_they_stand() {
+        for (given, expected) in [
+            (
+                "n machine exec i ls -la --json",
+                "n machine exec --json -- i ls -la",
+            ),
+            (
+                "n sandbox exec i /bin/bash --shell",
+                "n sandbox exec --shell -- i /bin/bash",
+            ),
+            (
+                "n machine exec --timeout 5 i ls --env=A=b",
+                "n machine exec --timeout 5 --env=A=b -- i ls",
+            ),
+            (
+                "n machine exec i -- ls --json -- x",
+                "n machine exec -- i ls --json -- x",
+            ),
+            (
+                "n --api-url machine machine exec i ls --help",
+                "n --api-url machine machine exec -- i ls --help",
+            ),
+            ("n machine exec --help", "n machine exec --help"),
+            ("n machine exec --bad i", "n machine exec --bad -- i"),
+            ("n machine list --json", "n machine list --json"),
+            ("n agent run exec --json", "n agent run exec --json"),
+        ] {
+            assert_eq!(ordered(given), expected);
+        }
+    }
+}

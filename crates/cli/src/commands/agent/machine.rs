@@ -1,0 +1,81 @@
+//! `nullspace agent machine`
+
+use nullspace_client::agents::Target;
+use serde::Serialize;
+
+use crate::app::App;
+use crate::error::Outcome;
+use crate::reference::{self, TargetArgs};
+
+/// Show the machine behind a run or a service, and what can be done with it.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Without --run and --service: the machine of the newest failed run, else of the newest run; of a
+service, that of its live instance."
+)]
+pub(super) struct Args {
+    /// Id or name.
+    #[arg(value_name = "DEPLOYMENT")]
+    deployment: String,
+    #[command(flatten)]
+    target: TargetArgs,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    sandbox_id: &'a str,
+    target_kind: &'a str,
+    commands: Commands,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_id: Option<&'a str>,
+}
+
+/// What can be done with the machine.
+#[derive(Serialize)]
+struct Commands {
+    get: String,
+    exec: String,
+    pty: String,
+    files: String,
+    destroy: String,
+}
+
+pub(super) async fn run(args: &Args, app: &App) -> Outcome {
+    let ui = app.ui;
+    let client = app.client()?;
+    let deployment = reference::deployment(&client, &args.deployment).await?;
+    let backing = args.target.backing(&client, &deployment).await?;
+    let machine = &backing.machine;
+    let (kind, label, id) = match &backing.target {
+        Target::Run(id) => ("run", "Run", id),
+        Target::Service(id) => ("service", "Service", id),
+    };
+    let commands = Commands {
+        get: format!("nullspace machine get {machine}"),
+        exec: format!("nullspace machine exec {machine} --shell 'ls -la'"),
+        pty: format!("nullspace agent shell {} --{kind} {id}", deployment.name),
+        files: format!("nullspace machine cp {machine}:/workspace ."),
+        destroy: format!("nullspace machine kill {machine}"),
+    };
+    if ui.json {
+        ui.json(&Report {
+            sandbox_id: machine,
+            target_kind: kind,
+            commands,
+            run_id: (kind == "run").then_some(id),
+            service_id: (kind == "service").then_some(id),
+        })?;
+        return Ok(0);
+    }
+    ui.line(format!("Machine: {machine}"));
+    ui.line(format!("{label}: {id}"));
+    ui.line("Commands:");
+    ui.line(format!("  get: {}", commands.get));
+    ui.line(format!("  exec: {}", commands.exec));
+    ui.line(format!("  shell: {}", commands.pty));
+    ui.line(format!("  files: {}", commands.files));
+    ui.line(format!("  destroy: {}", commands.destroy));
+    Ok(0)
+}

@@ -1,0 +1,72 @@
+//! `nullspace agent …`: deployments and what they run.
+
+mod cancel;
+mod delete;
+pub(crate) mod deploy;
+mod get;
+mod init;
+mod list;
+mod logs;
+mod machine;
+mod outputs;
+pub(crate) mod run;
+mod shell;
+mod status;
+
+use clap::Subcommand;
+
+use crate::app::App;
+use crate::error::Outcome;
+
+/// Deploy a local agent project and run it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write a nullspace.agent.toml for a local project
+    Init(init::Args),
+    /// Bundle a local project and upload it as a new version
+    Deploy(deploy::Args),
+    /// Run a job
+    Run(run::Args),
+    /// Show the log of a run or a service
+    Logs(logs::Args),
+    /// Show or download what a run left behind
+    Outputs(outputs::Args),
+    /// Show where a run or a service stands
+    Status(status::Args),
+    /// Show the machine behind a run or a service
+    #[command(alias = "sandbox")]
+    Machine(machine::Args),
+    /// Run commands in the machine behind a run or a service
+    Shell(shell::Args),
+    /// List deployments
+    List(list::Args),
+    /// Show a deployment
+    Get(get::Args),
+    /// Delete a deployment
+    Delete(delete::Args),
+    /// End a run
+    Cancel(cancel::Args),
+}
+
+pub(crate) async fn run(args: Args, app: &App) -> Outcome {
+    match args.command {
+        Command::Init(args) => init::run(&args, app),
+        Command::Deploy(args) => deploy::run(&args, app).await,
+        Command::Run(args) => run::run(&args, app).await,
+        Command::Logs(args) => logs::run(&args, app).await,
+        Command::Outputs(args) => outputs::run(&args, app).await,
+        Command::Status(args) => status::run(&args, app).await,
+        Command::Machine(args) => machine::run(&args, app).await,
+        Command::Shell(args) => shell::run(&args, app).await,
+        Command::List(args) => list::run(&args, app).await,
+        Command::Get(args) => get::run(&args, app).await,
+        Command::Delete(args) => delete::run(&args, app).await,
+        Command::Cancel(args) => cancel::run(&args, app).await,
+    }
+}

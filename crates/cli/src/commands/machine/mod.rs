@@ -1,0 +1,47 @@
+//! `nullspace machine …`, also spelled `sandbox`: machines and what is in them.
+
+mod cp;
+mod create;
+pub(crate) mod exec;
+mod get;
+mod kill;
+mod list;
+
+use clap::Subcommand;
+
+use crate::app::App;
+use crate::error::Outcome;
+
+/// Make machines, run commands in them, move files.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a machine
+    Create(Box<create::Args>),
+    /// List machines
+    List(list::Args),
+    /// Show a machine
+    Get(get::Args),
+    /// Run a command in a machine
+    Exec(exec::Args),
+    /// End machines
+    Kill(kill::Args),
+    /// Copy files to or from a machine
+    Cp(cp::Args),
+}
+
+pub(crate) async fn run(args: Args, app: &App) -> Outcome {
+    match args.command {
+        Command::Create(args) => create::run(&args, app).await,
+        Command::List(args) => list::run(&args, app).await,
+        Command::Get(args) => get::run(&args, app).await,
+        Command::Exec(args) => exec::run(&args, app).await,
+        Command::Kill(args) => kill::run(&args, app).await,
+        Command::Cp(args) => cp::run(&args, app).await,
+    }
+}

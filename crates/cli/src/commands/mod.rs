@@ -1,0 +1,9 @@
+//! The verbs of the command line, one file each.
+
+pub(crate) mod agent;
+pub(crate) mod auth;
+pub(crate) mod doctor;
+pub(crate) mod machine;
+pub(crate) mod quickstart;
+#[cfg(target_os = "linux")]
+pub(crate) mod serve;

@@ -1,0 +1,288 @@
+//! `nullspace serve`: the composition root. Only here are concrete engines named.
+
+mod key;
+mod settings;
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use indicatif::MultiProgress;
+use nullspace_engine_native::NativeEngine;
+use nullspace_server::{ServeError, ServeOptions, Server, TemplateSource};
+use tracing_subscriber::EnvFilter;
+
+use crate::app::App;
+use crate::error::{CliError, Outcome};
+use crate::ui::Ui;
+
+pub(crate) use key::own_key;
+use settings::Settings;
+
+/// Name of the helper process that builds machines.
+const LAUNCHER: &str = "launcher";
+/// Name of the helper process that answers the machines' name queries.
+const RESOLVER: &str = "resolver";
+
+/// Bundles of certificate authorities, by distribution; the first that is there is placed in machines.
+const CA_BUNDLES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// Run the server. Machines go on while it is stopped or upgraded; it finds them again when it starts.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  nullspace serve
+  nullspace serve --listen 0.0.0.0:3000 --data-dir /srv/nullspace
+  NULLSPACE_BOOTSTRAP_API_KEY=ns_live_… nullspace serve --config /etc/nullspace.toml
+
+Settings come from flags, then the environment (NULLSPACE_LISTEN, NULLSPACE_DATA_DIR, NULLSPACE_CONFIG,
+NULLSPACE_TEMPLATE_CACHE_DIR, NULLSPACE_MAKE_BASE, NULLSPACE_TRUST_HOST_CERTIFICATES, NULLSPACE_SPARE_MACHINES,
+NULLSPACE_LOG), then the file, then defaults. NULLSPACE_BOOTSTRAP_API_KEY lets a key in; without it and without any
+key, one is made at the first start and put into this user's configuration, so that the command line works at once.
+
+The file:
+  listen = \"127.0.0.1:3000\"
+  data_dir = \"/var/lib/nullspace\"
+  template_cache_dir = \"/var/cache/nullspace\"   # `base` is shared between data directories here
+  make_base = true                              # make `base` if it is not there
+  trust_host_certificates = true                # machines trust the authorities that this host trusts
+  spare_machines = 4                            # machines prepared ahead
+  log = \"info\"                                  # or a filter such as info,nullspace_server=debug
+  [limits]                                      # max_machines, max_memory_mb, default_timeout_ms, …")]
+pub(crate) struct Args {
+    /// Address and port to listen on.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Where everything is kept.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Settings, TOML.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Leave the terminal's session, for whoever starts it in the background.
+    #[arg(long, hide = true)]
+    detached: bool,
+}
+
+/// Runs as one of the helper processes, if the arguments say so. They are started by the engine and the launcher, which
+/// need them small: nothing of the command line is set up for them.
+pub(crate) fn helper_process(argv: &[OsString]) -> Option<ExitCode> {
+    let argument = || {
+        argv.get(2)
+            .and_then(|argument| argument.to_str())
+            .unwrap_or_default()
+    };
+    let result = match argv.get(1)?.to_str()? {
+        LAUNCHER => {
+            nullspace_engine_native::launcher_main(argument()).map_err(|error| error.to_string())
+        }
+        RESOLVER => resolver(argument()),
+        _ => return None,
+    };
+    Some(match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            Ui::new(false).note(error);
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// Answers name queries at `address` for as long as the launcher lives.
+fn resolver(address: &str) -> Result<(), String> {
+    use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+    let parent = getppid();
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(|error| error.to_string())?;
+    if getppid() != parent {
+        return Ok(());
+    }
+    let address = address
+        .parse()
+        .map_err(|error| format!("{address:?}: {error}"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())?;
+    let config =
+        nullspace_resolver::Config::new(vec![nullspace_resolver::Listen::Address(address)]);
+    runtime
+        .block_on(nullspace_resolver::run(config, std::future::pending()))
+        .map_err(|error| error.to_string())
+}
+
+pub(crate) fn run(args: &Args, app: &App) -> Outcome {
+    if args.detached {
+        // Fails only for the leader of a session, which is detached already.
+        let _ = rustix::process::setsid();
+    }
+    let settings = Settings::resolve(args, app)?;
+    let bars = MultiProgress::new();
+    log_to_stderr(&settings.log, bars.clone())?;
+    for key in &settings.unknown {
+        app.ui
+            .warn(format!("unknown setting {key} in the configuration file"));
+    }
+    allow_many_files();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::local("cannot start", &error))?;
+    let outcome = runtime.block_on(serve(&settings, app, bars));
+    // The thread that makes `base` and reads that hang must not hold up the end.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn serve(settings: &Settings, app: &App, bars: MultiProgress) -> Outcome {
+    let program = std::env::current_exe()
+        .map_err(|error| CliError::local("cannot find this program", &error))?;
+    let program = program
+        .to_str()
+        .ok_or_else(|| CliError::usage("the path of this program is not UTF-8"))?;
+    std::fs::create_dir_all(&settings.data_dir)
+        .and_then(|()| settings.data_dir.canonicalize())
+        .map_err(|error| {
+            CliError::local(
+                format!(
+                    "cannot use the data directory {}",
+                    settings.data_dir.display()
+                ),
+                &error,
+            )
+            .hint("Give another one with --data-dir, or run as root.")
+        })?;
+    let stop = stop_signal()?;
+    let engine = NativeEngine::start(nullspace_engine_native::Config {
+        data_dir: settings.data_dir.clone(),
+        launcher: vec![program.to_owned(), LAUNCHER.to_owned()],
+        resolver: vec![program.to_owned(), RESOLVER.to_owned()],
+        ca_bundle: settings.trust_host_certificates.then(ca_bundle).flatten(),
+        spare: settings.spare_machines,
+    })
+    .await
+    .map_err(|error| {
+        CliError::new("engine_unavailable", error.to_string())
+            .hint("The server needs root and what `nullspace doctor` checks.")
+    })?;
+    let options = ServeOptions {
+        listen: settings.listen,
+        data_dir: settings.data_dir.clone(),
+        bootstrap_key: settings.bootstrap_key.clone(),
+        on_minted_key: key::sink(app.ui, app.surroundings.clone(), settings),
+        config: settings.limits.clone(),
+        templates: TemplateSource::Builtin {
+            cache_dir: settings.template_cache_dir.clone(),
+            make_base: settings.make_base,
+            progress: settings::progress(app.ui, bars),
+        },
+    };
+    let server = Server::start(options, Arc::new(engine))
+        .await
+        .map_err(|error| start_error(&error))?;
+    let data_dir = settings.data_dir.display();
+    app.ui.note(format!(
+        "Nullspace {} listens on http://{} (data in {data_dir})",
+        env!("CARGO_PKG_VERSION"),
+        server.address()
+    ));
+    stop.await;
+    app.ui
+        .note("Stopping: requests under way may finish, machines stay.");
+    server.stop().await;
+    Ok(0)
+}
+
+/// Completes when the process is asked to end.
+fn stop_signal() -> Result<impl Future<Output = ()>, CliError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let failed = |error| CliError::local("cannot listen for signals", &error);
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn start_error(error: &ServeError) -> CliError {
+    use std::error::Error as _;
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        message = format!("{message}: {cause}");
+        source = cause.source();
+    }
+    let (code, hint) = match error {
+        ServeError::InUse(_) => (
+            "conflict",
+            "Stop the other server, or give another --data-dir.",
+        ),
+        ServeError::Listen { .. } => (
+            "local_error",
+            "Something else listens there, or it is no address of this host: give another --listen.",
+        ),
+        ServeError::DataDir { .. } => ("local_error", "Give another --data-dir, or run as root."),
+        ServeError::Key(_) => (
+            "local_error",
+            "Set NULLSPACE_BOOTSTRAP_API_KEY to a key of your own.",
+        ),
+        _ => ("internal_error", "The log above may say more."),
+    };
+    CliError::new(code, message).hint(hint)
+}
+
+fn ca_bundle() -> Option<PathBuf> {
+    CA_BUNDLES
+        .into_iter()
+        .map(Path::new)
+        .find(|path| path.is_file())
+        .map(Path::to_path_buf)
+}
+
+/// Log lines on stderr, without tearing a progress bar.
+fn log_to_stderr(filter: &str, bars: MultiProgress) -> Result<(), CliError> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
+        CliError::usage(format!("log: {error}"))
+            .hint("For example: info, or info,nullspace_server=debug.")
+    })?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(move || AroundBars(bars.clone()))
+        .try_init()
+        .map_err(|error| CliError::new("internal_error", error.to_string()))
+}
+
+struct AroundBars(MultiProgress);
+
+impl std::io::Write for AroundBars {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.suspend(|| std::io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Each machine and each follower holds a few files open; the usual limit of 1024 is soon reached.
+fn allow_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Raising to what is allowed anyway: if it fails, the old limit still serves.
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    );
+}

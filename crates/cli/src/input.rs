@@ -1,0 +1,228 @@
+//! Values that arrive as text: `KEY=VALUE`, JSON objects, files of variables.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use nullspace_client::agents::EnvSpec;
+use serde_json::{Map, Value};
+
+use crate::error::CliError;
+
+/// A JSON object from the text after `flag`.
+///
+/// # Errors
+/// If it is something else.
+pub fn object(flag: &str, text: &str) -> Result<Map<String, Value>, CliError> {
+    match serde_json::from_str(text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(
+            CliError::usage(format!("{flag} must be a JSON object")).hint(format!(
+                "For example: {flag} '{{\"topic\": \"machines\"}}'."
+            )),
+        ),
+        Err(error) => Err(
+            CliError::usage(format!("{flag} is not JSON: {error}")).hint(format!(
+                "For example: {flag} '{{\"topic\": \"machines\"}}'."
+            )),
+        ),
+    }
+}
+
+/// A JSON object from a file; `-` is standard input.
+///
+/// # Errors
+/// If it cannot be read or is something else.
+pub fn object_file(flag: &str, path: &Path) -> Result<Map<String, Value>, CliError> {
+    let text = if path == Path::new("-") {
+        std::io::read_to_string(std::io::stdin())
+    } else {
+        std::fs::read_to_string(path)
+    };
+    let text = text.map_err(|error| {
+        CliError::usage(format!("{flag}: cannot read {}: {error}", path.display()))
+            .hint("Name a file that holds a JSON object.")
+    })?;
+    object(flag, &text)
+}
+
+/// `KEY=VALUE` pairs over a JSON object.
+///
+/// # Errors
+/// If either makes no sense.
+pub fn metadata(
+    pairs: &[String],
+    json: Option<&str>,
+) -> Result<Option<Map<String, Value>>, CliError> {
+    let mut object = json
+        .map(|json| object("--metadata-json", json))
+        .transpose()?;
+    for (key, value) in self::pairs("--metadata", pairs)? {
+        object
+            .get_or_insert_default()
+            .insert(key, Value::String(value));
+    }
+    Ok(object)
+}
+
+/// `KEY=VALUE` pairs; of two with one key the last counts.
+///
+/// # Errors
+/// If one has no `=`, or a name that is empty or has white space.
+pub fn pairs(flag: &str, pairs: &[String]) -> Result<BTreeMap<String, String>, CliError> {
+    pairs.iter().map(|pair| self::pair(flag, pair)).collect()
+}
+
+fn pair(flag: &str, pair: &str) -> Result<(String, String), CliError> {
+    let (name, value) = pair
+        .split_once('=')
+        // The text may be a secret that lost its name, so it is not repeated.
+        .ok_or_else(|| {
+            CliError::usage(format!("{flag}: expected KEY=VALUE"))
+                .hint(format!("For example: {flag} TOPIC=machines."))
+        })?;
+    if name.is_empty() || name.chars().any(char::is_whitespace) {
+        return Err(CliError::usage(format!(
+            "{flag}: a name must not be empty or have white space: {name:?}"
+        )));
+    }
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// The variables of a file: a name, `=`, and everything after it, quotes and all. Blank lines and lines that begin with
+/// `#` are skipped; `export ` before a name is.
+///
+/// # Errors
+/// If the file cannot be read or a line is something else.
+pub fn env_file(path: &Path) -> Result<BTreeMap<String, String>, CliError> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        CliError::usage(format!(
+            "--env-file: cannot read {}: {error}",
+            path.display()
+        ))
+    })?;
+    let mut envs = BTreeMap::new();
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let line = line.strip_prefix("export ").map_or(line, str::trim_start);
+        let (name, value) = pair(&format!("{}:{}", path.display(), index + 1), line)?;
+        envs.insert(name, value);
+    }
+    Ok(envs)
+}
+
+/// The variables of a run: those given, then what `spec` names and this process has.
+///
+/// # Errors
+/// If a required one is still missing.
+pub fn runtime_envs(
+    mut given: BTreeMap<String, String>,
+    spec: &EnvSpec,
+    of_process: impl Fn(&str) -> Option<String>,
+) -> Result<BTreeMap<String, String>, CliError> {
+    for name in spec.required.iter().chain(&spec.optional) {
+        if !given.contains_key(name)
+            && let Some(value) = of_process(name)
+        {
+            given.insert(name.clone(), value);
+        }
+    }
+    let mut missing: Vec<&str> = Vec::new();
+    for name in &spec.required {
+        if !given.contains_key(name) && !missing.contains(&name.as_str()) {
+            missing.push(name);
+        }
+    }
+    if missing.is_empty() {
+        return Ok(given);
+    }
+    Err(CliError::usage(format!(
+        "missing required env vars for agent run: {}",
+        missing.join(", ")
+    ))
+    .hint(format!(
+        "Export them, or pass --env {}=… or --env-file FILE.",
+        missing[0]
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owned(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn pairs_split_at_the_first_sign() {
+        let pairs = pairs("--env", &owned(&["A=1", "B==x y=", "A=2", "C="])).expect("pairs");
+        let expected = [("A", "2"), ("B", "=x y="), ("C", "")];
+        assert_eq!(
+            pairs,
+            expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into()
+        );
+        for bad in ["A", "=x", "A B=c", " A=b"] {
+            assert_eq!(
+                super::pairs("--env", &owned(&[bad])).expect_err(bad).exit(),
+                2
+            );
+        }
+        let told = super::pairs("--env", &owned(&["hunter2"]))
+            .expect_err("no sign")
+            .message;
+        assert!(!told.contains("hunter2"), "{told}");
+    }
+
+    #[test]
+    fn files_of_variables_keep_their_quotes() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("env");
+        std::fs::write(&path, "\n# no\n  A='x' \nexport B=a=b\nexport  C=\n").expect("written");
+        let envs = env_file(&path).expect("read");
+        let expected = [("A", "'x'"), ("B", "a=b"), ("C", "")];
+        assert_eq!(
+            envs,
+            expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into()
+        );
+        std::fs::write(&path, "A B=1\n").expect("written");
+        let error = env_file(&path).expect_err("a name with a space");
+        assert!(error.message.contains(":1"), "{}", error.message);
+    }
+
+    #[test]
+    fn required_names_must_be_somewhere() {
+        let spec = EnvSpec {
+            required: owned(&["R", "S", "R"]),
+            optional: owned(&["O", "P"]),
+        };
+        let given = BTreeMap::from([("R".to_owned(), "given".to_owned())]);
+        let process = |name: &str| matches!(name, "R" | "S" | "O").then(|| format!("own {name}"));
+        let envs = runtime_envs(given.clone(), &spec, process).expect("all there");
+        let expected = [("O", "own O"), ("R", "given"), ("S", "own S")];
+        assert_eq!(
+            envs,
+            expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into()
+        );
+        let missing = runtime_envs(BTreeMap::new(), &spec, |_| None).expect_err("nothing there");
+        assert_eq!(
+            missing.message,
+            "missing required env vars for agent run: R, S"
+        );
+    }
+
+    #[test]
+    fn metadata_is_an_object_with_pairs_over_it() {
+        assert_eq!(metadata(&[], None).expect("none"), None);
+        let object = metadata(&owned(&["a=2"]), Some(r#"{"a": 1, "b": [1]}"#))
+            .expect("an object")
+            .expect("some");
+        assert_eq!(
+            Value::Object(object),
+            serde_json::json!({"a": "2", "b": [1]})
+        );
+        assert_eq!(metadata(&[], Some("[1]")).expect_err("no object").exit(), 2);
+    }
+}

@@ -1,0 +1,151 @@
+//! What a name on the command line stands for: a deployment, its latest run, a machine behind it.
+
+use nullspace_api::agent::{Deployment, ListQuery, Run};
+use nullspace_client::Client;
+use nullspace_client::agents::{DEPLOYMENT_PREFIX, Service, Target};
+
+use crate::error::CliError;
+
+/// The deployment of this id or name.
+pub(crate) async fn deployment(client: &Client, reference: &str) -> Result<Deployment, CliError> {
+    if reference.starts_with(DEPLOYMENT_PREFIX) {
+        return Ok(client.get_deployment(reference).await?);
+    }
+    client.find_deployment(reference).await?.ok_or_else(|| {
+        CliError::new(
+            "agent_deployment_not_found",
+            format!("no agent deployment is named {reference:?}"),
+        )
+    })
+}
+
+/// The latest run of a deployment.
+pub(crate) async fn latest_run(client: &Client, deployment: &Deployment) -> Result<Run, CliError> {
+    let query = ListQuery {
+        limit: Some(1),
+        ..ListQuery::default()
+    };
+    let page = client.list_runs(&deployment.id, &query).await?;
+    page.items.into_iter().next().ok_or_else(|| {
+        CliError::new(
+            "agent_run_not_found",
+            format!("{} has no runs yet", deployment.name),
+        )
+        .hint(format!(
+            "Start one with `nullspace agent run {} --follow`.",
+            deployment.name
+        ))
+    })
+}
+
+/// The latest service instance of a deployment.
+pub(crate) async fn latest_service(
+    client: &Client,
+    deployment: &Deployment,
+) -> Result<Service, CliError> {
+    let query = ListQuery {
+        limit: Some(1),
+        ..ListQuery::default()
+    };
+    let page = client.list_services(&deployment.id, &query).await?;
+    page.items.into_iter().next().ok_or_else(|| {
+        CliError::new(
+            "agent_service_not_found",
+            format!("{} has no service instance yet", deployment.name),
+        )
+    })
+}
+
+/// `--run` and `--service`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct TargetArgs {
+    /// This run.
+    #[arg(long, value_name = "RUN_ID", conflicts_with = "service")]
+    pub(crate) run: Option<String>,
+    /// This service instance.
+    #[arg(long, value_name = "SERVICE_ID")]
+    pub(crate) service: Option<String>,
+}
+
+/// A run or a service, and the machine behind it.
+pub(crate) struct Backing {
+    pub(crate) target: Target,
+    pub(crate) machine: String,
+}
+
+impl TargetArgs {
+    /// The run or service that is named, if one is.
+    pub(crate) fn named(&self) -> Option<Target> {
+        let run = self.run.clone().map(Target::Run);
+        run.or_else(|| self.service.clone().map(Target::Service))
+    }
+
+    /// The machine of what is named; else, for a job, of the newest failed run that has one, then of the newest run
+    /// that has one; for a service, of the newest live instance.
+    pub(crate) async fn backing(
+        &self,
+        client: &Client,
+        deployment: &Deployment,
+    ) -> Result<Backing, CliError> {
+        let none = |what: &str| {
+            let next = if deployment.mode == "job" {
+                format!(
+                    "Machines of runs that succeeded are gone; run with `nullspace agent run {} --retain-on-failure`.",
+                    deployment.name
+                )
+            } else {
+                "Start the service first.".to_owned()
+            };
+            CliError::new("machine_not_found", format!("{what} has no machine")).hint(next)
+        };
+        match self.named() {
+            Some(Target::Run(id)) => {
+                let run = client.get_run(&deployment.id, &id).await?;
+                let machine = run.sandbox_id.ok_or_else(|| none(&format!("run {id}")))?;
+                return Ok(Backing {
+                    target: Target::Run(id),
+                    machine,
+                });
+            }
+            Some(Target::Service(id)) => {
+                let service = client.get_service(&deployment.id, &id).await?;
+                let machine = service
+                    .sandbox_id
+                    .ok_or_else(|| none(&format!("service {id}")))?;
+                return Ok(Backing {
+                    target: Target::Service(id),
+                    machine,
+                });
+            }
+            None => {}
+        }
+        let mut query = ListQuery {
+            limit: Some(20),
+            ..ListQuery::default()
+        };
+        if deployment.mode == "job" {
+            for status in [Some("failed"), None] {
+                query.status = status.map(str::to_owned);
+                for run in client.list_runs(&deployment.id, &query).await?.items {
+                    if let Some(machine) = run.sandbox_id {
+                        return Ok(Backing {
+                            target: Target::Run(run.id),
+                            machine,
+                        });
+                    }
+                }
+            }
+        } else {
+            for service in client.list_services(&deployment.id, &query).await?.items {
+                let live = matches!(service.status.as_str(), "starting" | "ready" | "unhealthy");
+                if let (true, Some(machine)) = (live, service.sandbox_id) {
+                    return Ok(Backing {
+                        target: Target::Service(service.id),
+                        machine,
+                    });
+                }
+            }
+        }
+        Err(none(&deployment.name))
+    }
+}

@@ -1,0 +1,238 @@
+//! The terminal: data to stdout, everything else to stderr.
+
+use std::io::{self, IsTerminal as _, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::error::CliError;
+
+/// How this process talks.
+#[derive(Clone, Copy, Debug)]
+pub struct Ui {
+    /// Machine-readable output was asked for.
+    pub json: bool,
+    /// Whether stderr shows colours.
+    color: bool,
+    /// Whether stderr is a terminal that a bar can move on.
+    live: bool,
+}
+
+impl Ui {
+    /// Looks at the terminal and at `NO_COLOR`.
+    #[must_use]
+    pub fn new(json: bool) -> Self {
+        let terminal = io::stderr().is_terminal();
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+            || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        Self {
+            json,
+            color: terminal && !plain,
+            live: terminal && !json,
+        }
+    }
+
+    /// A line of data.
+    pub fn line(&self, line: impl AsRef<str>) {
+        let line = line.as_ref();
+        self.data(format!("{line}\n").as_bytes());
+    }
+
+    /// Data as it is.
+    pub fn data(&self, bytes: &[u8]) {
+        let mut out = io::stdout().lock();
+        if out.write_all(bytes).and_then(|()| out.flush()).is_err() {
+            // Whoever read our output has gone: there is nobody left to work for, or to tell.
+            std::process::exit(i32::from(crate::exit::GENERAL));
+        }
+    }
+
+    /// Data as JSON, indented by two.
+    ///
+    /// # Errors
+    /// If the value has no JSON form.
+    pub fn json(&self, value: &impl Serialize) -> Result<(), CliError> {
+        let text = serde_json::to_string_pretty(value)
+            .map_err(|error| CliError::new("internal_error", error.to_string()))?;
+        self.line(text);
+        Ok(())
+    }
+
+    /// Data as one line of JSON.
+    ///
+    /// # Errors
+    /// If the value has no JSON form.
+    pub fn json_line(&self, value: &impl Serialize) -> Result<(), CliError> {
+        let text = serde_json::to_string(value)
+            .map_err(|error| CliError::new("internal_error", error.to_string()))?;
+        self.line(text);
+        Ok(())
+    }
+
+    /// A line for people.
+    pub fn note(&self, line: impl AsRef<str>) {
+        // A stderr that is gone must not end a command that works.
+        let _ = writeln!(io::stderr(), "{}", line.as_ref());
+    }
+
+    /// A line for people that may be overlooked.
+    pub fn dim(&self, line: impl AsRef<str>) {
+        self.note(self.paint("2", line.as_ref()));
+    }
+
+    /// A line for people that should not be overlooked.
+    pub fn warn(&self, line: impl AsRef<str>) {
+        self.note(format!(
+            "{} {}",
+            self.paint("33", "warning:"),
+            line.as_ref()
+        ));
+    }
+
+    /// Text in bold.
+    #[must_use]
+    pub fn bold(&self, text: &str) -> String {
+        self.paint("1", text)
+    }
+
+    /// A status word in the colour of what it means.
+    #[must_use]
+    pub fn status(&self, status: &str) -> String {
+        let color = match status {
+            "succeeded" | "ready" | "pass" | "running" | "available" => "32",
+            "failed" | "timed_out" | "error" | "fail" => "31",
+            "cancelled" | "warn" | "unhealthy" | "missing" => "33",
+            _ => "36",
+        };
+        self.paint(color, status)
+    }
+
+    fn paint(&self, code: &str, text: &str) -> String {
+        if self.color {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+
+    /// A failure: message, hint and request id on stderr, or the envelope on stdout.
+    pub fn failure(&self, error: &CliError) {
+        if self.json {
+            if let Ok(text) = serde_json::to_string_pretty(&error.envelope()) {
+                self.line(text);
+            }
+            return;
+        }
+        self.note(format!("{} {}", self.paint("31", "error:"), error.message));
+        if let Some(action) = &error.suggested_action {
+            self.note(format!("{} {action}", self.paint("36", "hint:")));
+        } else if let Some(hint) = &error.hint {
+            self.note(format!("{} {hint}", self.paint("36", "hint:")));
+        }
+        if let Some(id) = &error.request_id {
+            self.dim(format!("request id: {id}"));
+        }
+    }
+
+    /// A bar over bytes; shows only on a terminal.
+    #[must_use]
+    pub fn byte_bar(&self, what: &str, length: Option<u64>) -> ProgressBar {
+        let bar = match length {
+            Some(length) => self.bar(
+                ProgressBar::new(length),
+                "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+            ),
+            None => self.bar(
+                ProgressBar::no_length(),
+                "{spinner} {msg} {bytes} {bytes_per_sec}",
+            ),
+        };
+        bar.with_message(what.to_owned())
+    }
+
+    /// A spinner with a message; shows only on a terminal.
+    #[must_use]
+    pub fn spinner(&self, what: impl Into<String>) -> ProgressBar {
+        let bar = self.bar(ProgressBar::new_spinner(), "{spinner} {wide_msg} {elapsed}");
+        bar.set_message(what.into());
+        bar.enable_steady_tick(Duration::from_millis(120));
+        bar
+    }
+
+    fn bar(&self, bar: ProgressBar, template: &str) -> ProgressBar {
+        if !self.live {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        match ProgressStyle::with_template(template) {
+            Ok(style) => bar.with_style(style),
+            Err(_) => bar,
+        }
+    }
+}
+
+/// A time as people read it: `2026-01-31 12:00:00.5+00:00`; text that is no time stays as it is.
+#[must_use]
+pub fn time(text: Option<&str>) -> String {
+    let Some(text) = text else {
+        return "-".to_owned();
+    };
+    let Ok(time) = text.parse::<jiff::Timestamp>() else {
+        return text.to_owned();
+    };
+    let micros = time.as_microsecond().rem_euclid(1_000_000);
+    let seconds = time.strftime("%Y-%m-%d %H:%M:%S");
+    if micros == 0 {
+        format!("{seconds}+00:00")
+    } else {
+        format!("{seconds}.{micros:06}+00:00")
+    }
+}
+
+/// The time between two times, for people.
+#[must_use]
+pub fn between(start: Option<&str>, end: Option<&str>) -> Option<String> {
+    let start: jiff::Timestamp = start?.parse().ok()?;
+    let end: jiff::Timestamp = end?.parse().ok()?;
+    let seconds = end.duration_since(start).as_secs_f64();
+    Some(if seconds < 60.0 {
+        format!("{seconds:.1} s")
+    } else {
+        format!(
+            "{} min {:02} s",
+            (seconds / 60.0) as u64,
+            seconds as u64 % 60
+        )
+    })
+}
+
+/// Text from a machine without the control characters that could play with a terminal. Colours stay if `color`.
+#[must_use]
+pub fn tame(text: &str) -> String {
+    text.chars()
+        .filter(|c| !c.is_control() || matches!(c, '\t' | '\n'))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_shown_as_the_published_cli_shows_them() {
+        assert_eq!(
+            time(Some("2026-01-01T00:00:00Z")),
+            "2026-01-01 00:00:00+00:00"
+        );
+        assert_eq!(
+            time(Some("2026-01-01T02:00:00.5+02:00")),
+            "2026-01-01 00:00:00.500000+00:00"
+        );
+        assert_eq!(time(Some("soon")), "soon");
+        assert_eq!(time(None), "-");
+        assert_eq!(
+            between(Some("2026-01-01T00:00:00Z"), Some("2026-01-01T00:02:03.4Z")),
+            Some("2 min 03 s".to_owned())
+        );
+    }
+}
