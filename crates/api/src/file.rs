@@ -182,6 +182,7 @@ pub struct BatchResponse {
 /// What became of one file of a batch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "status", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant)] // A list of these is nearly all successes.
 pub enum BatchResult {
     /// It is there.
     Success {

@@ -14,7 +14,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let count: usize = args.next().map_or(Ok(200), |n| n.parse())?;
     let data_dir = std::env::temp_dir().join(format!("nullspace-cycle-{}", std::process::id()));
     std::fs::create_dir_all(&data_dir)?;
-    let launcher = std::env::current_exe()?.parent().and_then(|p| p.parent()).ok_or("no folder")?.join("nullspace-launcher");
+    let launcher = std::env::current_exe()?
+        .parent()
+        .and_then(|p| p.parent())
+        .ok_or("no folder")?
+        .join("nullspace-launcher");
     let engine = NativeEngine::start(Config {
         data_dir: data_dir.clone(),
         launcher: vec![launcher.display().to_string()],
@@ -27,23 +31,37 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     for n in 0..count {
         let id = format!("m{n}");
         let start = Instant::now();
-        engine.create(&conformance::spec(&id, std::slice::from_ref(&layer))).await?;
+        engine
+            .create(&conformance::spec(&id, std::slice::from_ref(&layer)))
+            .await?;
         times[0].push(start.elapsed());
         let guest = GuestClient::connect(engine.dial(&id).await?).await?;
         conformance::sh(&guest, ":").await;
         times[1].push(start.elapsed());
         let mark = Instant::now();
         let argv = vec!["/bin/true".to_owned()];
-        let mut stream = guest.exec(&ExecRequest { argv, ..ExecRequest::default() }).await?;
+        let mut stream = guest
+            .exec(&ExecRequest {
+                argv,
+                ..ExecRequest::default()
+            })
+            .await?;
         while stream.next().await?.is_some() {}
         times[2].push(mark.elapsed());
         let mark = Instant::now();
         engine.destroy(&id).await?;
         times[3].push(mark.elapsed());
     }
-    for (name, times) in ["create", "create and first command", "command", "destroy"].iter().zip(&mut times) {
+    for (name, times) in ["create", "create and first command", "command", "destroy"]
+        .iter()
+        .zip(&mut times)
+    {
         times.sort();
-        println!("{name:28} p50 {:>10.1?} p99 {:>10.1?}", times[count / 2], times[count * 99 / 100]);
+        println!(
+            "{name:28} p50 {:>10.1?} p99 {:>10.1?}",
+            times[count / 2],
+            times[count * 99 / 100]
+        );
     }
     nullspace_engine_native::shutdown(&data_dir)?;
     std::fs::remove_dir_all(data_dir)?;

@@ -100,7 +100,9 @@ impl NativeEngine {
             exits: broadcast::Sender::new(4096),
             trash,
         };
-        let engine = Self { shared: Arc::new(shared) };
+        let engine = Self {
+            shared: Arc::new(shared),
+        };
         engine.link().await?;
         engine.sweep().await?;
         Ok(engine)
@@ -112,8 +114,12 @@ impl NativeEngine {
 
     /// Throws away the directories of machines that are not alive.
     async fn sweep(&self) -> Result<(), EngineError> {
-        let live: std::collections::HashSet<String> =
-            self.list().await?.into_iter().map(|machine| machine.id).collect();
+        let live: std::collections::HashSet<String> = self
+            .list()
+            .await?
+            .into_iter()
+            .map(|machine| machine.id)
+            .collect();
         let machines = self.shared.config.data_dir.join("machines");
         for entry in std::fs::read_dir(machines).into_iter().flatten().flatten() {
             if !live.contains(entry.file_name().to_string_lossy().as_ref()) {
@@ -129,7 +135,11 @@ impl NativeEngine {
         let (sender, receiver) = oneshot::channel();
         lock(&link.waiting).insert(tag, sender);
         let gone = |_| EngineError::Unavailable("the launcher went away".into());
-        if link.requests.send(wire::encode(&Request { tag, body })).is_err() {
+        if link
+            .requests
+            .send(wire::encode(&Request { tag, body }))
+            .is_err()
+        {
             lock(&link.waiting).remove(&tag);
             return Err(gone(()));
         }
@@ -139,7 +149,10 @@ impl NativeEngine {
     /// The standing connection, made anew when it broke.
     async fn link(&self) -> Result<Link, EngineError> {
         let standing = |shared: &Shared| {
-            lock(&shared.link).as_ref().filter(|link| !link.requests.is_closed()).cloned()
+            lock(&shared.link)
+                .as_ref()
+                .filter(|link| !link.requests.is_closed())
+                .cloned()
         };
         if let Some(link) = standing(&self.shared) {
             return Ok(link);
@@ -152,21 +165,29 @@ impl NativeEngine {
         let (reader, writer) = stream.into_split();
         let (requests, queue) = mpsc::unbounded_channel();
         let waiting = Waiting::default();
-        let link = Link { requests, waiting: waiting.clone() };
+        let link = Link {
+            requests,
+            waiting: waiting.clone(),
+        };
         tokio::spawn(write_requests(writer, queue));
         tokio::spawn(read_messages(reader, waiting, Arc::downgrade(&self.shared)));
         *lock(&self.shared.link) = Some(link.clone());
         let tag = 0;
         let (sender, receiver) = oneshot::channel();
         lock(&link.waiting).insert(tag, sender);
-        let _ = link.requests.send(wire::encode(&Request { tag, body: RequestBody::Hello }));
+        let _ = link.requests.send(wire::encode(&Request {
+            tag,
+            body: RequestBody::Hello,
+        }));
         match receiver.await {
             Ok(Ok(Answer::Hello { version, .. })) if version == wire::VERSION => Ok(link),
             Ok(Ok(Answer::Hello { version, .. })) => Err(EngineError::Unavailable(format!(
                 "the running launcher speaks version {version}, this program {}; end its machines first",
                 wire::VERSION
             ))),
-            _ => Err(EngineError::Unavailable("the launcher does not answer".into())),
+            _ => Err(EngineError::Unavailable(
+                "the launcher does not answer".into(),
+            )),
         }
     }
 
@@ -179,7 +200,9 @@ impl NativeEngine {
         std::fs::create_dir_all(&run).map_err(|e| unavailable("make the run directory", e))?;
         std::fs::create_dir_all(self.shared.config.data_dir.join("layers"))
             .map_err(|e| unavailable("make the layers directory", e))?;
-        let mut child = self.spawn_launcher(&run).map_err(|e| unavailable("start the launcher", e))?;
+        let mut child = self
+            .spawn_launcher(&run)
+            .map_err(|e| unavailable("start the launcher", e))?;
         // It listens once it has prepared the host: some tens of milliseconds.
         for _ in 0..3000 {
             if let Ok(stream) = UnixStream::connect(&socket).await {
@@ -195,7 +218,9 @@ impl NativeEngine {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let _ = child.kill();
-        Err(EngineError::Unavailable("the launcher did not get ready in 30 s".into()))
+        Err(EngineError::Unavailable(
+            "the launcher did not get ready in 30 s".into(),
+        ))
     }
 
     fn spawn_launcher(&self, run: &Path) -> io::Result<std::process::Child> {
@@ -207,7 +232,10 @@ impl NativeEngine {
             resolver: config.resolver.clone(),
             spare: config.spare,
         };
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(run.join("launcher.log"))?;
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(run.join("launcher.log"))?;
         Command::new(&config.launcher[0])
             .args(&config.launcher[1..])
             .arg(serde_json::to_string(&launcher)?)
@@ -227,9 +255,14 @@ impl NativeEngine {
 pub fn shutdown(data_dir: &Path) -> io::Result<()> {
     use std::io::{Read, Write};
     let socket = data_dir.join("run/launcher.sock");
-    let Ok(mut stream) = std::os::unix::net::UnixStream::connect(socket) else { return Ok(()) };
+    let Ok(mut stream) = std::os::unix::net::UnixStream::connect(socket) else {
+        return Ok(());
+    };
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    stream.write_all(&wire::encode(&Request { tag: 1, body: RequestBody::Shutdown }))?;
+    stream.write_all(&wire::encode(&Request {
+        tag: 1,
+        body: RequestBody::Shutdown,
+    }))?;
     // Its answer, or news of machines that end first, and then the end of the stream.
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).map(drop)
@@ -243,7 +276,10 @@ fn instance(data_dir: &Path) -> String {
 
 /// Whether this can be a machine's id, and so a name in `machines/`.
 fn is_id(id: &str) -> bool {
-    !id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
+    !id.is_empty()
+        && id
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
 }
 
 async fn write_requests(mut writer: OwnedWriteHalf, mut queue: mpsc::UnboundedReceiver<Vec<u8>>) {
@@ -254,7 +290,11 @@ async fn write_requests(mut writer: OwnedWriteHalf, mut queue: mpsc::UnboundedRe
     }
 }
 
-async fn read_messages(mut reader: OwnedReadHalf, waiting: Waiting, shared: std::sync::Weak<Shared>) {
+async fn read_messages(
+    mut reader: OwnedReadHalf,
+    waiting: Waiting,
+    shared: std::sync::Weak<Shared>,
+) {
     let mut buffer = Vec::new();
     loop {
         match reader.read_buf(&mut buffer).await {
@@ -270,7 +310,9 @@ async fn read_messages(mut reader: OwnedReadHalf, waiting: Waiting, shared: std:
                 }
                 Message::Ended { id, reason } => {
                     if let Some(shared) = shared.upgrade() {
-                        let _ = shared.trash.send(shared.config.data_dir.join("machines").join(&id));
+                        let _ = shared
+                            .trash
+                            .send(shared.config.data_dir.join("machines").join(&id));
                         let _ = shared.exits.send(MachineExit { id, reason });
                     }
                 }
@@ -286,7 +328,10 @@ async fn read_messages(mut reader: OwnedReadHalf, waiting: Waiting, shared: std:
         for entry in std::fs::read_dir(machines).into_iter().flatten().flatten() {
             let id = entry.file_name().to_string_lossy().into_owned();
             let _ = shared.trash.send(entry.path());
-            let _ = shared.exits.send(MachineExit { id, reason: ExitReason::EngineLost });
+            let _ = shared.exits.send(MachineExit {
+                id,
+                reason: ExitReason::EngineLost,
+            });
         }
     }
 }
@@ -309,7 +354,11 @@ impl Engine for NativeEngine {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { isolated: true, hibernate: false, fork: false }
+        Capabilities {
+            isolated: true,
+            hibernate: false,
+            fork: false,
+        }
     }
 
     async fn health(&self) -> Result<(), EngineError> {
@@ -341,7 +390,9 @@ impl Engine for NativeEngine {
     async fn list(&self) -> Result<Vec<LiveMachine>, EngineError> {
         match self.ask(RequestBody::List).await? {
             Answer::List { ids } => Ok(ids.into_iter().map(|id| LiveMachine { id }).collect()),
-            other => Err(EngineError::Unavailable(format!("unexpected answer {other:?}"))),
+            other => Err(EngineError::Unavailable(format!(
+                "unexpected answer {other:?}"
+            ))),
         }
     }
 

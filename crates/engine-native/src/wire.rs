@@ -38,7 +38,9 @@ pub(crate) struct Request {
 pub(crate) enum RequestBody {
     Hello,
     Create(Box<MachineSpec>),
-    Destroy { id: String },
+    Destroy {
+        id: String,
+    },
     List,
     /// End every machine and the launcher.
     Shutdown,
@@ -48,8 +50,14 @@ pub(crate) enum RequestBody {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Message {
-    Answer { tag: u64, result: Result<Answer, Refusal> },
-    Ended { id: String, reason: ExitReason },
+    Answer {
+        tag: u64,
+        result: Result<Answer, Refusal>,
+    },
+    Ended {
+        id: String,
+        reason: ExitReason,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,7 +80,10 @@ pub(crate) enum Refusal {
 
 impl Refusal {
     pub(crate) fn step(step: &str, reason: impl std::fmt::Display) -> Self {
-        Self::Step { step: step.to_owned(), reason: reason.to_string() }
+        Self::Step {
+            step: step.to_owned(),
+            reason: reason.to_string(),
+        }
     }
 }
 
@@ -98,11 +109,17 @@ pub(crate) fn encode<T: Serialize>(message: &T) -> Vec<u8> {
 }
 
 /// Takes the next message off a buffer; `None` when more bytes are needed.
-pub(crate) fn decode<T: for<'a> Deserialize<'a>>(buffer: &mut Vec<u8>) -> std::io::Result<Option<T>> {
-    let Some(length) = buffer.first_chunk::<4>() else { return Ok(None) };
+pub(crate) fn decode<T: for<'a> Deserialize<'a>>(
+    buffer: &mut Vec<u8>,
+) -> std::io::Result<Option<T>> {
+    let Some(length) = buffer.first_chunk::<4>() else {
+        return Ok(None);
+    };
     let length = u32::from_be_bytes(*length) as usize;
     if length > MAX_MESSAGE {
-        return Err(std::io::Error::other(format!("a message of {length} bytes")));
+        return Err(std::io::Error::other(format!(
+            "a message of {length} bytes"
+        )));
     }
     if buffer.len() < 4 + length {
         return Ok(None);

@@ -23,8 +23,15 @@ fn layer(at: &std::path::Path) {
             done
         done
     "#;
-    let made = Command::new("/bin/sh").arg("-c").arg(script).current_dir(at).status();
-    assert!(made.is_ok_and(|status| status.success()), "the test layer is made");
+    let made = Command::new("/bin/sh")
+        .arg("-c")
+        .arg(script)
+        .current_dir(at)
+        .status();
+    assert!(
+        made.is_ok_and(|status| status.success()),
+        "the test layer is made"
+    );
 }
 
 /// Leaves nothing behind, also when a check fails.
@@ -54,6 +61,8 @@ async fn keeps_the_contract() {
         spare: 2,
     };
     let _cleanup = Cleanup(directory.path().to_owned());
-    let engine = NativeEngine::start(config).await.expect("the engine starts");
+    let engine = NativeEngine::start(config)
+        .await
+        .expect("the engine starts");
     conformance::run(&engine, &[lower]).await;
 }

@@ -511,9 +511,7 @@ async fn many_at_once(engine: &dyn Engine, lower: &[PathBuf]) {
         engine.create(&spec(id, lower)).await.expect("create");
         let guest = connect(engine, id).await;
         assert_eq!(
-            sh(&guest, &format!("echo {id} > me; cat me"))
-                .await
-                .1,
+            sh(&guest, &format!("echo {id} > me; cat me")).await.1,
             format!("{id}\n")
         );
     }))

@@ -54,11 +54,11 @@ pub struct Error {
     /// For people.
     pub message: String,
     /// What the caller can do.
-    pub suggested_action: Option<String>,
+    pub suggested_action: Option<Box<str>>,
     /// Seconds after which to try again.
     pub retry_after: Option<u32>,
     /// For the log only.
-    pub context: Option<String>,
+    pub context: Option<Box<str>>,
     /// More facts for programs, by code.
     pub details: Option<serde_json::Value>,
 }
@@ -130,7 +130,7 @@ impl Error {
     /// Adds what the caller can do.
     #[must_use]
     pub fn with_action(mut self, action: impl Into<String>) -> Self {
-        self.suggested_action = Some(action.into());
+        self.suggested_action = Some(action.into().into());
         self
     }
 
@@ -151,7 +151,7 @@ impl Error {
     /// Adds what the log should say.
     #[must_use]
     pub fn with_context(mut self, context: impl Into<String>) -> Self {
-        self.context = Some(context.into());
+        self.context = Some(context.into().into());
         self
     }
 }

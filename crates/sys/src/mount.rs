@@ -28,14 +28,23 @@ pub struct Attributes<'a> {
 ///
 /// # Errors
 /// open_tree(2)'s and mount_setattr(2)'s: `EINVAL` for a file system without id maps.
-pub fn clone_tree(dir: BorrowedFd<'_>, path: &CStr, attributes: Attributes<'_>) -> io::Result<OwnedFd> {
+pub fn clone_tree(
+    dir: BorrowedFd<'_>,
+    path: &CStr,
+    attributes: Attributes<'_>,
+) -> io::Result<OwnedFd> {
     const OPEN_TREE_CLONE: libc::c_uint = 1;
     const OPEN_TREE_CLOEXEC: libc::c_uint = libc::O_CLOEXEC as libc::c_uint;
     let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as libc::c_uint;
     // SAFETY: a live descriptor, a NUL-terminated path, plain flags; the result is a new descriptor that
     // nothing else owns.
     let tree = unsafe {
-        let fd = check(libc::syscall(libc::SYS_open_tree, dir.as_raw_fd(), path.as_ptr(), flags))?;
+        let fd = check(libc::syscall(
+            libc::SYS_open_tree,
+            dir.as_raw_fd(),
+            path.as_ptr(),
+            flags,
+        ))?;
         OwnedFd::from_raw_fd(fd as i32)
     };
     set_attributes(&tree, attributes)?;

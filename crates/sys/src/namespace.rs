@@ -91,7 +91,11 @@ pub fn enter_user(namespace: BorrowedFd<'_>) -> io::Result<()> {
     // the only one.
     unsafe {
         check(libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWUSER))?;
-        check(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
+        check(libc::syscall(
+            libc::SYS_setgroups,
+            0,
+            std::ptr::null::<libc::gid_t>(),
+        ))?;
         check(libc::syscall(libc::SYS_setresgid, 0, 0, 0))?;
         check(libc::syscall(libc::SYS_setresuid, 0, 0, 0))?;
     }
@@ -139,12 +143,27 @@ pub fn drop_capabilities(keep: u64) -> io::Result<()> {
         }
     }
     // SAFETY: plain numbers.
-    check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) })?;
+    check(unsafe {
+        libc::prctl(
+            libc::PR_CAP_AMBIENT,
+            libc::PR_CAP_AMBIENT_CLEAR_ALL,
+            0,
+            0,
+            0,
+        )
+    })?;
     let half = |shift: u32| {
         let bits = (keep >> shift) as u32;
-        Data { effective: bits, permitted: bits, inheritable: 0 }
+        Data {
+            effective: bits,
+            permitted: bits,
+            inheritable: 0,
+        }
     };
-    let header = Header { version: 0x2008_0522, pid: 0 };
+    let header = Header {
+        version: 0x2008_0522,
+        pid: 0,
+    };
     let data = [half(0), half(32)];
     // SAFETY: version 3 of the header takes two data elements; both live on this frame.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(drop)
@@ -192,12 +211,18 @@ pub fn limit(resource: Resource, value: u64) -> io::Result<()> {
         Resource::CoreSize => libc::RLIMIT_CORE,
         Resource::LockedMemory => libc::RLIMIT_MEMLOCK,
     };
-    let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut now = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: both calls are given a live struct of plain numbers.
     unsafe {
         check(libc::getrlimit(resource, &raw mut now))?;
         let value = value.min(now.rlim_max);
-        let limits = libc::rlimit { rlim_cur: value, rlim_max: value };
+        let limits = libc::rlimit {
+            rlim_cur: value,
+            rlim_max: value,
+        };
         check(libc::setrlimit(resource, &raw const limits)).map(drop)
     }
 }

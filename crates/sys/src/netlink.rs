@@ -57,7 +57,12 @@ impl Netlink {
     pub fn send(&self, batch: &Batch) -> io::Result<()> {
         // SAFETY: a live descriptor and a live slice.
         check(unsafe {
-            libc::send(self.0.as_raw_fd(), batch.bytes.as_ptr().cast(), batch.bytes.len(), 0)
+            libc::send(
+                self.0.as_raw_fd(),
+                batch.bytes.as_ptr().cast(),
+                batch.bytes.len(),
+                0,
+            )
         } as i64)?;
         let mut first = Ok(());
         let mut answered = 0;
@@ -65,12 +70,20 @@ impl Netlink {
         while answered < batch.steps.len() {
             // SAFETY: a live descriptor and a live buffer of the length given.
             let n = check(unsafe {
-                libc::recv(self.0.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0)
+                libc::recv(
+                    self.0.as_raw_fd(),
+                    buffer.as_mut_ptr().cast(),
+                    buffer.len(),
+                    0,
+                )
             } as i64)? as usize;
             let mut rest = &buffer[..n];
             while rest.len() >= 20 {
-                let word = |at: usize| u32::from_ne_bytes([rest[at], rest[at + 1], rest[at + 2], rest[at + 3]]);
-                let (length, sequence, code) = (word(0) as usize, word(8) as usize, word(16) as i32);
+                let word = |at: usize| {
+                    u32::from_ne_bytes([rest[at], rest[at + 1], rest[at + 2], rest[at + 3]])
+                };
+                let (length, sequence, code) =
+                    (word(0) as usize, word(8) as usize, word(16) as i32);
                 let kind = u16::from_ne_bytes([rest[4], rest[5]]);
                 if kind == libc::NLMSG_ERROR as u16 {
                     answered += 1;
@@ -80,7 +93,9 @@ impl Netlink {
                         first = Err(io::Error::new(error.kind(), format!("{step}: {error}")));
                     }
                 }
-                rest = rest.get(length.max(16).next_multiple_of(4)..).unwrap_or_default();
+                rest = rest
+                    .get(length.max(16).next_multiple_of(4)..)
+                    .unwrap_or_default();
             }
         }
         first
@@ -103,47 +118,66 @@ pub fn interface_index(name: &str) -> io::Result<u32> {
 impl Batch {
     /// A pair of linked interfaces: `host` here and `eth0` in the other network namespace.
     pub fn add_veth(&mut self, host: &str, peer_namespace: BorrowedFd<'_>) {
-        self.request("make veth pair", libc::RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, |m| {
-            m.interface(0, 0, 0);
-            m.string(IFLA_IFNAME, host);
-            m.nest(IFLA_LINKINFO, |m| {
-                m.string(IFLA_INFO_KIND, "veth");
-                m.nest(IFLA_INFO_DATA, |m| {
-                    m.nest(VETH_INFO_PEER, |m| {
-                        m.interface(0, 0, 0);
-                        m.string(IFLA_IFNAME, "eth0");
-                        m.attribute(IFLA_NET_NS_FD, &(peer_namespace.as_raw_fd() as u32).to_ne_bytes());
+        self.request(
+            "make veth pair",
+            libc::RTM_NEWLINK,
+            NLM_F_CREATE | NLM_F_EXCL,
+            |m| {
+                m.interface(0, 0, 0);
+                m.string(IFLA_IFNAME, host);
+                m.nest(IFLA_LINKINFO, |m| {
+                    m.string(IFLA_INFO_KIND, "veth");
+                    m.nest(IFLA_INFO_DATA, |m| {
+                        m.nest(VETH_INFO_PEER, |m| {
+                            m.interface(0, 0, 0);
+                            m.string(IFLA_IFNAME, "eth0");
+                            m.attribute(
+                                IFLA_NET_NS_FD,
+                                &(peer_namespace.as_raw_fd() as u32).to_ne_bytes(),
+                            );
+                        });
                     });
                 });
-            });
-        });
+            },
+        );
     }
 
     /// Removes an interface (and with a veth its peer).
     pub fn delete_link(&mut self, index: u32) {
-        self.request("delete interface", libc::RTM_DELLINK, 0, |m| m.interface(index, 0, 0));
+        self.request("delete interface", libc::RTM_DELLINK, 0, |m| {
+            m.interface(index, 0, 0)
+        });
     }
 
     /// Switches an interface on.
     pub fn set_up(&mut self, index: u32) {
         let up = libc::IFF_UP as u32;
-        self.request("switch interface on", libc::RTM_NEWLINK, 0, |m| m.interface(index, up, up));
+        self.request("switch interface on", libc::RTM_NEWLINK, 0, |m| {
+            m.interface(index, up, up)
+        });
     }
 
     /// Switches an interface off.
     pub fn set_down(&mut self, index: u32) {
         let up = libc::IFF_UP as u32;
-        self.request("switch interface off", libc::RTM_NEWLINK, 0, |m| m.interface(index, 0, up));
+        self.request("switch interface off", libc::RTM_NEWLINK, 0, |m| {
+            m.interface(index, 0, up)
+        });
     }
 
     /// Gives an interface one address with nothing beside it (`/32`).
     pub fn add_address(&mut self, index: u32, address: Ipv4Addr) {
-        self.request("add address", libc::RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, |m| {
-            m.bytes.extend_from_slice(&[libc::AF_INET as u8, 32, 0, 0]);
-            m.bytes.extend_from_slice(&index.to_ne_bytes());
-            m.attribute(2, &address.octets()); // IFA_LOCAL
-            m.attribute(1, &address.octets()); // IFA_ADDRESS
-        });
+        self.request(
+            "add address",
+            libc::RTM_NEWADDR,
+            NLM_F_CREATE | NLM_F_REPLACE,
+            |m| {
+                m.bytes.extend_from_slice(&[libc::AF_INET as u8, 32, 0, 0]);
+                m.bytes.extend_from_slice(&index.to_ne_bytes());
+                m.attribute(2, &address.octets()); // IFA_LOCAL
+                m.attribute(1, &address.octets()); // IFA_ADDRESS
+            },
+        );
     }
 
     /// Takes such an address away again.
@@ -171,25 +205,47 @@ impl Batch {
         });
     }
 
-    fn route(&mut self, step: &'static str, prefix: u8, scope: u8, fill: impl FnOnce(&mut Message<'_>)) {
-        self.request(step, libc::RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, |m| {
-            // family, dst_len, src_len, tos, table, protocol (static), scope, type (unicast), flags
-            m.bytes.extend_from_slice(&[libc::AF_INET as u8, prefix, 0, 0]);
-            m.bytes.extend_from_slice(&[libc::RT_TABLE_MAIN, 4, scope, libc::RTN_UNICAST]);
-            m.bytes.extend_from_slice(&0u32.to_ne_bytes());
-            fill(m);
-        });
+    fn route(
+        &mut self,
+        step: &'static str,
+        prefix: u8,
+        scope: u8,
+        fill: impl FnOnce(&mut Message<'_>),
+    ) {
+        self.request(
+            step,
+            libc::RTM_NEWROUTE,
+            NLM_F_CREATE | NLM_F_REPLACE,
+            |m| {
+                // family, dst_len, src_len, tos, table, protocol (static), scope, type (unicast), flags
+                m.bytes
+                    .extend_from_slice(&[libc::AF_INET as u8, prefix, 0, 0]);
+                m.bytes
+                    .extend_from_slice(&[libc::RT_TABLE_MAIN, 4, scope, libc::RTN_UNICAST]);
+                m.bytes.extend_from_slice(&0u32.to_ne_bytes());
+                fill(m);
+            },
+        );
     }
 
-    fn request(&mut self, step: &'static str, kind: u16, flags: u16, fill: impl FnOnce(&mut Message<'_>)) {
+    fn request(
+        &mut self,
+        step: &'static str,
+        kind: u16,
+        flags: u16,
+        fill: impl FnOnce(&mut Message<'_>),
+    ) {
         let start = self.bytes.len();
         let sequence = self.steps.len() as u32;
         self.bytes.extend_from_slice(&0u32.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes.extend_from_slice(&(flags | NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
+        self.bytes
+            .extend_from_slice(&(flags | NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
         self.bytes.extend_from_slice(&sequence.to_ne_bytes());
         self.bytes.extend_from_slice(&0u32.to_ne_bytes());
-        fill(&mut Message { bytes: &mut self.bytes });
+        fill(&mut Message {
+            bytes: &mut self.bytes,
+        });
         let length = (self.bytes.len() - start) as u32;
         self.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
@@ -211,7 +267,8 @@ impl Message<'_> {
     }
 
     fn attribute(&mut self, kind: u16, value: &[u8]) {
-        self.bytes.extend_from_slice(&(value.len() as u16 + 4).to_ne_bytes());
+        self.bytes
+            .extend_from_slice(&(value.len() as u16 + 4).to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
         self.bytes.extend_from_slice(value);
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);

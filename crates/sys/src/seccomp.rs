@@ -105,12 +105,19 @@ impl Filter {
     /// # Errors
     /// `EACCES` without no-new-privileges or the capability; seccomp(2)'s.
     pub fn install(&self) -> io::Result<()> {
-        let program =
-            libc::sock_fprog { len: self.0.len() as u16, filter: self.0.as_ptr().cast_mut() };
+        let program = libc::sock_fprog {
+            len: self.0.len() as u16,
+            filter: self.0.as_ptr().cast_mut(),
+        };
         // SAFETY: the program points at `len` instructions that outlive the call; the kernel copies and
         // checks them and does not write.
         check(unsafe {
-            libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program)
+            libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                0,
+                &raw const program,
+            )
         })
         .map(drop)
     }

@@ -56,7 +56,11 @@ fn locate(
             let path = PathBuf::from(path);
             match kind {
                 "cgroup" if options.split(',').any(|o| o == needed) => Some((path, Version::V1)),
-                "cgroup2" if v2_controllers(&path).split_whitespace().any(|c| c == needed) => {
+                "cgroup2"
+                    if v2_controllers(&path)
+                        .split_whitespace()
+                        .any(|c| c == needed) =>
+                {
                     Some((path, Version::V2))
                 }
                 _ => None,
@@ -68,9 +72,16 @@ fn locate(
                 format!("no mounted cgroup hierarchy has the {needed} controller"),
             )
         })?;
-        found.entry(path).or_insert((version, Vec::new())).1.push(needed);
+        found
+            .entry(path)
+            .or_insert((version, Vec::new()))
+            .1
+            .push(needed);
     }
-    Ok(found.into_iter().map(|(path, (version, controllers))| (version, path, controllers)).collect())
+    Ok(found
+        .into_iter()
+        .map(|(path, (version, controllers))| (version, path, controllers))
+        .collect())
 }
 
 impl Cgroups {
@@ -78,7 +89,8 @@ impl Cgroups {
     /// base groups.
     pub(super) fn open(instance: &str) -> io::Result<Self> {
         let mounts = fs::read_to_string("/proc/mounts")?;
-        let read = |path: &Path| fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
+        let read =
+            |path: &Path| fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
         let mut hierarchies = Vec::new();
         for (version, root, controllers) in locate(&mounts, read)? {
             let base = root.join(format!("nullspace-{instance}"));
@@ -90,7 +102,11 @@ impl Cgroups {
             if version == Version::V2 {
                 enable(&base, &controllers)?;
             }
-            hierarchies.push(Hierarchy { version, base, controllers });
+            hierarchies.push(Hierarchy {
+                version,
+                base,
+                controllers,
+            });
         }
         Ok(Self { hierarchies })
     }
@@ -126,18 +142,31 @@ fn enable(group: &Path, controllers: &[&str]) -> io::Result<()> {
         .filter(|c| !have.split_whitespace().any(|h| h == **c))
         .map(|c| format!("+{c}"))
         .collect();
-    if missing.is_empty() { Ok(()) } else { fs::write(file, missing.join(" ")) }
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        fs::write(file, missing.join(" "))
+    }
 }
 
 /// Removes a group and those below it, killing what is in them.
 fn remove_tree(group: &Path) {
-    let Ok(entries) = fs::read_dir(group) else { return };
-    for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+    let Ok(entries) = fs::read_dir(group) else {
+        return;
+    };
+    for entry in entries
+        .flatten()
+        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+    {
         remove_tree(&entry.path());
     }
     for _ in 0..50 {
         let members = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-        for pid in members.lines().filter_map(|l| l.parse().ok()).filter_map(rustix::process::Pid::from_raw) {
+        for pid in members
+            .lines()
+            .filter_map(|l| l.parse().ok())
+            .filter_map(rustix::process::Pid::from_raw)
+        {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
         match fs::remove_dir(group) {
@@ -152,11 +181,18 @@ fn remove_tree(group: &Path) {
 impl Group {
     /// Moves a process into the groups.
     pub(super) fn add(&self, pid: i32) -> io::Result<()> {
-        self.paths.iter().try_for_each(|path| fs::write(path.join("cgroup.procs"), pid.to_string()))
+        self.paths
+            .iter()
+            .try_for_each(|path| fs::write(path.join("cgroup.procs"), pid.to_string()))
     }
 
     /// Sets the limits.
-    pub(super) fn limit(&self, memory_bytes: u64, cpu_millis: u32, pids_max: u32) -> io::Result<()> {
+    pub(super) fn limit(
+        &self,
+        memory_bytes: u64,
+        cpu_millis: u32,
+        pids_max: u32,
+    ) -> io::Result<()> {
         let quota = u64::from(cpu_millis) * PERIOD_US / 1000;
         for (hierarchy, path) in self.hierarchies.iter().zip(&self.paths) {
             for controller in &hierarchy.controllers {
@@ -184,16 +220,21 @@ impl Group {
 
     /// Whether the kernel killed a process of the machine for memory.
     pub(super) fn out_of_memory(&self) -> bool {
-        self.hierarchies.iter().zip(&self.paths).any(|(hierarchy, path)| {
-            let file = match hierarchy.version {
-                Version::V1 => "memory.oom_control",
-                Version::V2 => "memory.events",
-            };
-            fs::read_to_string(path.join(file)).is_ok_and(|text| {
-                text.lines()
-                    .any(|line| line.strip_prefix("oom_kill ").is_some_and(|n| n.trim() != "0"))
+        self.hierarchies
+            .iter()
+            .zip(&self.paths)
+            .any(|(hierarchy, path)| {
+                let file = match hierarchy.version {
+                    Version::V1 => "memory.oom_control",
+                    Version::V2 => "memory.events",
+                };
+                fs::read_to_string(path.join(file)).is_ok_and(|text| {
+                    text.lines().any(|line| {
+                        line.strip_prefix("oom_kill ")
+                            .is_some_and(|n| n.trim() != "0")
+                    })
+                })
             })
-        })
     }
 
     /// Removes the groups; `false` while a process is still in one of them.
@@ -223,7 +264,11 @@ mod tests {
         let v2 = "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n";
         assert_eq!(
             places(v2, "cpuset cpu io memory pids"),
-            [(Version::V2, "/sys/fs/cgroup".into(), vec!["memory", "cpu", "pids"])]
+            [(
+                Version::V2,
+                "/sys/fs/cgroup".into(),
+                vec!["memory", "cpu", "pids"]
+            )]
         );
         let v1 = "cgroup /cg/cpu,cpuacct cgroup rw,cpu,cpuacct 0 0\ncgroup /cg/memory cgroup rw,memory 0 0\n\
                   cgroup /cg/pids cgroup rw,pids 0 0\ncgroup2 /cg/unified cgroup2 rw 0 0\n";

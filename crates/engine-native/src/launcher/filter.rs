@@ -83,14 +83,34 @@ const REFUSED: &[(i64, &str)] = &[
 
 /// The filter of every machine.
 pub(super) fn build() -> Filter {
-    let always = |call| Rule { call, test: Test::Always, errno: libc::EPERM };
+    let always = |call| Rule {
+        call,
+        test: Test::Always,
+        errno: libc::EPERM,
+    };
     let mut rules: Vec<Rule> = REFUSED.iter().map(|(call, _)| always(*call)).collect();
     rules.extend([
-        Rule { call: libc::SYS_clone, test: Test::AnyBit(0, NEW_NAMESPACES), errno: libc::EPERM },
-        Rule { call: libc::SYS_unshare, test: Test::AnyBit(0, NEW_NAMESPACES), errno: libc::EPERM },
+        Rule {
+            call: libc::SYS_clone,
+            test: Test::AnyBit(0, NEW_NAMESPACES),
+            errno: libc::EPERM,
+        },
+        Rule {
+            call: libc::SYS_unshare,
+            test: Test::AnyBit(0, NEW_NAMESPACES),
+            errno: libc::EPERM,
+        },
         // Its flags are behind a pointer that a filter cannot read: the C library falls back to clone.
-        Rule { call: libc::SYS_clone3, test: Test::Always, errno: libc::ENOSYS },
-        Rule { call: libc::SYS_socket, test: Test::NoneOf(0, SOCKET_FAMILIES), errno: libc::EAFNOSUPPORT },
+        Rule {
+            call: libc::SYS_clone3,
+            test: Test::Always,
+            errno: libc::ENOSYS,
+        },
+        Rule {
+            call: libc::SYS_socket,
+            test: Test::NoneOf(0, SOCKET_FAMILIES),
+            errno: libc::EAFNOSUPPORT,
+        },
     ]);
     Filter::new(&rules, FIRST_UNKNOWN)
 }

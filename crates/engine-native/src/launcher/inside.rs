@@ -29,8 +29,8 @@ use nullspace_sys::{
 use rustix::{
     fs::{CWD, Mode, OFlags, ResolveFlags},
     mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
-        fsconfig_create, fsconfig_set_string, fsmount, fsopen, move_mount,
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+        UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, move_mount,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -156,19 +156,42 @@ fn build(order: &Order, users: BorrowedFd<'_>) -> Step<OwnedFd> {
     }
     // The overlay creates files as the one who mounts it, whom an id-mapped mount would not know: so the
     // writable layer holds the host's ids, and its top is given to the machine's root.
-    std::os::unix::fs::chown(files.join("upper"), Some(order.first_id), Some(order.first_id))
-        .named("give the writable layer away")?;
+    std::os::unix::fs::chown(
+        files.join("upper"),
+        Some(order.first_id),
+        Some(order.first_id),
+    )
+    .named("give the writable layer away")?;
 
     // Nothing that is mounted from here on is seen by the host. The scratch file system holds the mount
     // points of the layers and goes away with the old root.
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .named("detach from the host's mounts")?;
+    rustix::mount::mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .named("detach from the host's mounts")?;
     let scratch = &order.scratch;
-    attach(&new_fs("tmpfs", &[("size", "1m"), ("mode", "0700")], MountAttrFlags::empty())?, scratch)
-        .named("mount the scratch file system")?;
-    let read_only = Attributes { read_only: true, no_dev: true, id_map: Some(users), ..Attributes::default() };
+    attach(
+        &new_fs(
+            "tmpfs",
+            &[("size", "1m"), ("mode", "0700")],
+            MountAttrFlags::empty(),
+        )?,
+        scratch,
+    )
+    .named("mount the scratch file system")?;
+    let read_only = Attributes {
+        read_only: true,
+        no_dev: true,
+        id_map: Some(users),
+        ..Attributes::default()
+    };
     let mut lower = Vec::new();
-    for (n, layer) in [&order.system_layer].into_iter().chain(&spec.lower).enumerate() {
+    for (n, layer) in [&order.system_layer]
+        .into_iter()
+        .chain(&spec.lower)
+        .enumerate()
+    {
         let at = scratch.join(format!("l{n}"));
         fs::create_dir(&at).named("make a mount point")?;
         clone_path(layer, read_only)
@@ -178,8 +201,13 @@ fn build(order: &Order, users: BorrowedFd<'_>) -> Step<OwnedFd> {
     }
     let writable = scratch.join("w");
     fs::create_dir(&writable).named("make a mount point")?;
-    let own = Attributes { no_dev: true, ..Attributes::default() };
-    clone_path(&files, own).and_then(|tree| attach(&tree, &writable)).named("mount the writable layer")?;
+    let own = Attributes {
+        no_dev: true,
+        ..Attributes::default()
+    };
+    clone_path(&files, own)
+        .and_then(|tree| attach(&tree, &writable))
+        .named("mount the writable layer")?;
 
     let root = scratch.join("root");
     fs::create_dir(&root).named("make a mount point")?;
@@ -198,20 +226,33 @@ fn build(order: &Order, users: BorrowedFd<'_>) -> Step<OwnedFd> {
 
     let inside = Root::open(&root, order.first_id).named("open the root")?;
     for bind in &spec.binds {
-        let attributes = Attributes { read_only: bind.read_only, no_dev: true, id_map: Some(users), ..Attributes::default() };
+        let attributes = Attributes {
+            read_only: bind.read_only,
+            no_dev: true,
+            id_map: Some(users),
+            ..Attributes::default()
+        };
         let tree = clone_path(&bind.source, attributes)
             .map_err(|e| (format!("bind {}", bind.source.display()), e))?;
         let is_dir = fs::metadata(&bind.source).is_ok_and(|m| m.is_dir());
         let target = bind.target.display().to_string();
-        inside.mount(&tree, &target, is_dir).map_err(|e| (format!("bind onto {target}"), e))?;
+        inside
+            .mount(&tree, &target, is_dir)
+            .map_err(|e| (format!("bind onto {target}"), e))?;
     }
     make_dev(&inside, spec.memory_bytes)?;
-    let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    inside.mount(&new_fs("proc", &[], quiet)?, "/proc", true).named("mount /proc")?;
+    let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    inside
+        .mount(&new_fs("proc", &[], quiet)?, "/proc", true)
+        .named("mount /proc")?;
     let sys = new_fs("sysfs", &[], quiet | MountAttrFlags::MOUNT_ATTR_RDONLY)?;
     inside.mount(&sys, "/sys", true).named("mount /sys")?;
     mask(&inside)?;
-    inside.make_dir(&spec.cwd).named("make the working directory")?;
+    inside
+        .make_dir(&spec.cwd)
+        .named("make the working directory")?;
 
     rustix::process::fchdir(&inside.fd).named("enter the root")?;
     rustix::process::pivot_root(".", ".").named("change the root")?;
@@ -249,7 +290,13 @@ fn new_fs(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> S
 }
 
 fn attach(tree: &OwnedFd, at: &Path) -> io::Result<()> {
-    Ok(move_mount(tree, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+    Ok(move_mount(
+        tree,
+        "",
+        CWD,
+        at,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )?)
 }
 
 fn clone_path(path: &Path, attributes: Attributes<'_>) -> io::Result<OwnedFd> {
@@ -266,7 +313,10 @@ struct Root {
 
 impl Root {
     fn open(path: &Path, first_id: u32) -> io::Result<Self> {
-        Ok(Self { fd: File::open(path)?, first_id })
+        Ok(Self {
+            fd: File::open(path)?,
+            first_id,
+        })
     }
 
     fn look_up(&self, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
@@ -274,8 +324,15 @@ impl Root {
             "" => ".",
             path => path,
         };
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        rustix::fs::openat2(&self.fd, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+        let resolve =
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        rustix::fs::openat2(
+            &self.fd,
+            path,
+            flags | OFlags::CLOEXEC,
+            Mode::empty(),
+            resolve,
+        )
     }
 
     /// Makes a directory and its parents, owned by the machine's root.
@@ -299,8 +356,17 @@ impl Root {
     }
 
     fn own(&self, fd: &OwnedFd) -> rustix::io::Result<()> {
-        let (uid, gid) = (rustix::fs::Uid::from_raw(self.first_id), rustix::fs::Gid::from_raw(self.first_id));
-        rustix::fs::chownat(fd, "", Some(uid), Some(gid), rustix::fs::AtFlags::EMPTY_PATH)
+        let (uid, gid) = (
+            rustix::fs::Uid::from_raw(self.first_id),
+            rustix::fs::Gid::from_raw(self.first_id),
+        );
+        rustix::fs::chownat(
+            fd,
+            "",
+            Some(uid),
+            Some(gid),
+            rustix::fs::AtFlags::EMPTY_PATH,
+        )
     }
 
     /// Mounts a tree at a path, which is made if it is missing.
@@ -310,12 +376,18 @@ impl Root {
         } else {
             let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
             let parent = self.make_dir(parent)?;
-            match rustix::fs::openat(&parent, name, OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC, Mode::from_raw_mode(0o644)) {
+            match rustix::fs::openat(
+                &parent,
+                name,
+                OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC,
+                Mode::from_raw_mode(0o644),
+            ) {
                 Ok(_) | Err(rustix::io::Errno::EXIST) => self.look_up(path, OFlags::PATH)?,
                 Err(error) => return Err(error.into()),
             }
         };
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        let flags =
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         Ok(move_mount(tree, "", &at, "", flags)?)
     }
 }
@@ -325,19 +397,33 @@ fn make_dev(root: &Root, memory_bytes: u64) -> Step<()> {
     use rustix::fs::{FileType, makedev, mknodat, symlinkat};
     let id = root.first_id.to_string();
     let owner = |mode: &'static str| [("mode", mode), ("uid", id.as_str()), ("gid", id.as_str())];
-    let (no_suid, no_exec) = (MountAttrFlags::MOUNT_ATTR_NOSUID, MountAttrFlags::MOUNT_ATTR_NOEXEC);
+    let (no_suid, no_exec) = (
+        MountAttrFlags::MOUNT_ATTR_NOSUID,
+        MountAttrFlags::MOUNT_ATTR_NOEXEC,
+    );
     let small: Vec<_> = owner("0755").into_iter().chain([("size", "64k")]).collect();
     let dev = new_fs("tmpfs", &small, no_suid | no_exec)?;
     root.mount(&dev, "/dev", true).named("mount /dev")?;
     let at = root.look_up("/dev", OFlags::PATH).named("open /dev")?;
     // The umask must not take bits from the modes below.
     rustix::process::umask(Mode::empty());
-    for (name, major, minor) in
-        [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)]
-    {
+    for (name, major, minor) in [
+        ("null", 1, 3),
+        ("zero", 1, 5),
+        ("full", 1, 7),
+        ("random", 1, 8),
+        ("urandom", 1, 9),
+        ("tty", 5, 0),
+    ] {
         let mode = Mode::from_raw_mode(0o666);
-        mknodat(&at, name, FileType::CharacterDevice, mode, makedev(major, minor))
-            .map_err(|e| (format!("make /dev/{name}"), e.into()))?;
+        mknodat(
+            &at,
+            name,
+            FileType::CharacterDevice,
+            mode,
+            makedev(major, minor),
+        )
+        .map_err(|e| (format!("make /dev/{name}"), e.into()))?;
     }
     for (target, name) in [
         ("/proc/self/fd", "fd"),
@@ -349,44 +435,107 @@ fn make_dev(root: &Root, memory_bytes: u64) -> Step<()> {
         symlinkat(target, &at, name).map_err(|e| (format!("make /dev/{name}"), e.into()))?;
     }
     let tty_group = (root.first_id + 5).to_string();
-    let terminals =
-        new_fs("devpts", &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", &tty_group)], no_suid | no_exec)?;
-    root.mount(&terminals, "/dev/pts", true).named("mount /dev/pts")?;
+    let terminals = new_fs(
+        "devpts",
+        &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", &tty_group)],
+        no_suid | no_exec,
+    )?;
+    root.mount(&terminals, "/dev/pts", true)
+        .named("mount /dev/pts")?;
     let half = (memory_bytes / 2).to_string();
-    let shared: Vec<_> = owner("1777").into_iter().chain([("size", half.as_str())]).collect();
-    let shared = new_fs("tmpfs", &shared, no_suid | no_exec | MountAttrFlags::MOUNT_ATTR_NODEV)?;
-    root.mount(&shared, "/dev/shm", true).named("mount /dev/shm")
+    let shared: Vec<_> = owner("1777")
+        .into_iter()
+        .chain([("size", half.as_str())])
+        .collect();
+    let shared = new_fs(
+        "tmpfs",
+        &shared,
+        no_suid | no_exec | MountAttrFlags::MOUNT_ATTR_NODEV,
+    )?;
+    root.mount(&shared, "/dev/shm", true)
+        .named("mount /dev/shm")
 }
 
 /// Hides what tells about the host, and makes kernel settings unwritable. The machine's root has no
 /// rights over these files anyway; this holds should that ever fail.
 fn mask(root: &Root) -> Step<()> {
-    let empty = new_fs("tmpfs", &[("size", "4k"), ("mode", "0555")], MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+    let empty = new_fs(
+        "tmpfs",
+        &[("size", "4k"), ("mode", "0555")],
+        MountAttrFlags::MOUNT_ATTR_RDONLY,
+    )?;
     let mut empty = Some(empty);
-    for path in ["/sys/firmware", "/sys/kernel", "/sys/fs", "/sys/devices/virtual/powercap", "/proc/acpi", "/proc/scsi"] {
-        let Ok(at) = root.look_up(path, OFlags::PATH | OFlags::DIRECTORY) else { continue };
+    for path in [
+        "/sys/firmware",
+        "/sys/kernel",
+        "/sys/fs",
+        "/sys/devices/virtual/powercap",
+        "/proc/acpi",
+        "/proc/scsi",
+    ] {
+        let Ok(at) = root.look_up(path, OFlags::PATH | OFlags::DIRECTORY) else {
+            continue;
+        };
         let tree = match empty.take() {
             Some(tree) => tree,
             None => {
                 let source = root.look_up("/sys/firmware", OFlags::PATH);
-                let source = source.or_else(|_| root.look_up("/sys/kernel", OFlags::PATH)).named("open a mask")?;
-                clone_tree(source.as_fd(), c"", Attributes { read_only: true, ..Attributes::default() })
-                    .named("clone a mask")?
+                let source = source
+                    .or_else(|_| root.look_up("/sys/kernel", OFlags::PATH))
+                    .named("open a mask")?;
+                clone_tree(
+                    source.as_fd(),
+                    c"",
+                    Attributes {
+                        read_only: true,
+                        ..Attributes::default()
+                    },
+                )
+                .named("clone a mask")?
             }
         };
         over(&tree, &at).map_err(|e| (format!("mask {path}"), e))?;
     }
-    for path in ["/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/latency_stats", "/proc/sysrq-trigger", "/proc/kallsyms", "/proc/config.gz"] {
-        let Ok(at) = root.look_up(path, OFlags::PATH) else { continue };
-        let null = root.look_up("/dev/null", OFlags::PATH).named("open /dev/null")?;
-        let tree = clone_tree(null.as_fd(), c"", Attributes { read_only: true, ..Attributes::default() })
-            .named("clone a mask")?;
+    for path in [
+        "/proc/kcore",
+        "/proc/keys",
+        "/proc/key-users",
+        "/proc/timer_list",
+        "/proc/latency_stats",
+        "/proc/sysrq-trigger",
+        "/proc/kallsyms",
+        "/proc/config.gz",
+    ] {
+        let Ok(at) = root.look_up(path, OFlags::PATH) else {
+            continue;
+        };
+        let null = root
+            .look_up("/dev/null", OFlags::PATH)
+            .named("open /dev/null")?;
+        let tree = clone_tree(
+            null.as_fd(),
+            c"",
+            Attributes {
+                read_only: true,
+                ..Attributes::default()
+            },
+        )
+        .named("clone a mask")?;
         over(&tree, &at).map_err(|e| (format!("mask {path}"), e))?;
     }
     for path in ["/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs"] {
-        let Ok(at) = root.look_up(path, OFlags::PATH) else { continue };
-        let attributes = Attributes { read_only: true, no_suid: true, no_dev: true, no_exec: true, id_map: None };
-        let tree = clone_tree(at.as_fd(), c"", attributes).map_err(|e| (format!("clone {path}"), e))?;
+        let Ok(at) = root.look_up(path, OFlags::PATH) else {
+            continue;
+        };
+        let attributes = Attributes {
+            read_only: true,
+            no_suid: true,
+            no_dev: true,
+            no_exec: true,
+            id_map: None,
+        };
+        let tree =
+            clone_tree(at.as_fd(), c"", attributes).map_err(|e| (format!("clone {path}"), e))?;
         over(&tree, &at).map_err(|e| (format!("protect {path}"), e))?;
     }
     Ok(())

@@ -113,9 +113,18 @@ enum State {
     Forked,
     Plugged,
     Parked,
-    Starting { id: String, caller: Caller, text: Vec<u8> },
-    Live { id: String },
-    Ending { id: String, callers: Vec<Caller> },
+    Starting {
+        id: String,
+        caller: Caller,
+        text: Vec<u8>,
+    },
+    Live {
+        id: String,
+    },
+    Ending {
+        id: String,
+        callers: Vec<Caller>,
+    },
 }
 
 #[derive(Debug)]
@@ -162,7 +171,9 @@ struct Launcher {
 
 impl Launcher {
     fn open(config: LauncherConfig) -> io::Result<Self> {
-        let context = |step: &'static str| move |e: io::Error| io::Error::new(e.kind(), format!("{step}: {e}"));
+        let context = |step: &'static str| {
+            move |e: io::Error| io::Error::new(e.kind(), format!("{step}: {e}"))
+        };
         let run = config.data_dir.join("run");
         fs::create_dir_all(&run)?;
         fs::create_dir_all(config.data_dir.join("machines"))?;
@@ -174,22 +185,29 @@ impl Launcher {
         let _ = rustix::process::setsid();
         namespace::set_name("nullspace launch");
         // A thousand machines are a few thousand descriptors.
-        namespace::limit(namespace::Resource::OpenFiles, 1 << 16).map_err(context("raise the limit of open files"))?;
-        namespace::unshare(Namespaces::MOUNT).map_err(context("make the launcher's mount namespace"))?;
+        namespace::limit(namespace::Resource::OpenFiles, 1 << 16)
+            .map_err(context("raise the limit of open files"))?;
+        namespace::unshare(Namespaces::MOUNT)
+            .map_err(context("make the launcher's mount namespace"))?;
         rustix::mount::mount_change(
             "/",
-            rustix::mount::MountPropagationFlags::DOWNSTREAM | rustix::mount::MountPropagationFlags::REC,
+            rustix::mount::MountPropagationFlags::DOWNSTREAM
+                | rustix::mount::MountPropagationFlags::REC,
         )
         .map_err(|e| context("detach from the host's mounts")(e.into()))?;
         let cgroups = Cgroups::open(&config.instance).map_err(context("prepare cgroups"))?;
-        let network = Network::open(&config.instance, &run).map_err(context("prepare the network"))?;
-        let system_layer = system_layer::make(&config, network.gateway()).map_err(context("make the system layer"))?;
-        let resolver = Resolver::start(&config.resolver, network.gateway()).map_err(context("start the resolver"))?;
+        let network =
+            Network::open(&config.instance, &run).map_err(context("prepare the network"))?;
+        let system_layer = system_layer::make(&config, network.gateway())
+            .map_err(context("make the system layer"))?;
+        let resolver = Resolver::start(&config.resolver, network.gateway())
+            .map_err(context("start the resolver"))?;
         let own_pids = namespace::open(std::process::id() as i32, "pid")?.into();
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let socket = run.join("launcher.sock");
         let _ = fs::remove_file(&socket);
-        let listener = UnixListener::bind(&socket).map_err(context("make the launcher's socket"))?;
+        let listener =
+            UnixListener::bind(&socket).map_err(context("make the launcher's socket"))?;
         // Whoever may connect may make machines: the owner of the data directory alone.
         fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
         listener.set_nonblocking(true)?;
@@ -225,7 +243,11 @@ impl Launcher {
         loop {
             events.clear();
             let timeout = self.timeout();
-            match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
+            match epoll::wait(
+                &self.poll,
+                rustix::buffer::spare_capacity(&mut events),
+                Some(&timeout),
+            ) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -256,16 +278,24 @@ impl Launcher {
             (true, true) => Duration::from_millis(2),
             _ => Duration::from_millis(500),
         };
-        rustix::event::Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) }
+        rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: i64::from(wait.subsec_nanos()),
+        }
     }
 
     /// Somebody waits for a machine to start or to end.
     fn is_busy(&self) -> bool {
-        self.entries.values().any(|e| matches!(e.state, State::Starting { .. } | State::Ending { .. }))
+        self.entries
+            .values()
+            .any(|e| matches!(e.state, State::Starting { .. } | State::Ending { .. }))
     }
 
     fn preparing(&self) -> usize {
-        self.entries.values().filter(|e| matches!(e.state, State::Forked | State::Plugged)).count()
+        self.entries
+            .values()
+            .filter(|e| matches!(e.state, State::Forked | State::Plugged))
+            .count()
     }
 
     fn wants_to_prepare(&self) -> bool {
@@ -288,7 +318,12 @@ impl Launcher {
         let late: Vec<u32> = self
             .entries
             .iter()
-            .filter(|(_, e)| matches!(e.state, State::Forked | State::Plugged | State::Starting { .. }))
+            .filter(|(_, e)| {
+                matches!(
+                    e.state,
+                    State::Forked | State::Plugged | State::Starting { .. }
+                )
+            })
             .filter(|(_, e)| e.since.elapsed() > PATIENCE)
             .map(|(n, _)| *n)
             .collect();
@@ -301,7 +336,12 @@ impl Launcher {
     }
 
     fn is_useless(&mut self) -> bool {
-        if !self.clients.is_empty() || self.entries.values().any(|e| !matches!(e.state, State::Parked | State::Forked | State::Plugged)) {
+        if !self.clients.is_empty()
+            || self
+                .entries
+                .values()
+                .any(|e| !matches!(e.state, State::Parked | State::Forked | State::Plugged))
+        {
             self.idle_since = Instant::now();
             return false;
         }
@@ -337,7 +377,13 @@ impl Launcher {
             if stream.set_nonblocking(true).is_ok()
                 && watch(&self.poll, stream.as_fd(), Token::Client(n)).is_ok()
             {
-                self.clients.insert(n, Client { stream, buffer: Vec::new() });
+                self.clients.insert(
+                    n,
+                    Client {
+                        stream,
+                        buffer: Vec::new(),
+                    },
+                );
             }
         }
     }
@@ -348,7 +394,9 @@ impl Launcher {
     }
 
     fn read_client(&mut self, n: u32) {
-        let Some(client) = self.clients.get_mut(&n) else { return };
+        let Some(client) = self.clients.get_mut(&n) else {
+            return;
+        };
         let mut chunk = [0; 16 << 10];
         let mut requests: Vec<Request> = Vec::new();
         let alive = loop {
@@ -371,7 +419,13 @@ impl Launcher {
             }
         }
         for request in requests {
-            self.request(Caller { client: n, tag: request.tag }, request.body);
+            self.request(
+                Caller {
+                    client: n,
+                    tag: request.tag,
+                },
+                request.body,
+            );
         }
         if !alive || !sane {
             self.clients.remove(&n);
@@ -381,7 +435,13 @@ impl Launcher {
     fn request(&mut self, caller: Caller, body: RequestBody) {
         match body {
             RequestBody::Hello => {
-                self.answer(caller, Ok(Answer::Hello { version: wire::VERSION, pid: std::process::id() }));
+                self.answer(
+                    caller,
+                    Ok(Answer::Hello {
+                        version: wire::VERSION,
+                        pid: std::process::id(),
+                    }),
+                );
             }
             RequestBody::List => {
                 let live = self.entries.values().filter_map(|e| match &e.state {
@@ -413,17 +473,30 @@ impl Launcher {
         if let State::Ending { callers, .. } = &mut entry.state {
             return callers.push(caller);
         }
-        let ending = State::Ending { id: id.to_owned(), callers: vec![caller] };
+        let ending = State::Ending {
+            id: id.to_owned(),
+            callers: vec![caller],
+        };
         if let State::Starting { caller, .. } = std::mem::replace(&mut entry.state, ending) {
-            self.answer(caller, Err(Refusal::step("create", "the machine was destroyed while it started")));
+            self.answer(
+                caller,
+                Err(Refusal::step(
+                    "create",
+                    "the machine was destroyed while it started",
+                )),
+            );
         }
     }
 
     /// Gives parked slots to those who wait, and prepares more when there are too few.
     fn serve_waiting(&mut self) {
         while !self.waiting.is_empty() {
-            let Some(n) = self.parked.pop_front() else { break };
-            let Some((caller, spec)) = self.waiting.pop_front() else { break };
+            let Some(n) = self.parked.pop_front() else {
+                break;
+            };
+            let Some((caller, spec)) = self.waiting.pop_front() else {
+                break;
+            };
             self.begin(n, caller, *spec);
         }
         let wanted = self.waiting.len().min(PREPARING_AT_ONCE);
@@ -440,16 +513,31 @@ impl Launcher {
     fn prepare(&mut self) -> io::Result<()> {
         let n = self.number();
         let name = format!("m{n}");
-        let slot = Slot::start(&name, &self.own_pids, &self.cgroups, &mut self.ranges, &self.filter)?;
+        let slot = Slot::start(
+            &name,
+            &self.own_pids,
+            &self.cgroups,
+            &mut self.ranges,
+            &self.filter,
+        )?;
         watch(&self.poll, slot.pidfd.as_fd(), Token::Ended(n))?;
         watch(&self.poll, slot.control.as_fd(), Token::Control(n))?;
-        self.entries.insert(n, Entry { slot, state: State::Forked, since: Instant::now() });
+        self.entries.insert(
+            n,
+            Entry {
+                slot,
+                state: State::Forked,
+                since: Instant::now(),
+            },
+        );
         Ok(())
     }
 
     /// Hands an order to a parked slot.
     fn begin(&mut self, n: u32, caller: Caller, spec: MachineSpec) {
-        let Some(entry) = self.entries.get_mut(&n) else { return };
+        let Some(entry) = self.entries.get_mut(&n) else {
+            return;
+        };
         let id = spec.id.clone();
         let directory = self.config.data_dir.join("machines").join(&id);
         let first_id = slot::first_id(entry.slot.range);
@@ -467,26 +555,40 @@ impl Launcher {
                 _ => Refusal::step("make the machine's directory", e),
             })?;
             if let (false, Some(link)) = (internet, &entry.slot.link) {
-                self.network.cut(link).map_err(|e| Refusal::step("cut the network", e))?;
+                self.network
+                    .cut(link)
+                    .map_err(|e| Refusal::step("cut the network", e))?;
             }
-            entry.slot.order(&order).map_err(|e| Refusal::step("set limits and order", e))
+            entry
+                .slot
+                .order(&order)
+                .map_err(|e| Refusal::step("set limits and order", e))
         };
         match work() {
             Ok(()) => {
-                entry.state = State::Starting { id: id.clone(), caller, text: Vec::new() };
+                entry.state = State::Starting {
+                    id: id.clone(),
+                    caller,
+                    text: Vec::new(),
+                };
                 entry.since = Instant::now();
                 self.by_id.insert(id, n);
             }
             Err(refusal) => {
                 entry.slot.kill();
-                entry.state = State::Ending { id: String::new(), callers: Vec::new() };
+                entry.state = State::Ending {
+                    id: String::new(),
+                    callers: Vec::new(),
+                };
                 self.answer(caller, Err(refusal));
             }
         }
     }
 
     fn read_control(&mut self, n: u32) {
-        let Some(entry) = self.entries.get_mut(&n) else { return };
+        let Some(entry) = self.entries.get_mut(&n) else {
+            return;
+        };
         let mut chunk = [0; 4096];
         let read = match entry.slot.control.read(&mut chunk) {
             Ok(read) if read > 0 => &chunk[..read],
@@ -498,9 +600,19 @@ impl Launcher {
         };
         match (&mut entry.state, read[0]) {
             (State::Forked, inside::NAMESPACES_MADE) => {
-                let used: Vec<_> = self.entries.values().filter_map(|e| e.slot.link.as_ref()).map(|l| l.address).collect();
-                let Some(entry) = self.entries.get_mut(&n) else { return };
-                match entry.slot.plug(&mut self.network, |address| used.contains(&address)) {
+                let used: Vec<_> = self
+                    .entries
+                    .values()
+                    .filter_map(|e| e.slot.link.as_ref())
+                    .map(|l| l.address)
+                    .collect();
+                let Some(entry) = self.entries.get_mut(&n) else {
+                    return;
+                };
+                match entry
+                    .slot
+                    .plug(&mut self.network, |address| used.contains(&address))
+                {
                     Ok(()) => entry.state = State::Plugged,
                     Err(error) => self.preparation_failed(n, &error.to_string()),
                 }
@@ -527,7 +639,10 @@ impl Launcher {
     fn preparation_failed(&mut self, n: u32, reason: &str) {
         if let Some(entry) = self.entries.get_mut(&n) {
             entry.slot.kill();
-            entry.state = State::Ending { id: String::new(), callers: Vec::new() };
+            entry.state = State::Ending {
+                id: String::new(),
+                callers: Vec::new(),
+            };
         }
         self.prepare_again = Some(Instant::now() + Duration::from_secs(1));
         if let Some((caller, _)) = self.waiting.pop_front() {
@@ -537,10 +652,16 @@ impl Launcher {
 
     fn process_ended(&mut self, n: u32) {
         // A last word may still be in the socket.
-        if self.entries.get(&n).is_some_and(|e| matches!(e.state, State::Starting { .. })) {
+        if self
+            .entries
+            .get(&n)
+            .is_some_and(|e| matches!(e.state, State::Starting { .. }))
+        {
             self.read_control(n);
         }
-        let Some(entry) = self.entries.remove(&n) else { return };
+        let Some(entry) = self.entries.remove(&n) else {
+            return;
+        };
         self.parked.retain(|p| *p != n);
         let Entry { slot, state, .. } = entry;
         let ended = slot.wait();
@@ -579,7 +700,13 @@ impl Launcher {
     }
 
     fn answer(&mut self, caller: Caller, result: Result<Answer, Refusal>) {
-        self.tell(caller.client, &Message::Answer { tag: caller.tag, result });
+        self.tell(
+            caller.client,
+            &Message::Answer {
+                tag: caller.tag,
+                result,
+            },
+        );
     }
 
     fn tell_all(&mut self, message: &Message) {
@@ -600,5 +727,10 @@ impl Launcher {
 }
 
 fn watch(poll: &OwnedFd, fd: impl AsFd, token: Token) -> io::Result<()> {
-    Ok(epoll::add(poll, fd, epoll::EventData::new_u64(token.pack()), epoll::EventFlags::IN)?)
+    Ok(epoll::add(
+        poll,
+        fd,
+        epoll::EventData::new_u64(token.pack()),
+        epoll::EventFlags::IN,
+    )?)
 }

@@ -57,7 +57,10 @@ impl Network {
     pub(super) fn open(instance: &str, run: &Path) -> io::Result<Self> {
         let netlink = Netlink::open()?;
         let note = run.join("gateway");
-        if let Some(left) = fs::read_to_string(&note).ok().and_then(|text| text.parse().ok()) {
+        if let Some(left) = fs::read_to_string(&note)
+            .ok()
+            .and_then(|text| text.parse().ok())
+        {
             let mut batch = Batch::default();
             batch.delete_address(interface_index("lo")?, left);
             let _ = netlink.send(&batch);
@@ -66,8 +69,14 @@ impl Network {
         let taken = routes()?;
         let subnet = (0..POOL_SUBNETS)
             .map(|n| POOL + (((seed + n) % POOL_SUBNETS) << SUBNET_BITS))
-            .find(|s| !taken.iter().any(|t| overlap(*s, 32 - SUBNET_BITS, t.0, t.1)))
-            .ok_or_else(|| io::Error::other("every subnet of 10.128.0.0/9 is in use on this host"))?;
+            .find(|s| {
+                !taken
+                    .iter()
+                    .any(|t| overlap(*s, 32 - SUBNET_BITS, t.0, t.1))
+            })
+            .ok_or_else(|| {
+                io::Error::other("every subnet of 10.128.0.0/9 is in use on this host")
+            })?;
         let mut network = Self {
             instance: instance.to_owned(),
             subnet,
@@ -135,7 +144,11 @@ impl Network {
     }
 
     /// Links a network namespace to the host.
-    pub(super) fn link(&mut self, namespace: BorrowedFd<'_>, in_use: impl Fn(Ipv4Addr) -> bool) -> io::Result<Link> {
+    pub(super) fn link(
+        &mut self,
+        namespace: BorrowedFd<'_>,
+        in_use: impl Fn(Ipv4Addr) -> bool,
+    ) -> io::Result<Link> {
         let address = self.next_free(in_use)?;
         let name = format!("{PREFIX}{}{:x}", self.instance, self.made);
         self.made += 1;
@@ -163,12 +176,19 @@ impl Network {
         let last = (1 << SUBNET_BITS) - 2;
         for _ in 2..=last {
             let address = Ipv4Addr::from(self.subnet + self.next_address);
-            self.next_address = if self.next_address == last { 2 } else { self.next_address + 1 };
+            self.next_address = if self.next_address == last {
+                2
+            } else {
+                self.next_address + 1
+            };
             if !in_use(address) {
                 return Ok(address);
             }
         }
-        Err(io::Error::other(format!("all {} addresses are in use", last - 1)))
+        Err(io::Error::other(format!(
+            "all {} addresses are in use",
+            last - 1
+        )))
     }
 
     /// Cuts a machine off.
@@ -186,7 +206,10 @@ impl Network {
 
     /// Removes what the launcher of this instance put on the host. The links go with their machines.
     pub(super) fn close(&mut self) {
-        let _ = nft(&format!("table inet {0} {{}}\ndelete table inet {0}", self.table()));
+        let _ = nft(&format!(
+            "table inet {0} {{}}\ndelete table inet {0}",
+            self.table()
+        ));
         if let Ok(index) = interface_index("lo") {
             let mut batch = Batch::default();
             batch.delete_address(index, self.gateway());
@@ -218,7 +241,9 @@ fn routes() -> io::Result<Vec<(u32, u32)>> {
     let mut taken = parse_routes(&fs::read_to_string("/proc/net/route")?);
     // The host's own addresses, another launcher's gateway among them, are in this table only.
     let own = fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
-    let addresses = own.lines().filter_map(|l| l.trim().strip_prefix("|-- ")?.parse::<Ipv4Addr>().ok());
+    let addresses = own
+        .lines()
+        .filter_map(|l| l.trim().strip_prefix("|-- ")?.parse::<Ipv4Addr>().ok());
     taken.extend(addresses.map(|a| (a.into(), 32)));
     Ok(taken)
 }
@@ -230,7 +255,11 @@ fn parse_routes(table: &str) -> Vec<(u32, u32)> {
         .filter_map(|line| {
             let fields: Vec<&str> = line.split_whitespace().collect();
             // The file gives numbers in the host's byte order.
-            let number = |at: usize| u32::from_str_radix(fields.get(at)?, 16).ok().map(u32::from_be);
+            let number = |at: usize| {
+                u32::from_str_radix(fields.get(at)?, 16)
+                    .ok()
+                    .map(u32::from_be)
+            };
             let (address, mask) = (number(1)?, number(7)?);
             (mask != 0).then_some((address, mask.leading_ones()))
         })
@@ -250,7 +279,12 @@ fn nft(script: &str) -> io::Result<()> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|e| io::Error::new(e.kind(), format!("nft cannot be run ({e}): apt-get install nftables")))?;
+        .map_err(|e| {
+            io::Error::new(
+                e.kind(),
+                format!("nft cannot be run ({e}): apt-get install nftables"),
+            )
+        })?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(script.as_bytes())?;
     }
@@ -258,7 +292,10 @@ fn nft(script: &str) -> io::Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    Err(io::Error::other(format!("nft refused the rules: {}", String::from_utf8_lossy(&output.stderr).trim())))
+    Err(io::Error::other(format!(
+        "nft refused the rules: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    )))
 }
 
 #[cfg(test)]
@@ -270,7 +307,10 @@ mod tests {
         let table = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n\
                      eth0 00000000 010200C0 0003 0 0 0 00000000 0 0 0\n\
                      eth0 000200C0 00000000 0001 0 0 0 00FFFFFF 0 0 0\n";
-        assert_eq!(parse_routes(table), [(u32::from_be_bytes([192, 0, 2, 0]), 24)]);
+        assert_eq!(
+            parse_routes(table),
+            [(u32::from_be_bytes([192, 0, 2, 0]), 24)]
+        );
     }
 
     #[test]

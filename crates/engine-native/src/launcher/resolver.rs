@@ -23,8 +23,16 @@ impl Resolver {
         if command.is_empty() {
             return Ok(None);
         }
-        let command = command.iter().cloned().chain([format!("{address}:53")]).collect();
-        let mut resolver = Self { command, child: None, started: Instant::now() };
+        let command = command
+            .iter()
+            .cloned()
+            .chain([format!("{address}:53")])
+            .collect();
+        let mut resolver = Self {
+            command,
+            child: None,
+            started: Instant::now(),
+        };
         resolver.spawn()?;
         Ok(Some(resolver))
     }
@@ -39,7 +47,10 @@ impl Resolver {
 
     /// Starts it again if it ended.
     pub(super) fn keep_alive(&mut self) {
-        let ended = self.child.as_mut().is_none_or(|c| !matches!(c.try_wait(), Ok(None)));
+        let ended = self
+            .child
+            .as_mut()
+            .is_none_or(|c| !matches!(c.try_wait(), Ok(None)));
         if ended && self.started.elapsed() > PAUSE {
             let _ = self.spawn();
         }

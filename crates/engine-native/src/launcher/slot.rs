@@ -20,7 +20,9 @@ use nullspace_sys::{
     namespace::{self, Fork, Namespaces},
     seccomp::Filter,
 };
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
 
 use super::{
     cgroup::{Cgroups, Group},
@@ -41,7 +43,10 @@ pub(super) struct Ranges {
 
 impl Ranges {
     pub(super) fn new() -> Self {
-        Self { made: Vec::new(), free: Vec::new() }
+        Self {
+            made: Vec::new(),
+            free: Vec::new(),
+        }
     }
 
     fn take(&mut self) -> io::Result<usize> {
@@ -49,7 +54,9 @@ impl Ranges {
             return Ok(range);
         }
         if self.made.len() == RANGES {
-            return Err(io::Error::other(format!("all {RANGES} id ranges are in use")));
+            return Err(io::Error::other(format!(
+                "all {RANGES} id ranges are in use"
+            )));
         }
         let range = self.made.len();
         self.made.push(make_user_namespace(first_id(range))?);
@@ -84,7 +91,9 @@ fn make_user_namespace(first: u32) -> io::Result<OwnedFd> {
                 let mut made = [0];
                 ours.read_exact(&mut made)?;
                 if made != [1] {
-                    return Err(io::Error::other("user namespaces cannot be made on this host"));
+                    return Err(io::Error::other(
+                        "user namespaces cannot be made on this host",
+                    ));
                 }
                 let map = format!("0 {first} {RANGE}\n");
                 fs::write(format!("/proc/{pid}/uid_map"), &map)?;
@@ -139,7 +148,14 @@ impl Slot {
             };
             let open = Pid::from_raw(pid).ok_or_else(|| io::Error::other("no process id"));
             let pidfd = open.and_then(|pid| Ok(pidfd_open(pid, PidfdFlags::empty())?))?;
-            let slot = Self { pid, pidfd, control, group, range, link: None };
+            let slot = Self {
+                pid,
+                pidfd,
+                control,
+                group,
+                range,
+                link: None,
+            };
             if let Err(error) = slot.group.add(pid) {
                 slot.kill();
                 slot.wait();
@@ -163,7 +179,10 @@ impl Slot {
     ) -> io::Result<()> {
         let namespace = namespace::open(self.pid, "net")?;
         let link = network.link(namespace.as_fd(), in_use)?;
-        let inside = Inside { address: link.address, gateway: network.gateway() };
+        let inside = Inside {
+            address: link.address,
+            gateway: network.gateway(),
+        };
         self.link = Some(link);
         self.control.write_all(&crate::wire::encode(&inside))
     }
@@ -171,7 +190,8 @@ impl Slot {
     /// Turns a parked slot into a machine. The child reports [`inside::READY`].
     pub(super) fn order(&mut self, order: &Order) -> io::Result<()> {
         let spec = &order.spec;
-        self.group.limit(spec.memory_bytes, spec.cpu_millis, spec.pids_max)?;
+        self.group
+            .limit(spec.memory_bytes, spec.cpu_millis, spec.pids_max)?;
         self.control.write_all(&crate::wire::encode(order))
     }
 

@@ -14,14 +14,17 @@ use sha2::{Digest, Sha256};
 
 use crate::wire::LauncherConfig;
 
-
-
-
 /// Makes the layer (or finds it made) and returns its path. It is named by its content.
 pub(super) fn make(config: &LauncherConfig, gateway: Ipv4Addr) -> io::Result<PathBuf> {
     let mut files: Vec<(&str, Vec<u8>)> = vec![
-        ("etc/resolv.conf", format!("nameserver {gateway}\noptions timeout:3 attempts:3\n").into_bytes()),
-        ("etc/hosts", b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_vec()),
+        (
+            "etc/resolv.conf",
+            format!("nameserver {gateway}\noptions timeout:3 attempts:3\n").into_bytes(),
+        ),
+        (
+            "etc/hosts",
+            b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_vec(),
+        ),
     ];
     if let Some(bundle) = &config.ca_bundle {
         files.push((crate::CA_BUNDLE.trim_start_matches('/'), fs::read(bundle)?));

@@ -6,7 +6,6 @@ use nullspace_api::{
 };
 use nullspace_lifecycle::machine::{Actor, Event};
 use nullspace_store::event::{self as rows, EventRow, NewEvent};
-use serde_json::Map;
 
 use super::App;
 use crate::error::{Error, Result};
@@ -99,6 +98,6 @@ fn info(row: EventRow) -> EventInfo {
         metadata: row
             .metadata
             .and_then(|text| serde_json::from_str(&text).ok())
-            .unwrap_or_else(Map::new),
+            .unwrap_or_default(),
     }
 }

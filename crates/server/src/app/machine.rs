@@ -373,10 +373,10 @@ pub async fn destroy(app: &App, id: &str, key_id: Option<&str>) -> Result<Arc<Ma
             reply,
         };
         // A machine that ends by itself at this moment no longer takes messages.
-        if handle.inbox.send(message).await.is_ok() {
-            if let Ok(result) = done.await {
-                return result;
-            }
+        if handle.inbox.send(message).await.is_ok()
+            && let Ok(result) = done.await
+        {
+            return result;
         }
     }
     let mut row = stored(&app.store, id).await?;
@@ -420,10 +420,10 @@ pub async fn set_time_limit(
             key_id: key_id.map(str::to_owned),
             reply,
         };
-        if handle.inbox.send(message).await.is_ok() {
-            if let Ok(result) = done.await {
-                return result;
-            }
+        if handle.inbox.send(message).await.is_ok()
+            && let Ok(result) = done.await
+        {
+            return result;
         }
     }
     let row = stored(&app.store, id).await?;

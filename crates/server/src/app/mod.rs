@@ -1,6 +1,12 @@
 //! What the server does, without HTTP: authorise, decide, record, act. `http` calls it; one file per noun.
 
 pub mod agent;
+mod agent_config;
+pub mod agent_deployment;
+mod agent_output;
+mod agent_task;
+pub mod agent_version;
+mod bundle;
 pub mod event;
 pub mod exec;
 pub mod file;

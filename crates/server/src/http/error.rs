@@ -52,7 +52,7 @@ pub(super) fn finish(mut response: Response, noun: Noun, request_id: &str) -> Re
             code: noun.code(error.code).to_owned(),
             request_id: Some(request_id.to_owned()),
             retryable: retryable.then_some(true),
-            suggested_action: error.suggested_action,
+            suggested_action: error.suggested_action.map(String::from),
             details: error.details,
         };
         // What else was said about the answer stays: `Allow`, for one.

@@ -230,12 +230,12 @@ fn refuse_later_features(request: &CreateMachineRequest) -> Result<()> {
         ));
     }
     let on_timeout = request.lifecycle.as_ref().and_then(|l| l.on_timeout);
-    if let (Some(a), Some(b)) = (request.timeout_action, on_timeout) {
-        if a != b {
-            return Err(Error::invalid(
-                "lifecycle.on_timeout: says another action than timeout_action",
-            ));
-        }
+    if let (Some(a), Some(b)) = (request.timeout_action, on_timeout)
+        && a != b
+    {
+        return Err(Error::invalid(
+            "lifecycle.on_timeout: says another action than timeout_action",
+        ));
     }
     let action = request.timeout_action.or(on_timeout).unwrap_or_default();
     check_action(action)?;

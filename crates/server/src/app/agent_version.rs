@@ -1,0 +1,448 @@
+//! Versions: a config and a bundle, both by digest. Called by `http::agent_version`.
+//!
+//! A version is recorded first (`created`); its bundle follows and makes it `ready`, the one that runs when
+//! none is named.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::body::Bytes;
+use futures_util::Stream;
+use nullspace_api::{
+    agent::{CacheSummary, CreateVersionRequest, ListQuery, Version},
+    error::code,
+    id,
+    page::CursorPage,
+    time,
+};
+use nullspace_project::{AgentConfig, Manifest, ManifestError, config::BundleSpec};
+use nullspace_store::{
+    agent_deployment as deployments,
+    agent_version::{self as rows, VersionRow},
+    idempotency::Claim,
+};
+use serde_json::{Value, json, value::RawValue};
+
+use super::{
+    App, AppState,
+    agent::{self, Recorded},
+    agent_config, agent_deployment, bundle,
+};
+use crate::error::{Error, Kind, Result};
+
+/// What may be asked of the install cache.
+const POLICIES: [&str; 3] = ["auto", "no_cache", "rebuild"];
+
+/// A new version whose parts agree with each other.
+struct Checked {
+    config: AgentConfig,
+    policy: String,
+    manifest: Box<RawValue>,
+    manifest_head: String,
+    digest: String,
+}
+
+/// Records a version.
+///
+/// # Errors
+/// `invalid_request` with the field, `bundle_digest_mismatch`, `bundle_invalid`, `agent_mode_conflict`,
+/// `template_not_found`, `not_implemented`, `idempotency_conflict`.
+pub async fn create(
+    app: &AppState,
+    reference: &str,
+    request: CreateVersionRequest,
+    claim: Option<Claim>,
+) -> Result<Version> {
+    let wanted = reference.to_owned();
+    let deployment = app
+        .store
+        .read(move |db| agent::find_live(db, &wanted))
+        .await?;
+    let shared = app.clone();
+    // A manifest of tens of megabytes is looked at elsewhere than where requests are served.
+    let checked = agent::blocking(move || check(&shared, request)).await?;
+    agent::require_mode(&deployment, checked.config.mode.as_str())?;
+    let found = app.templates.find(&checked.config.template);
+    if let Err(error) = found {
+        // One that is being made will be there when the first run wants it.
+        if error.code == code::TEMPLATE_NOT_FOUND {
+            return Err(error);
+        }
+    }
+    let now = time::now();
+    let row = VersionRow {
+        seq: 0,
+        id: id::new(id::VERSION),
+        deployment_id: deployment.id.clone(),
+        number: 0,
+        bundle: bundle::name(&checked.digest, &checked.config.workdir),
+        bundle_digest: checked.digest,
+        config: checked.config.to_wire().to_string(),
+        manifest_head: checked.manifest_head,
+        status: "created".into(),
+        cache_policy: checked.policy,
+        failure_reason: None,
+        created_at: now,
+        ready_at: None,
+    };
+    let manifest = checked.manifest.clone();
+    let recorded = app
+        .store
+        .write(move |tx| {
+            if let Some(id) = agent::claim(tx, claim.as_ref(), &row.id, now)? {
+                return Ok(Recorded::Replay(id));
+            }
+            let mut deployment = agent::find_live(tx, &row.deployment_id)?;
+            deployment.versions += 1;
+            deployment.updated_at = now;
+            deployments::update(tx, &deployment)?;
+            let row = VersionRow {
+                number: deployment.versions,
+                ..row
+            };
+            rows::insert(tx, &row, manifest.get())?;
+            Ok::<_, Error>(Recorded::New(row))
+        })
+        .await?;
+    match recorded {
+        Recorded::New(row) => info(&row, checked.manifest),
+        Recorded::Replay(id) => get(app, &deployment.id, &id).await,
+    }
+}
+
+fn check(app: &App, request: CreateVersionRequest) -> Result<Checked> {
+    let digest = request.bundle_digest;
+    if digest.len() != 64
+        || !digest
+            .bytes()
+            .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    {
+        return Err(Error::invalid(
+            "bundle_digest: must be 64 lower-case hex digits",
+        ));
+    }
+    let policy = agent::word("cache_policy", request.cache_policy, &POLICIES)?
+        .unwrap_or_else(|| "auto".into());
+    let mut config = agent_config::read(app, &request.config)?;
+    let manifest: Manifest = serde_json::from_str(request.bundle_manifest.get())
+        .map_err(|e| Error::invalid(format!("bundle_manifest: {}", without_position(&e))))?;
+    manifest.validate().map_err(|e| refused_manifest(&e))?;
+    let mismatch = |reason: &'static str, message: &str| {
+        Err(
+            Error::new(Kind::Invalid, code::BUNDLE_DIGEST_MISMATCH, message)
+                .with_details(json!({"reason": reason})),
+        )
+    };
+    if manifest.bundle_digest != digest {
+        return mismatch(
+            "bundle_digest",
+            "bundle_digest: is not the digest of the manifest",
+        );
+    }
+    config.bundle = BundleSpec {
+        include: manifest.include_patterns.clone(),
+        exclude: manifest.exclude_patterns.clone(),
+    };
+    if config.config_digest() != manifest.config_digest {
+        return mismatch(
+            "config_digest",
+            "bundle_manifest.config_digest: is not the digest of the config",
+        );
+    }
+    Ok(Checked {
+        manifest_head: head(&request.bundle_manifest)?,
+        manifest: request.bundle_manifest,
+        config,
+        policy,
+        digest,
+    })
+}
+
+fn refused_manifest(error: &ManifestError) -> Error {
+    let code = match error {
+        ManifestError::DigestMismatch => code::BUNDLE_DIGEST_MISMATCH,
+        _ => code::BUNDLE_INVALID,
+    };
+    Error::new(Kind::Invalid, code, format!("bundle_manifest: {error}"))
+        .with_details(json!({"reason": error.reason()}))
+}
+
+/// The place in the text is of no use once the field is named.
+fn without_position(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.rfind(" at line ")
+        .map_or(text.as_str(), |at| &text[..at])
+        .to_owned()
+}
+
+/// The manifest without its entries, for lists.
+fn head(manifest: &RawValue) -> Result<String> {
+    let mut fields: BTreeMap<String, &RawValue> = serde_json::from_str(manifest.get())
+        .map_err(|e| Error::invalid(format!("bundle_manifest: {}", without_position(&e))))?;
+    fields.remove("entries");
+    serde_json::to_string(&fields)
+        .map_err(|e| Error::internal(format!("writing a manifest as JSON: {e}")))
+}
+
+/// No version of that id.
+pub(super) fn no_version(id: &str) -> Error {
+    Error::not_found(
+        code::AGENT_VERSION_NOT_FOUND,
+        format!("no agent version {id:?}"),
+    )
+}
+
+/// One version of a deployment with its whole manifest.
+///
+/// # Errors
+/// `agent_deployment_not_found`, `agent_version_not_found`.
+pub async fn get(app: &App, reference: &str, version_id: &str) -> Result<Version> {
+    let (reference, version_id) = (reference.to_owned(), version_id.to_owned());
+    let (row, manifest) = app
+        .store
+        .read(move |db| {
+            let deployment = agent::find(db, &reference)?;
+            let row = rows::get(db, &version_id)?
+                .filter(|row| row.deployment_id == deployment.id)
+                .ok_or_else(|| no_version(&version_id))?;
+            let manifest = rows::manifest(db, &version_id)?;
+            Ok::<_, Error>((row, manifest))
+        })
+        .await?;
+    info(&row, raw(manifest.unwrap_or_else(|| "{}".into()))?)
+}
+
+/// A page of versions, newest first, their manifests without entries.
+///
+/// # Errors
+/// `agent_deployment_not_found`, `invalid_request` for a query that means nothing.
+pub async fn list(app: &App, reference: &str, query: ListQuery) -> Result<CursorPage<Version>> {
+    let limit = agent::limit(query.limit)?;
+    let statuses = ["created", "building", "ready", "failed", "superseded"];
+    let mut filter = rows::Filter {
+        deployment_id: String::new(),
+        status: agent::word("status", query.status, &statuses)?,
+        before: agent::cursor(query.cursor.as_deref())?,
+        limit: limit + 1,
+    };
+    let reference = reference.to_owned();
+    let mut rows = app
+        .store
+        .read(move |db| {
+            filter.deployment_id = agent::find(db, &reference)?.id;
+            Ok::<_, Error>(rows::list(db, &filter)?)
+        })
+        .await?;
+    let next_cursor = agent::cut(&mut rows, limit, |row| row.seq);
+    Ok(CursorPage {
+        items: rows
+            .iter()
+            .map(|row| info(row, raw(row.manifest_head.clone())?))
+            .collect::<Result<_>>()?,
+        next_cursor,
+    })
+}
+
+/// What an upload says about itself.
+#[derive(Clone, Debug)]
+pub struct Upload {
+    /// `X-Nullspace-Bundle-Digest`.
+    pub digest: Option<String>,
+    /// `Content-Length`.
+    pub length: Option<u64>,
+}
+
+/// Takes a version's bundle: checks and unpacks it while it arrives, then makes the version ready and the
+/// active one, in one transaction. The same bundle once more is fine.
+///
+/// # Errors
+/// `agent_version_not_found`, `bundle_conflict`, `bundle_digest_mismatch`, `bundle_invalid`,
+/// `body_too_large`, `insufficient_storage`, `idempotency_conflict`.
+pub async fn upload<S>(
+    app: &AppState,
+    reference: &str,
+    version_id: &str,
+    upload: Upload,
+    claim: Option<Claim>,
+    body: S,
+) -> Result<Version>
+where
+    S: Stream<Item = std::io::Result<Bytes>> + Send + Unpin,
+{
+    let mut body = body;
+    let result = take(app, reference, version_id, upload, claim, &mut body).await;
+    if result.is_err() {
+        // Who is still sending reads no answer: take the rest, within reason.
+        bundle::drain(&mut body).await;
+    }
+    result
+}
+
+async fn take<S>(
+    app: &AppState,
+    reference: &str,
+    version_id: &str,
+    upload: Upload,
+    claim: Option<Claim>,
+    body: &mut S,
+) -> Result<Version>
+where
+    S: Stream<Item = std::io::Result<Bytes>> + Send + Unpin,
+{
+    let (wanted, id) = (reference.to_owned(), version_id.to_owned());
+    let (deployment, row, manifest) = app
+        .store
+        .read(move |db| {
+            let deployment = agent::find_live(db, &wanted)?;
+            let row = rows::get(db, &id)?
+                .filter(|row| row.deployment_id == deployment.id)
+                .ok_or_else(|| no_version(&id))?;
+            let manifest = rows::manifest(db, &id)?.unwrap_or_default();
+            Ok::<_, Error>((deployment, row, manifest))
+        })
+        .await?;
+    let digest = upload.digest.ok_or_else(|| {
+        Error::invalid("x-nullspace-bundle-digest: the header with the bundle's digest is needed")
+    })?;
+    if digest != row.bundle_digest {
+        return Err(if row.status == "created" {
+            Error::new(
+                Kind::Invalid,
+                code::BUNDLE_DIGEST_MISMATCH,
+                "x-nullspace-bundle-digest: is not the digest of this version",
+            )
+            .with_details(json!({"reason": "bundle_digest"}))
+        } else {
+            Error::conflict(
+                code::BUNDLE_CONFLICT,
+                "this version has another bundle already; deploy a new version",
+            )
+        });
+    }
+    let config = prepared(app, version_id).await?;
+    let manifest = agent::blocking(move || {
+        serde_json::from_str::<Manifest>(&manifest)
+            .map_err(|e| Error::internal(format!("reading a kept manifest: {e}")))
+    })
+    .await?;
+    bundle::receive(
+        &app.data_dir,
+        &row.bundle,
+        &config.config.workdir,
+        manifest,
+        upload.length,
+        body,
+    )
+    .await?;
+    let id = row.id.clone();
+    app.store
+        .write(move |tx| {
+            let now = time::now();
+            agent::claim(tx, claim.as_ref(), &id, now)?;
+            let mut version = rows::get(tx, &id)?.ok_or_else(|| no_version(&id))?;
+            if version.status != "created" {
+                return Ok(());
+            }
+            let mut deployment = agent::find_live(tx, &version.deployment_id)?;
+            version.status = "ready".into();
+            version.ready_at = Some(now);
+            rows::update(tx, &version)?;
+            agent_deployment::activate(tx, &mut deployment, &version.id)?;
+            deployment.updated_at = now;
+            deployments::update(tx, &deployment)?;
+            Ok::<_, Error>(())
+        })
+        .await?;
+    get(app, &deployment.id, version_id).await
+}
+
+/// What a run needs of its version.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) config: AgentConfig,
+    /// Name of the bundle's tree.
+    pub(super) bundle: String,
+}
+
+/// Reads a version for a run.
+pub(super) async fn prepared(app: &App, version_id: &str) -> Result<Arc<Prepared>> {
+    let id = version_id.to_owned();
+    let row = app
+        .store
+        .read(move |db| rows::get(db, &id)?.ok_or_else(|| no_version(&id)))
+        .await?;
+    prepare(&row).map(Arc::new)
+}
+
+/// The same from a row that was read already.
+pub(super) fn prepare(row: &VersionRow) -> Result<Prepared> {
+    Ok(Prepared {
+        config: AgentConfig::from_wire(&value(&row.config)?)
+            .map_err(|e| Error::internal(format!("reading a kept config: {e}")))?,
+        bundle: row.bundle.clone(),
+    })
+}
+
+fn value(text: &str) -> Result<Value> {
+    serde_json::from_str(text).map_err(|e| Error::internal(format!("reading kept JSON: {e}")))
+}
+
+fn raw(text: String) -> Result<Box<RawValue>> {
+    RawValue::from_string(text).map_err(|e| Error::internal(format!("reading kept JSON: {e}")))
+}
+
+/// A recorded version as the wire shows it.
+fn info(row: &VersionRow, manifest: Box<RawValue>) -> Result<Version> {
+    let config = value(&row.config)?;
+    let text = |field: &str| config[field].as_str().unwrap_or_default().to_owned();
+    let install_command = config["install"].as_str().map(str::to_owned);
+    Ok(Version {
+        id: row.id.clone(),
+        deployment_id: row.deployment_id.clone(),
+        version_number: u64::try_from(row.number).unwrap_or_default(),
+        bundle_digest: row.bundle_digest.clone(),
+        bundle_manifest: manifest,
+        template: text("template"),
+        workdir: text("workdir"),
+        entrypoint_command: text("entrypoint"),
+        env_spec: config["env"].clone(),
+        resource_config: config["resources"].clone(),
+        debug_config: config["debug"].clone(),
+        service_port: config["service"]["port"]
+            .as_u64()
+            .and_then(|p| p.try_into().ok()),
+        readiness_config: Some(config["service"]["readiness"].clone()).filter(|v| !v.is_null()),
+        status: row.status.clone(),
+        cache_policy: row.cache_policy.clone(),
+        cache_summary: Some(cache_summary(row, install_command.is_some())),
+        build_summary: None,
+        failure_reason: row.failure_reason.clone(),
+        created_at: time::rfc3339(row.created_at),
+        ready_at: row.ready_at.map(time::rfc3339),
+        install_command,
+        config,
+    })
+}
+
+/// There is no install cache yet: the install command runs in every run, and this says so.
+fn cache_summary(row: &VersionRow, installs: bool) -> CacheSummary {
+    let (enabled, status, reason) = match (row.cache_policy.as_str(), installs) {
+        ("no_cache", _) => (false, "bypassed", "cache_policy_no_cache"),
+        (_, false) => (false, "disabled", "no_install_command"),
+        _ => (
+            true,
+            "cache_miss",
+            "install_cache_not_available_in_this_release",
+        ),
+    };
+    CacheSummary {
+        enabled,
+        policy: row.cache_policy.clone(),
+        status: status.into(),
+        artifact_ready: false,
+        reason: Some(reason.into()),
+        build_id: None,
+        cache_key_digest: None,
+        artifact_id: None,
+        updated_at: Some(time::rfc3339(row.created_at)),
+    }
+}
