@@ -49,6 +49,9 @@ pub struct ServeOptions {
     pub config: Config,
     /// What machines start from.
     pub templates: template::Source,
+    /// Where machines have the bundle of certificate authorities that they trust; the usual variables of
+    /// their environment point at it.
+    pub ca_file: Option<&'static str>,
 }
 
 impl std::fmt::Debug for ServeOptions {
@@ -158,6 +161,7 @@ impl Server {
         let app: AppState = Arc::new(App {
             config: options.config,
             data_dir: options.data_dir,
+            ca_file: options.ca_file,
             store,
             engine,
             templates: template::Registry::default(),

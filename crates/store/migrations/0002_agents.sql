@@ -74,6 +74,8 @@ CREATE TABLE agent_run (
     partial_stderr       BLOB,
     -- Events in the log.
     log_count            INTEGER NOT NULL DEFAULT 0,
+    -- Bytes of output in the log; there is a limit.
+    log_bytes            INTEGER NOT NULL DEFAULT 0,
     -- What it left behind, once it ended.
     outputs              TEXT,
     key_id               TEXT,

@@ -50,6 +50,8 @@ pub struct RunRow {
     pub partial_stderr: Option<Vec<u8>>,
     /// Events in the log.
     pub log_count: u64,
+    /// Bytes of output in the log.
+    pub log_bytes: u64,
     /// JSON object: what it left behind.
     pub outputs: Option<String>,
     /// The key that asked for it.
@@ -69,7 +71,7 @@ pub struct RunRow {
 const COLUMNS: &str = "seq, id, deployment_id, version_id, status, input, has_envs, machine_id, \
      install_process_id, install_exit_code, process_id, exit_code, failure_reason, retain_seconds, \
      retained_until, cancel_requested_at, cancel_reason, output_offset, partial_stdout, partial_stderr, \
-     log_count, outputs, key_id, idempotency_key, created_at, updated_at, started_at, completed_at";
+     log_count, outputs, key_id, idempotency_key, created_at, updated_at, started_at, completed_at, log_bytes";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<RunRow> {
     Ok(RunRow {
@@ -101,6 +103,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<RunRow> {
         updated_at: row.get(25)?,
         started_at: row.get(26)?,
         completed_at: row.get(27)?,
+        log_bytes: unsigned(row.get(28)?),
     })
 }
 
@@ -148,7 +151,7 @@ pub fn update(tx: &Tx<'_>, row: &RunRow) -> Result<(), StoreError> {
         "UPDATE agent_run SET status = ?2, machine_id = ?3, install_process_id = ?4, install_exit_code = ?5, \
          process_id = ?6, exit_code = ?7, failure_reason = ?8, retained_until = ?9, output_offset = ?10, \
          partial_stdout = ?11, partial_stderr = ?12, log_count = ?13, outputs = ?14, updated_at = ?15, \
-         started_at = ?16, completed_at = ?17 WHERE seq = ?1",
+         started_at = ?16, completed_at = ?17, log_bytes = ?18 WHERE seq = ?1",
     )?
     .execute(params![
         row.seq,
@@ -168,6 +171,7 @@ pub fn update(tx: &Tx<'_>, row: &RunRow) -> Result<(), StoreError> {
         row.updated_at,
         row.started_at,
         row.completed_at,
+        signed(row.log_bytes),
     ])?;
     Ok(())
 }
@@ -179,8 +183,8 @@ pub fn update(tx: &Tx<'_>, row: &RunRow) -> Result<(), StoreError> {
 /// Those of the database.
 pub fn advance(tx: &Tx<'_>, row: &RunRow) -> Result<(), StoreError> {
     tx.prepare_cached(
-        "UPDATE agent_run SET output_offset = ?2, partial_stdout = ?3, partial_stderr = ?4, log_count = ?5 \
-         WHERE seq = ?1",
+        "UPDATE agent_run SET output_offset = ?2, partial_stdout = ?3, partial_stderr = ?4, log_count = ?5, \
+         log_bytes = ?6 WHERE seq = ?1",
     )?
     .execute(params![
         row.seq,
@@ -188,6 +192,7 @@ pub fn advance(tx: &Tx<'_>, row: &RunRow) -> Result<(), StoreError> {
         row.partial_stdout,
         row.partial_stderr,
         signed(row.log_count),
+        signed(row.log_bytes),
     ])?;
     Ok(())
 }

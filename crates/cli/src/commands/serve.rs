@@ -158,11 +158,15 @@ async fn serve(settings: &Settings, app: &App, bars: MultiProgress) -> Outcome {
             .hint("Give another one with --data-dir, or run as root.")
         })?;
     let stop = stop_signal()?;
+    let ca_bundle = settings.trust_host_certificates.then(ca_bundle).flatten();
+    let ca_file = ca_bundle
+        .is_some()
+        .then_some(nullspace_engine_native::CA_BUNDLE);
     let engine = NativeEngine::start(nullspace_engine_native::Config {
         data_dir: settings.data_dir.clone(),
         launcher: vec![program.to_owned(), LAUNCHER.to_owned()],
         resolver: vec![program.to_owned(), RESOLVER.to_owned()],
-        ca_bundle: settings.trust_host_certificates.then(ca_bundle).flatten(),
+        ca_bundle,
         spare: settings.spare_machines,
     })
     .await
@@ -181,6 +185,7 @@ async fn serve(settings: &Settings, app: &App, bars: MultiProgress) -> Outcome {
             make_base: settings.make_base,
             progress: settings::progress(app.ui, bars),
         },
+        ca_file,
     };
     let server = Server::start(options, Arc::new(engine))
         .await

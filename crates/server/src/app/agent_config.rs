@@ -8,11 +8,21 @@ use super::{App, agent_deployment, machine};
 use crate::error::{Error, Result};
 
 /// Seconds an entry point may take when the config does not say.
-pub const DEFAULT_TIMEOUT_SECONDS: u64 = 3600;
+const DEFAULT_TIMEOUT_SECONDS: u64 = 3600;
 /// Seconds an install command may take.
-pub const INSTALL_TIMEOUT_SECONDS: u64 = 1800;
+pub(super) const INSTALL_TIMEOUT_SECONDS: u64 = 1800;
 /// Seconds the machine of a failed run is kept when nobody says how long.
-pub const DEFAULT_RETENTION_SECONDS: u64 = 3600;
+const DEFAULT_RETENTION_SECONDS: u64 = 3600;
+
+/// The longest input that is handed over in an environment variable, in bytes; Linux allows 128 KiB for one.
+pub(super) const MAX_INPUT_IN_ENV: usize = 100 << 10;
+/// Variables that say who a run is; a caller cannot set them.
+pub(super) const IDENTITY: [&str; 4] = [
+    "NULLSPACE_RUN_ID",
+    "NULLSPACE_DEPLOYMENT_ID",
+    "NULLSPACE_FUNCTION_ID",
+    "NULLSPACE_VERSION_ID",
+];
 
 /// Directories that belong to the system: a bundle cannot be shown in or over them.
 const SYSTEM: [&str; 14] = [
@@ -31,6 +41,13 @@ pub(super) fn read(app: &App, value: &Value) -> Result<AgentConfig> {
         AgentConfig::from_wire(value).map_err(|e| Error::invalid(format!("config: {e}")))?;
     agent_deployment::check_mode(config.mode.as_str())
         .map_err(|e| Error::invalid(format!("config.{}", e.message)))?;
+    if config
+        .entrypoint
+        .as_ref()
+        .is_none_or(|line| line.trim().is_empty())
+    {
+        return Err(Error::invalid("config.entrypoint: is required"));
+    }
     check_workdir(&config.workdir)?;
     check_resources(app, &config)?;
     check_permissions(&config)?;

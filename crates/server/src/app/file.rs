@@ -269,20 +269,48 @@ const CHUNK: usize = 256 << 10;
 /// A file that was kept of a machine that is gone.
 ///
 /// # Errors
-/// `machine_not_found`, `machine_not_ready` (it has not ended), `not_found`.
+/// `machine_not_found`, `machine_not_ready` (nothing of that path was kept).
 pub async fn kept(app: &App, id: &str, path: &str) -> Result<KeptFile> {
-    let row = machine::get(app, id).await;
-    if let Some(outputs) = app.outputs.get() {
-        let kept = outputs
-            .open(id, path)
-            .await
-            .map_err(|e| Error::internal(format!("opening a kept file: {e}")))?;
-        if let Some(kept) = kept {
-            return Ok(kept);
+    let found = match app.outputs.get() {
+        Some(outputs) => outputs.open(id, path).await,
+        None => Ok(None),
+    };
+    or_gone(app, id, found).await
+}
+
+/// What is known about a file or directory that was kept of a machine that is gone.
+///
+/// # Errors
+/// As [`kept`].
+pub async fn kept_info(app: &App, id: &str, path: &str) -> Result<FileInfo> {
+    let found = match app.outputs.get() {
+        Some(outputs) => outputs.info(id, path).await,
+        None => Ok(None),
+    };
+    or_gone(app, id, found).await
+}
+
+/// The entries of a directory that was kept of a machine that is gone.
+///
+/// # Errors
+/// As [`kept`].
+pub async fn kept_list(app: &App, id: &str, path: &str, depth: u32) -> Result<Vec<FileInfo>> {
+    let found = match app.outputs.get() {
+        Some(outputs) => outputs.list(id, path, depth).await,
+        None => Ok(None),
+    };
+    or_gone(app, id, found).await
+}
+
+async fn or_gone<T>(app: &App, id: &str, found: std::io::Result<Option<T>>) -> Result<T> {
+    match found {
+        Ok(Some(found)) => Ok(found),
+        Ok(None) => {
+            let row = machine::get(app, id).await?;
+            Err(Error::not_ready(id, &row.state))
         }
+        Err(error) => Err(Error::internal(format!("reading kept files: {error}"))),
     }
-    let row = row?;
-    Err(Error::not_ready(id, &row.state))
 }
 
 /// Refusals about files; the machine itself is fine.

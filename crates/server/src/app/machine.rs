@@ -38,6 +38,7 @@ use super::{App, AppState, event};
 use crate::error::{Error, Result};
 
 pub use adopt::{adopt, watch_exits};
+pub(super) use plan::check_envs;
 pub use plan::{NewMachine, RESERVED, check_cwd, is_reserved, plan};
 
 /// How long a guest may take to answer a new connection.
@@ -95,18 +96,34 @@ impl Live {
 
     fn reserve(&self, limit: usize) -> Result<Place> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if *taken >= limit {
-            return Err(Error::new(
-                crate::error::Kind::Limit,
-                code::CAPACITY_EXCEEDED,
-                format!("{limit} machines are alive, the most this server allows"),
-            )
-            .with_action("delete machines that are no longer needed, or raise max_machines")
-            .with_retry_after(1));
-        }
+        room(*taken, limit)?;
         *taken += 1;
         Ok(Place(self.taken.clone()))
     }
+
+    /// Whether there is room for another machine now, without taking it.
+    ///
+    /// # Errors
+    /// `capacity_exceeded`.
+    pub fn room(&self, limit: usize) -> Result<()> {
+        room(
+            *self.taken.lock().unwrap_or_else(PoisonError::into_inner),
+            limit,
+        )
+    }
+}
+
+fn room(taken: usize, limit: usize) -> Result<()> {
+    if taken < limit {
+        return Ok(());
+    }
+    Err(Error::new(
+        crate::error::Kind::Limit,
+        code::CAPACITY_EXCEEDED,
+        format!("{limit} machines are alive, the most this server allows"),
+    )
+    .with_action("delete machines that are no longer needed, or raise max_machines")
+    .with_retry_after(1))
 }
 
 /// What others hold of a live machine.

@@ -3,7 +3,10 @@
 pub mod agent;
 mod agent_config;
 pub mod agent_deployment;
-mod agent_output;
+pub mod agent_log;
+pub mod agent_output;
+pub mod agent_run;
+pub mod agent_service;
 mod agent_task;
 pub mod agent_version;
 mod bundle;
@@ -34,6 +37,9 @@ pub struct App {
     pub config: Config,
     /// `nullspace.db`, `machines/`, `outputs/`, … live here.
     pub data_dir: PathBuf,
+    /// Where machines have the bundle of certificate authorities that they trust, if the host gives them
+    /// one.
+    pub ca_file: Option<&'static str>,
     /// The record.
     pub store: Store,
     /// What makes machines real.

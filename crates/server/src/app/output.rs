@@ -1,6 +1,7 @@
 //! Files of machines that are gone.
 
 use async_trait::async_trait;
+use nullspace_api::file::FileInfo;
 
 /// A kept file: its size and its bytes.
 #[derive(Debug)]
@@ -11,9 +12,20 @@ pub struct KeptFile {
     pub file: tokio::fs::File,
 }
 
-/// Where `GET …/file` looks when the machine is gone.
+/// Where files are looked for when the machine is gone. Paths are absolute, as they were in the machine.
 #[async_trait]
 pub trait Outputs: Send + Sync + 'static {
-    /// The file that was at `path` (absolute) in the machine, if it was kept.
+    /// The file that was at `path`, if it was kept.
     async fn open(&self, machine_id: &str, path: &str) -> std::io::Result<Option<KeptFile>>;
+
+    /// What is known about a kept file or directory.
+    async fn info(&self, machine_id: &str, path: &str) -> std::io::Result<Option<FileInfo>>;
+
+    /// What a kept directory holds, sorted by path, to this depth.
+    async fn list(
+        &self,
+        machine_id: &str,
+        path: &str,
+        depth: u32,
+    ) -> std::io::Result<Option<Vec<FileInfo>>>;
 }

@@ -52,7 +52,7 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(download_file, put_file, post_file))
 }
 
-/// List a directory; links are listed, not followed.
+/// List a directory; links are listed, not followed. Kept directories of a machine that is gone are listed too.
 #[utoipa::path(get, path = "/{id}/files", tag = "files", params(("id" = String, Path), ListFilesQuery),
     responses((status = 200, body = Vec<FileInfo>), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 async fn list_files(
@@ -60,9 +60,14 @@ async fn list_files(
     Path(id): Path<String>,
     Query(query): Query<ListFilesQuery>,
 ) -> Result<Json<Vec<FileInfo>>> {
-    let files = Files::open(&app, &id, query.user).await?;
     let path = query.path.unwrap_or_else(|| "/".into());
-    files.list(path, query.depth.unwrap_or(1)).await.map(Json)
+    let depth = query.depth.unwrap_or(1);
+    match Files::open(&app, &id, query.user).await {
+        Ok(files) => files.list(path, depth).await,
+        Err(error) if is_gone(&error) => file::kept_list(&app, &id, &path, depth).await,
+        Err(error) => Err(error),
+    }
+    .map(Json)
 }
 
 /// Read a file as text or base64.
@@ -117,7 +122,7 @@ async fn file_exists(
     Ok(Json(ExistsResponse { exists }))
 }
 
-/// What is at a path; links are not followed.
+/// What is at a path; links are not followed. Kept files of a machine that is gone are found too.
 #[utoipa::path(post, path = "/{id}/files/info", tag = "files", params(("id" = String, Path)), request_body = PathRequest,
     responses((status = 200, body = FileInfo), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)))]
 async fn file_info(
@@ -125,8 +130,12 @@ async fn file_info(
     Path(id): Path<String>,
     Json(request): Json<PathRequest>,
 ) -> Result<Json<FileInfo>> {
-    let files = Files::open(&app, &id, request.user).await?;
-    files.info(request.path).await.map(Json)
+    match Files::open(&app, &id, request.user).await {
+        Ok(files) => files.info(request.path).await,
+        Err(error) if is_gone(&error) => file::kept_info(&app, &id, &request.path).await,
+        Err(error) => Err(error),
+    }
+    .map(Json)
 }
 
 /// Make a directory and its parents; one that exists is fine.
@@ -201,14 +210,7 @@ async fn download_file(
         .and_then(|value| value.to_str().ok());
     let files = match Files::open(&app, &id, query.user).await {
         Ok(files) => files,
-        Err(error)
-            if matches!(
-                error.code,
-                code::MACHINE_NOT_FOUND | code::MACHINE_NOT_READY
-            ) =>
-        {
-            return kept(&app, &id, &query.path, wanted).await;
-        }
+        Err(error) if is_gone(&error) => return kept(&app, &id, &query.path, wanted).await,
         Err(error) => return Err(error),
     };
     let Some(wanted) = wanted else {
@@ -227,6 +229,14 @@ async fn download_file(
         }
         Range::Unsatisfiable => Err(unsatisfiable(size)),
     }
+}
+
+/// Whether the machine itself cannot be asked: kept files may have what is wanted.
+fn is_gone(error: &Error) -> bool {
+    matches!(
+        error.code,
+        code::MACHINE_NOT_FOUND | code::MACHINE_NOT_READY
+    )
 }
 
 async fn kept(app: &AppState, id: &str, path: &str, wanted: Option<&str>) -> Result<Response> {

@@ -4,6 +4,10 @@
 //! words that differ are put in by [`error::finish`] alone.
 
 mod agent;
+mod agent_deployment;
+mod agent_run;
+mod agent_service;
+mod agent_version;
 mod batch;
 mod body;
 mod error;

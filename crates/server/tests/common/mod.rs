@@ -54,6 +54,7 @@ impl World {
                 env: vec![("FROM_TEMPLATE".into(), "yes".into())],
                 binds: Vec::new(),
             }]),
+            ca_file: None,
         }
     }
 

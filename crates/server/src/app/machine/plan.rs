@@ -22,6 +22,15 @@ use crate::{
 
 /// The platform's own folder in every machine.
 pub const RESERVED: &str = "/workspace/.nullspace";
+/// Variables that programs find certificate authorities by: OpenSSL, requests, pip, Node, curl, git.
+const CA_VARIABLES: [&str; 6] = [
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "PIP_CERT",
+    "NODE_EXTRA_CA_CERTS",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+];
 /// The most metadata a machine carries, as JSON.
 const MAX_METADATA: usize = 64 << 10;
 /// The most environment a machine gets.
@@ -114,7 +123,12 @@ impl NewMachine {
             started_at: None,
             ended_at: None,
         };
-        let mut env: BTreeMap<String, String> = self.template.env.iter().cloned().collect();
+        let mut env: BTreeMap<String, String> = app
+            .ca_file
+            .iter()
+            .flat_map(|file| CA_VARIABLES.map(|name| (name.to_owned(), (*file).to_owned())))
+            .collect();
+        env.extend(self.template.env.iter().cloned());
         env.extend(self.envs);
         let template_binds = self.template.binds.iter().map(|bind| Bind {
             source: bind.source.clone(),
@@ -321,7 +335,7 @@ pub(super) fn check_timeout(app: &App, ms: u64) -> Result<()> {
     Ok(())
 }
 
-fn check_envs(envs: &BTreeMap<String, String>) -> Result<()> {
+pub(in crate::app) fn check_envs(envs: &BTreeMap<String, String>) -> Result<()> {
     // The messages name the variable, never its value.
     for (name, value) in envs {
         if name.is_empty() || name.contains(['=', '\0']) {
