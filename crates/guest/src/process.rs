@@ -289,7 +289,7 @@ async fn drive(
     for stream in &mut streams {
         while stream.is_some() {
             process.log.wait_for_room().await;
-            match drain_once(&process.log, stream, &mut buffer) {
+            match drain_once(&process.log, stream, &mut buffer, read_now) {
                 Drained::Some => {}
                 Drained::Empty => break,
                 Drained::Closed => *stream = None,
@@ -332,15 +332,30 @@ enum Drained {
 
 /// One read; `false` at the end of the stream.
 fn read_some(log: &Log, stream: &Stream, buffer: &mut BytesMut) -> bool {
-    !matches!(drain_once(log, stream, buffer), Drained::Closed)
+    let read = |pipe: &pipe::Receiver, buffer: &mut BytesMut| pipe.try_read_buf(buffer);
+    !matches!(drain_once(log, stream, buffer, read), Drained::Closed)
 }
 
-fn drain_once(log: &Log, stream: &Stream, buffer: &mut BytesMut) -> Drained {
+/// Reads what is in the pipe at this moment. The runtime may not have heard of it yet, and would say that
+/// there is nothing.
+fn read_now(pipe: &pipe::Receiver, buffer: &mut BytesMut) -> io::Result<usize> {
+    let mut piece = [std::mem::MaybeUninit::uninit(); 8 << 10];
+    let (read, _) = rustix::io::read(pipe, &mut piece)?;
+    buffer.extend_from_slice(read);
+    Ok(read.len())
+}
+
+fn drain_once(
+    log: &Log,
+    stream: &Stream,
+    buffer: &mut BytesMut,
+    read: impl FnOnce(&pipe::Receiver, &mut BytesMut) -> io::Result<usize>,
+) -> Drained {
     let Some((pipe, stderr)) = stream else {
         return Drained::Closed;
     };
     buffer.reserve(CHUNK);
-    match pipe.try_read_buf(buffer) {
+    match read(pipe, buffer) {
         Ok(0) => Drained::Closed,
         Ok(n) => {
             let data = buffer.split().freeze();
