@@ -88,13 +88,14 @@ impl FakeEngine {
 
 impl Machine {
     fn end(self) {
-        self.guest.kill_all();
         let Self {
+            guest,
             mut connections,
             root,
-            ..
         } = self;
+        // As when process 1 dies: nobody is left to say how the others ended.
         connections.abort_all();
+        guest.kill_all();
         let _ = std::fs::remove_dir_all(root);
     }
 }

@@ -224,11 +224,11 @@ pub(super) fn activate(
             format!("version {version_id} is {}, not ready", version.status),
         ));
     }
-    if let Some(before) = row.active_version_id.take().filter(|id| id != version_id) {
-        if let Some(mut before) = versions::get(tx, &before)? {
-            before.status = "superseded".into();
-            versions::update(tx, &before)?;
-        }
+    if let Some(before) = row.active_version_id.take().filter(|id| id != version_id)
+        && let Some(mut before) = versions::get(tx, &before)?
+    {
+        before.status = "superseded".into();
+        versions::update(tx, &before)?;
     }
     versions::update(
         tx,

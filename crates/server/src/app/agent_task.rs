@@ -216,16 +216,15 @@ impl Task {
             .filter(|line| !line.trim().is_empty());
         if let Some(line) = install
             && self.state() != State::Running
+            && self.row.install_exit_code.is_none()
         {
-            if self.row.install_exit_code.is_none() {
-                let exit = self.execute(Command::Install, &line, resumed).await?;
-                if exit.timed_out || exit.code != 0 {
-                    return Ok(self.bad_exit(Command::Install, &exit));
-                }
-                self.row.install_exit_code = Some(0);
-                self.step(Input::InstallExited(0), "install finished".into(), None)
-                    .await;
+            let exit = self.execute(Command::Install, &line, resumed).await?;
+            if exit.timed_out || exit.code != 0 {
+                return Ok(self.bad_exit(Command::Install, &exit));
             }
+            self.row.install_exit_code = Some(0);
+            self.step(Input::InstallExited(0), "install finished".into(), None)
+                .await;
         }
         let line = self.version.config.entrypoint.clone().unwrap_or_default();
         let exit = self.execute(Command::Entrypoint, &line, resumed).await?;
@@ -410,6 +409,15 @@ impl Task {
             process_id: pid,
         };
         let exit = self.follow(writer).await?;
+        // What ends with its machine was not its own doing.
+        if exit.code != 0
+            && self
+                .handle
+                .as_ref()
+                .is_some_and(|h| h.row().state != "running")
+        {
+            return Err(self.machine_lost(writer.phase).await);
+        }
         Ok(exit)
     }
 

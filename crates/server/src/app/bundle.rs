@@ -141,10 +141,10 @@ impl Incoming {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        if !self.kept {
-            if let Err(error) = remove_tree(&self.path) {
-                tracing::warn!(path = %self.path.display(), %error, "a half-made tree could not be removed");
-            }
+        if !self.kept
+            && let Err(error) = remove_tree(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "a half-made tree could not be removed");
         }
     }
 }

@@ -11,7 +11,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// A request body as a stream that ends with an error when the client falls silent.
 pub(crate) fn stream(body: Body) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
     let data = body.into_data_stream();
-    futures_util::stream::unfold(Some(data), |data| async move {
+    let stream = futures_util::stream::unfold(Some(data), |data| async move {
         let mut data = data?;
         match tokio::time::timeout(IDLE, data.next()).await {
             Ok(Some(Ok(bytes))) => Some((Ok(bytes), Some(data))),
@@ -19,7 +19,9 @@ pub(crate) fn stream(body: Body) -> impl Stream<Item = io::Result<Bytes>> + Send
             Ok(None) => None,
             Err(_) => Some((Err(io::ErrorKind::TimedOut.into()), None)),
         }
-    })
+    });
+    // Who has read all of it may ask again.
+    stream.fuse()
 }
 
 /// What a `Range` header asks of a file.
