@@ -45,8 +45,14 @@ fn every_operation_has_a_name_of_its_own_and_a_summary() {
             }
             count += 1;
             let name = operation["operationId"].as_str().unwrap();
-            assert!(names.insert(name.to_owned()), "{method} {path}: {name} twice");
-            assert!(operation["summary"].is_string(), "{method} {path} has no summary");
+            assert!(
+                names.insert(name.to_owned()),
+                "{method} {path}: {name} twice"
+            );
+            assert!(
+                operation["summary"].is_string(),
+                "{method} {path} has no summary"
+            );
         }
     }
     // All of the machines' routes twice, the agents' once.

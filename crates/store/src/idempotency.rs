@@ -9,8 +9,8 @@ use crate::{StoreError, Tx};
 pub struct Claim {
     /// The API key that asked.
     pub key_id: String,
-    /// Method and route.
-    pub route: &'static str,
+    /// Method and path.
+    pub route: String,
     /// The caller's key.
     pub key: String,
     /// The request's canonical body. It is kept only as a salted hash: it may hold secrets.

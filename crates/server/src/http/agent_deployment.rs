@@ -9,10 +9,7 @@ use nullspace_api::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{
-    agent::claim,
-    extract::{Json, Path, Query},
-};
+use super::extract::{Json, Path, Query, claim};
 use crate::{
     app::{AppState, Caller, agent_deployment},
     error::Result,
@@ -43,13 +40,7 @@ async fn create_deployment(
     headers: HeaderMap,
     Json(request): Json<CreateDeploymentRequest>,
 ) -> Result<(StatusCode, Json<Deployment>)> {
-    let claim = claim(
-        &headers,
-        &caller,
-        "POST /v1/agent-deployments",
-        &[],
-        &request,
-    )?;
+    let claim = claim(&headers, &caller, "POST agents".to_owned(), &request)?;
     let made = agent_deployment::create(&app, &caller, request, claim).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }

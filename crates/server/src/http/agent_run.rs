@@ -9,10 +9,7 @@ use nullspace_api::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{
-    agent::claim,
-    extract::{Json, Path, Query, parse},
-};
+use super::extract::{Json, Path, Query, claim, parse};
 use crate::{
     app::{AppState, Caller, agent_log, agent_output, agent_run},
     error::Result,
@@ -46,7 +43,12 @@ async fn create_run(
     headers: HeaderMap,
     Json(request): Json<CreateRunRequest>,
 ) -> Result<(StatusCode, Json<Run>)> {
-    let claim = claim(&headers, &caller, "POST agent-run", &[&id], &request)?;
+    let claim = claim(
+        &headers,
+        &caller,
+        format!("POST agents/{id}/runs"),
+        &request,
+    )?;
     let made = agent_run::create(&app, &caller, &id, request, claim).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }

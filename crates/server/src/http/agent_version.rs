@@ -2,7 +2,7 @@
 
 use axum::{
     Extension,
-    extract::{Request, State},
+    extract::{Request, State, claim},
 };
 use http::{HeaderMap, StatusCode, header};
 use nullspace_api::{
@@ -14,7 +14,6 @@ use serde_json::json;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    agent::claim,
     body,
     extract::{Json, JsonBody, Path, Query},
 };
@@ -59,7 +58,12 @@ async fn create_version(
 ) -> Result<(StatusCode, Json<Version>)> {
     // The digest stands for the manifest, which was made at another time with every attempt.
     let about = json!([request.bundle_digest, request.config, request.cache_policy]);
-    let claim = claim(&headers, &caller, "POST agent-version", &[&id], &about)?;
+    let claim = claim(
+        &headers,
+        &caller,
+        format!("POST agents/{id}/versions"),
+        &about,
+    )?;
     let made = agent_version::create(&app, &id, request, claim).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
@@ -129,8 +133,7 @@ async fn upload_bundle(
     let claim = claim(
         headers,
         &caller,
-        "PUT agent-bundle",
-        &[&id, &version_id],
+        format!("PUT agents/{id}/versions/{version_id}/bundle"),
         &upload.digest,
     )?;
     let body = Box::pin(body::stream(request.into_body()));

@@ -9,9 +9,13 @@ use axum::{
 };
 use http::{header, request::Parts};
 use nullspace_api::error::code;
+use nullspace_store::idempotency::Claim;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::error::{Error, Kind, Result};
+use crate::{
+    app::Caller,
+    error::{Error, Kind, Result},
+};
 
 /// The largest body of an ordinary request.
 const SMALL: usize = 1 << 20;
@@ -161,7 +165,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
 ///
 /// # Errors
 /// `invalid_request` for one that is empty, too long or not text.
-pub(crate) fn idempotency_key(headers: &http::HeaderMap) -> Result<Option<String>> {
+fn idempotency_key(headers: &http::HeaderMap) -> Result<Option<String>> {
     let Some(value) = headers.get("idempotency-key") else {
         return Ok(None);
     };
@@ -171,6 +175,27 @@ pub(crate) fn idempotency_key(headers: &http::HeaderMap) -> Result<Option<String
         .filter(|key| !key.is_empty() && key.len() <= 255)
         .map(|key| Some(key.to_owned()))
         .ok_or_else(|| Error::invalid("idempotency-key: must be 1 to 255 visible ASCII characters"))
+}
+
+/// The claim of a request on its idempotency key, if it has one. A route is a method and a path: the same key
+/// below another deployment is another request.
+pub(super) fn claim<T: Serialize>(
+    headers: &http::HeaderMap,
+    caller: &Caller,
+    route: String,
+    request: &T,
+) -> Result<Option<Claim>> {
+    let Some(key) = idempotency_key(headers)? else {
+        return Ok(None);
+    };
+    Ok(Some(Claim {
+        key_id: caller.key_id.to_string(),
+        route,
+        key,
+        // As it was understood: spaces and the order of fields do not matter.
+        body: serde_json::to_vec(request)
+            .map_err(|e| Error::internal(format!("writing a request as JSON: {e}")))?,
+    }))
 }
 
 /// Whether the request's content type is this one.

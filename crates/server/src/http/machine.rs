@@ -16,11 +16,10 @@ use nullspace_api::{
     page::TokenPage,
     time,
 };
-use nullspace_store::idempotency::Claim;
 use serde_json::{Map, Value};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::extract::{Json, Path, Query, idempotency_key};
+use super::extract::{Json, Path, Query, claim};
 use crate::{
     app::{AppState, Caller, machine},
     error::{Error, Kind, Result},
@@ -55,17 +54,7 @@ async fn create(
     headers: HeaderMap,
     Json(request): Json<CreateMachineRequest>,
 ) -> Result<Response> {
-    let claim = match idempotency_key(&headers)? {
-        None => None,
-        Some(key) => Some(Claim {
-            key_id: caller.key_id.to_string(),
-            route: CREATE,
-            key,
-            // As it was understood: spaces and the order of fields do not matter.
-            body: serde_json::to_vec(&request)
-                .map_err(|e| Error::internal(format!("writing a request as JSON: {e}")))?,
-        }),
-    };
+    let claim = claim(&headers, &caller, CREATE.to_owned(), &request)?;
     let (new, checkout) = machine::plan(&app, request, &caller.key_id)?;
     let row = match machine::create(&app, new, claim).await? {
         machine::Created::New(row) | machine::Created::Replayed(row) => row,
