@@ -2,7 +2,7 @@
 
 use axum::{
     Extension,
-    extract::{Request, State, claim},
+    extract::{Request, State},
 };
 use http::{HeaderMap, StatusCode, header};
 use nullspace_api::{
@@ -15,7 +15,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     body,
-    extract::{Json, JsonBody, Path, Query},
+    extract::{Json, JsonBody, Path, Query, claim},
 };
 use crate::{
     app::{
