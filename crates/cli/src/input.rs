@@ -12,7 +12,7 @@ use crate::error::CliError;
 ///
 /// # Errors
 /// If it is something else.
-pub fn object(flag: &str, text: &str) -> Result<Map<String, Value>, CliError> {
+pub(crate) fn object(flag: &str, text: &str) -> Result<Map<String, Value>, CliError> {
     match serde_json::from_str(text) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(
@@ -32,7 +32,7 @@ pub fn object(flag: &str, text: &str) -> Result<Map<String, Value>, CliError> {
 ///
 /// # Errors
 /// If it cannot be read or is something else.
-pub fn object_file(flag: &str, path: &Path) -> Result<Map<String, Value>, CliError> {
+pub(crate) fn object_file(flag: &str, path: &Path) -> Result<Map<String, Value>, CliError> {
     let text = if path == Path::new("-") {
         std::io::read_to_string(std::io::stdin())
     } else {
@@ -49,7 +49,7 @@ pub fn object_file(flag: &str, path: &Path) -> Result<Map<String, Value>, CliErr
 ///
 /// # Errors
 /// If either makes no sense.
-pub fn metadata(
+pub(crate) fn metadata(
     pairs: &[String],
     json: Option<&str>,
 ) -> Result<Option<Map<String, Value>>, CliError> {
@@ -68,7 +68,7 @@ pub fn metadata(
 ///
 /// # Errors
 /// If one has no `=`, or a name that is empty or has white space.
-pub fn pairs(flag: &str, pairs: &[String]) -> Result<BTreeMap<String, String>, CliError> {
+pub(crate) fn pairs(flag: &str, pairs: &[String]) -> Result<BTreeMap<String, String>, CliError> {
     pairs.iter().map(|pair| self::pair(flag, pair)).collect()
 }
 
@@ -93,7 +93,7 @@ fn pair(flag: &str, pair: &str) -> Result<(String, String), CliError> {
 ///
 /// # Errors
 /// If the file cannot be read or a line is something else.
-pub fn env_file(path: &Path) -> Result<BTreeMap<String, String>, CliError> {
+pub(crate) fn env_file(path: &Path) -> Result<BTreeMap<String, String>, CliError> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         CliError::usage(format!(
             "--env-file: cannot read {}: {error}",
@@ -117,7 +117,7 @@ pub fn env_file(path: &Path) -> Result<BTreeMap<String, String>, CliError> {
 ///
 /// # Errors
 /// If a required one is still missing.
-pub fn runtime_envs(
+pub(crate) fn runtime_envs(
     mut given: BTreeMap<String, String>,
     spec: &EnvSpec,
     of_process: impl Fn(&str) -> Option<String>,

@@ -1,7 +1,7 @@
 //! The engine's side: asking the launcher, dialling guests, removing what machines leave on disk.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
@@ -27,7 +27,13 @@ use tokio::{
     sync::{broadcast, mpsc, oneshot},
 };
 
-use crate::wire::{self, Answer, LauncherConfig, Message, Refusal, Request, RequestBody};
+use crate::{
+    launcher,
+    wire::{self, Answer, LauncherConfig, Message, Refusal, Request, RequestBody},
+};
+
+/// How often a launcher that goes away while it is spoken to for the first time is replaced.
+const ATTEMPTS: usize = 3;
 
 /// How the engine finds or starts its launcher.
 #[derive(Clone, Debug)]
@@ -67,6 +73,8 @@ struct Shared {
 struct Link {
     requests: mpsc::UnboundedSender<Vec<u8>>,
     waiting: Waiting,
+    /// The machines that end with this launcher.
+    machines: Arc<Mutex<HashSet<String>>>,
 }
 
 type Reply = Result<Answer, Refusal>;
@@ -114,7 +122,7 @@ impl NativeEngine {
 
     /// Throws away the directories of machines that are not alive.
     async fn sweep(&self) -> Result<(), EngineError> {
-        let live: std::collections::HashSet<String> = self
+        let live: HashSet<String> = self
             .list()
             .await?
             .into_iter()
@@ -131,6 +139,10 @@ impl NativeEngine {
 
     async fn ask(&self, body: RequestBody) -> Result<Answer, EngineError> {
         let link = self.link().await?;
+        self.ask_over(&link, body).await
+    }
+
+    async fn ask_over(&self, link: &Link, body: RequestBody) -> Result<Answer, EngineError> {
         let tag = self.shared.tags.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
         lock(&link.waiting).insert(tag, sender);
@@ -146,7 +158,7 @@ impl NativeEngine {
         receiver.await.map_err(|_| gone(()))?.map_err(Into::into)
     }
 
-    /// The standing connection, made anew when it broke.
+    /// The standing connection, made anew when it broke: to another launcher if the old one is gone.
     async fn link(&self) -> Result<Link, EngineError> {
         let standing = |shared: &Shared| {
             lock(&shared.link)
@@ -161,34 +173,53 @@ impl NativeEngine {
         if let Some(link) = standing(&self.shared) {
             return Ok(link);
         }
-        let stream = self.find_or_start().await?;
-        let (reader, writer) = stream.into_split();
+        // A launcher that has nothing to do may end at the moment it is connected to.
+        let mut last = EngineError::Unavailable("the launcher does not answer".into());
+        for _ in 0..ATTEMPTS {
+            let link = self.open_link().await?;
+            match self.ask_over(&link, RequestBody::Hello).await {
+                Ok(Answer::Hello { version, .. }) if version == wire::VERSION => {}
+                Ok(Answer::Hello { version, .. }) => {
+                    return Err(EngineError::Unavailable(format!(
+                        "the running launcher speaks version {version}, this program {}; end its machines first",
+                        wire::VERSION
+                    )));
+                }
+                Ok(_) => continue,
+                Err(error) => {
+                    last = error;
+                    continue;
+                }
+            }
+            match self.ask_over(&link, RequestBody::List).await {
+                Ok(Answer::List { ids }) => {
+                    lock(&link.machines).extend(ids);
+                    *lock(&self.shared.link) = Some(link.clone());
+                    return Ok(link);
+                }
+                Ok(_) => {}
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn open_link(&self) -> Result<Link, EngineError> {
+        let (reader, writer) = self.find_or_start().await?.into_split();
         let (requests, queue) = mpsc::unbounded_channel();
-        let waiting = Waiting::default();
         let link = Link {
             requests,
-            waiting: waiting.clone(),
+            waiting: Waiting::default(),
+            machines: Arc::default(),
         };
         tokio::spawn(write_requests(writer, queue));
-        tokio::spawn(read_messages(reader, waiting, Arc::downgrade(&self.shared)));
-        *lock(&self.shared.link) = Some(link.clone());
-        let tag = 0;
-        let (sender, receiver) = oneshot::channel();
-        lock(&link.waiting).insert(tag, sender);
-        let _ = link.requests.send(wire::encode(&Request {
-            tag,
-            body: RequestBody::Hello,
-        }));
-        match receiver.await {
-            Ok(Ok(Answer::Hello { version, .. })) if version == wire::VERSION => Ok(link),
-            Ok(Ok(Answer::Hello { version, .. })) => Err(EngineError::Unavailable(format!(
-                "the running launcher speaks version {version}, this program {}; end its machines first",
-                wire::VERSION
-            ))),
-            _ => Err(EngineError::Unavailable(
-                "the launcher does not answer".into(),
-            )),
-        }
+        tokio::spawn(read_messages(
+            reader,
+            link.waiting.clone(),
+            link.machines.clone(),
+            Arc::downgrade(&self.shared),
+        ));
+        Ok(link)
     }
 
     async fn find_or_start(&self) -> Result<UnixStream, EngineError> {
@@ -248,24 +279,35 @@ impl NativeEngine {
     }
 }
 
-/// Ends every machine of a data directory and its launcher, if there is one, and waits for it.
+/// Ends every machine of a data directory and its launcher, if there is one, waits for it, and removes what
+/// a launcher that was killed left on the host.
 ///
 /// # Errors
-/// When the launcher is there and does not answer.
+/// When the launcher is there and does not answer, or what is left cannot be removed.
 pub fn shutdown(data_dir: &Path) -> io::Result<()> {
     use std::io::{Read, Write};
-    let socket = data_dir.join("run/launcher.sock");
-    let Ok(mut stream) = std::os::unix::net::UnixStream::connect(socket) else {
+    if let Ok(mut stream) =
+        std::os::unix::net::UnixStream::connect(data_dir.join("run/launcher.sock"))
+    {
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        // A launcher that ends at this moment answers nothing; what it leaves is removed below.
+        let asked = stream.write_all(&wire::encode(&Request {
+            tag: 1,
+            body: RequestBody::Shutdown,
+        }));
+        if asked.is_ok() {
+            // Its answer, or news of machines that end first, and then the end of the stream.
+            match stream.read_to_end(&mut Vec::new()) {
+                Err(error) if error.kind() != io::ErrorKind::ConnectionReset => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    if !data_dir.join("run/launcher.lock").exists() {
         return Ok(());
-    };
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    stream.write_all(&wire::encode(&Request {
-        tag: 1,
-        body: RequestBody::Shutdown,
-    }))?;
-    // Its answer, or news of machines that end first, and then the end of the stream.
-    let mut rest = Vec::new();
-    stream.read_to_end(&mut rest).map(drop)
+    }
+    let data_dir = std::fs::canonicalize(data_dir)?;
+    launcher::clear(&data_dir, &instance(&data_dir))
 }
 
 /// Six hex digits that tell this data directory from others on the host.
@@ -293,6 +335,7 @@ async fn write_requests(mut writer: OwnedWriteHalf, mut queue: mpsc::UnboundedRe
 async fn read_messages(
     mut reader: OwnedReadHalf,
     waiting: Waiting,
+    machines: Arc<Mutex<HashSet<String>>>,
     shared: std::sync::Weak<Shared>,
 ) {
     let mut buffer = Vec::new();
@@ -309,40 +352,42 @@ async fn read_messages(
                     }
                 }
                 Message::Ended { id, reason } => {
+                    lock(&machines).remove(&id);
                     if let Some(shared) = shared.upgrade() {
-                        let _ = shared
-                            .trash
-                            .send(shared.config.data_dir.join("machines").join(&id));
-                        let _ = shared.exits.send(MachineExit { id, reason });
+                        shared.ended(id, reason);
                     }
                 }
             }
         }
     }
-    // The launcher died and took every machine with it. Whoever waits hears it by the dropped channel.
+    // The launcher died and took its machines with it. Whoever waits hears it by the dropped channel; the
+    // next request starts another launcher.
     lock(&waiting).clear();
+    let lost = std::mem::take(&mut *lock(&machines));
     if let Some(shared) = shared.upgrade() {
-        *lock(&shared.link) = None;
-        tracing::warn!("launcher connection lost");
-        let machines = shared.config.data_dir.join("machines");
-        for entry in std::fs::read_dir(machines).into_iter().flatten().flatten() {
-            let id = entry.file_name().to_string_lossy().into_owned();
-            let _ = shared.trash.send(entry.path());
-            let _ = shared.exits.send(MachineExit {
-                id,
-                reason: ExitReason::EngineLost,
-            });
+        tracing::warn!(machines = lost.len(), "launcher connection lost");
+        for id in lost {
+            shared.ended(id, ExitReason::EngineLost);
         }
+    }
+}
+
+impl Shared {
+    fn ended(&self, id: String, reason: ExitReason) {
+        let _ = self
+            .trash
+            .send(self.config.data_dir.join("machines").join(&id));
+        let _ = self.exits.send(MachineExit { id, reason });
     }
 }
 
 /// Removes what machines left, one at a time: it is nobody's hurry.
 fn empty_bin(mut bin: mpsc::UnboundedReceiver<PathBuf>) {
     while let Some(path) = bin.blocking_recv() {
-        if let Err(error) = std::fs::remove_dir_all(&path) {
-            if error.kind() != io::ErrorKind::NotFound {
-                tracing::warn!(path = %path.display(), error = %error, "machine files not removed");
-            }
+        if let Err(error) = std::fs::remove_dir_all(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %path.display(), error = %error, "machine files not removed");
         }
     }
 }
@@ -367,10 +412,17 @@ impl Engine for NativeEngine {
 
     async fn create(&self, spec: &MachineSpec) -> Result<(), EngineError> {
         spec.validate()?;
-        let made = self.ask(RequestBody::Create(Box::new(spec.clone()))).await;
+        let link = self.link().await?;
+        // Before it is asked for: its end must be told even if it comes at once.
+        let known = !lock(&link.machines).insert(spec.id.clone());
+        let made = self
+            .ask_over(&link, RequestBody::Create(Box::new(spec.clone())))
+            .await;
         match &made {
             Err(EngineError::Exists(_)) | Ok(_) => {}
+            Err(_) if known => {}
             Err(_) => {
+                lock(&link.machines).remove(&spec.id);
                 let _ = self.shared.trash.send(self.machine_dir(&spec.id));
             }
         }
@@ -381,9 +433,11 @@ impl Engine for NativeEngine {
         if !is_id(id) {
             return Ok(());
         }
-        self.ask(RequestBody::Destroy { id: id.to_owned() }).await?;
-        let directory = self.machine_dir(id);
-        let _ = self.shared.trash.send(directory);
+        let link = self.link().await?;
+        self.ask_over(&link, RequestBody::Destroy { id: id.to_owned() })
+            .await?;
+        lock(&link.machines).remove(id);
+        let _ = self.shared.trash.send(self.machine_dir(id));
         Ok(())
     }
 

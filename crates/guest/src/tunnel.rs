@@ -34,10 +34,10 @@ pub(crate) async fn open(
     let (sender, receiver) = mpsc::channel(4);
     tokio::spawn(async move {
         while let Some(Ok(frame)) = body.frame().await {
-            if let Ok(data) = frame.into_data() {
-                if to_port.write_all(&data).await.is_err() {
-                    return;
-                }
+            if let Ok(data) = frame.into_data()
+                && to_port.write_all(&data).await.is_err()
+            {
+                return;
             }
         }
         let _ = to_port.shutdown().await;

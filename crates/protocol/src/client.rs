@@ -336,13 +336,12 @@ impl GuestClient {
         tokio::spawn(async move {
             let mut body = response.into_body();
             while let Some(Ok(frame)) = body.frame().await {
-                if let Ok(data) = frame.into_data() {
-                    if tokio::io::AsyncWriteExt::write_all(&mut download, &data)
+                if let Ok(data) = frame.into_data()
+                    && tokio::io::AsyncWriteExt::write_all(&mut download, &data)
                         .await
                         .is_err()
-                    {
-                        return;
-                    }
+                {
+                    return;
                 }
             }
             let _ = tokio::io::AsyncWriteExt::shutdown(&mut download).await;

@@ -61,10 +61,10 @@ impl Server {
         );
         // The template may have to be made once on this host: that is minutes.
         loop {
-            if let Ok(mut client) = Client::connect(&self.address).await {
-                if client.call(Method::GET, "/healthz", None).await.is_ok() {
-                    return Ok(start.elapsed());
-                }
+            if let Ok(mut client) = Client::connect(&self.address).await
+                && client.call(Method::GET, "/healthz", None).await.is_ok()
+            {
+                return Ok(start.elapsed());
             }
             if let Some(status) = self.child.as_mut().and_then(|c| c.try_wait().transpose()) {
                 bail!("serve ended with {}: {}", status?, self.log());

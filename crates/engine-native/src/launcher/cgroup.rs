@@ -88,12 +88,13 @@ impl Cgroups {
     /// Looks the hierarchies up, removes what a launcher of the same instance left behind, and makes the
     /// base groups.
     pub(super) fn open(instance: &str) -> io::Result<Self> {
-        let mounts = fs::read_to_string("/proc/mounts")?;
-        let read =
-            |path: &Path| fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
+        Self::open_in(&fs::read_to_string("/proc/mounts")?, instance)
+    }
+
+    fn open_in(mounts: &str, instance: &str) -> io::Result<Self> {
         let mut hierarchies = Vec::new();
-        for (version, root, controllers) in locate(&mounts, read)? {
-            let base = root.join(format!("nullspace-{instance}"));
+        for (version, root, controllers) in locate(mounts, v2_controllers)? {
+            let base = base(&root, instance);
             if version == Version::V2 {
                 enable(&root, &controllers)?;
             }
@@ -109,6 +110,15 @@ impl Cgroups {
             });
         }
         Ok(Self { hierarchies })
+    }
+
+    /// Removes what a killed launcher of the instance left.
+    pub(super) fn clear(instance: &str) -> io::Result<()> {
+        let mounts = fs::read_to_string("/proc/mounts")?;
+        for (_, root, _) in locate(&mounts, v2_controllers)? {
+            remove_tree(&base(&root, instance));
+        }
+        Ok(())
     }
 
     /// Makes a machine's groups, without limits yet.
@@ -132,6 +142,14 @@ impl Cgroups {
             remove_tree(&hierarchy.base);
         }
     }
+}
+
+fn base(root: &Path, instance: &str) -> PathBuf {
+    root.join(format!("nullspace-{instance}"))
+}
+
+fn v2_controllers(root: &Path) -> String {
+    fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default()
 }
 
 fn enable(group: &Path, controllers: &[&str]) -> io::Result<()> {

@@ -35,7 +35,10 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::network::{self, Inside};
+use super::{
+    network::{self, Inside},
+    system_layer,
+};
 
 /// Ids of one machine.
 pub(super) const RANGE: u32 = 65_536;
@@ -151,17 +154,7 @@ fn build(order: &Order, users: BorrowedFd<'_>) -> Step<OwnedFd> {
     let socket = order.directory.join("guest.sock");
     let listener = UnixListener::bind(&socket).named("make the guest's socket")?;
     let files = order.directory.join("fs");
-    for path in [&files, &files.join("upper"), &files.join("work")] {
-        fs::create_dir(path).named("make the writable layer")?;
-    }
-    // The overlay creates files as the one who mounts it, whom an id-mapped mount would not know: so the
-    // writable layer holds the host's ids, and its top is given to the machine's root.
-    std::os::unix::fs::chown(
-        files.join("upper"),
-        Some(order.first_id),
-        Some(order.first_id),
-    )
-    .named("give the writable layer away")?;
+    make_writable_layer(order, &files).named("make the writable layer")?;
 
     // Nothing that is mounted from here on is seen by the host. The scratch file system holds the mount
     // points of the layers and goes away with the old root.
@@ -259,6 +252,26 @@ fn build(order: &Order, users: BorrowedFd<'_>) -> Step<OwnedFd> {
     rustix::mount::unmount(".", UnmountFlags::DETACH).named("leave the old root")?;
     rustix::process::chdir("/").named("enter the root")?;
     Ok(listener.into())
+}
+
+/// The writable layer: empty but for `/etc/hosts`, so that the machine knows its own name without asking.
+///
+/// The overlay creates files as the one who mounts it, whom an id-mapped mount would not know: so this layer
+/// holds the host's ids, and what is made here is given to the machine's root.
+fn make_writable_layer(order: &Order, files: &Path) -> io::Result<()> {
+    // Whoever started the server may have had another one, and the modes below are seen in the machine.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    let upper = files.join("upper");
+    let etc = upper.join("etc");
+    for path in [files, &files.join("work"), &upper, &etc] {
+        fs::create_dir(path)?;
+    }
+    let hosts = etc.join("hosts");
+    fs::write(&hosts, system_layer::hosts(Some(&order.spec.hostname)))?;
+    for path in [&upper, &etc, &hosts] {
+        std::os::unix::fs::chown(path, Some(order.first_id), Some(order.first_id))?;
+    }
+    Ok(())
 }
 
 /// The machine's own identity and the end of all other rights.

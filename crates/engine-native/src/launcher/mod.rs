@@ -26,7 +26,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -52,6 +52,8 @@ const LINGER: Duration = Duration::from_secs(2);
 const PREPARING_AT_ONCE: usize = 3;
 /// How long a child may take to get ready before it is given up.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a launcher that ends may take until the next one has its place.
+const HANDOVER: Duration = Duration::from_secs(10);
 
 /// Runs the launcher with the JSON configuration its engine gave it, until it is of no use any more.
 ///
@@ -67,6 +69,40 @@ pub fn main(config: &str) -> io::Result<()> {
         let _ = fs::write(error_file, error.to_string());
     }
     result
+}
+
+/// Removes what a launcher that was killed left on the host and in its data directory: cgroups, packet
+/// filter, the gateway's address, machines' files. Its processes and mounts went with it.
+pub(crate) fn clear(data_dir: &Path, instance: &str) -> io::Result<()> {
+    let run = data_dir.join("run");
+    let _lock = take(&run)?;
+    let _ = fs::remove_file(run.join("launcher.sock"));
+    Cgroups::clear(instance)?;
+    Network::clear(instance, &run)?;
+    for entry in fs::read_dir(data_dir.join("machines"))?.flatten() {
+        fs::remove_dir_all(entry.path())?;
+    }
+    Ok(())
+}
+
+/// Takes the data directory for this process. One that is ending is waited for: its socket is gone before
+/// it has cleared up.
+fn take(run: &Path) -> io::Result<File> {
+    let lock = File::create(run.join("launcher.lock"))?;
+    let start = Instant::now();
+    loop {
+        match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(lock),
+            Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() < HANDOVER => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => {
+                let error = io::Error::from(error);
+                let text = format!("another launcher has this data directory: {error}");
+                return Err(io::Error::new(error.kind(), text));
+            }
+        }
+    }
 }
 
 /// What an event of the poll is about.
@@ -179,9 +215,7 @@ impl Launcher {
         fs::create_dir_all(config.data_dir.join("machines"))?;
         let scratch = run.join("scratch");
         fs::create_dir_all(&scratch)?;
-        let lock = File::create(run.join("launcher.lock"))?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-            .map_err(|e| context("another launcher has this data directory")(e.into()))?;
+        let lock = take(&run)?;
         let _ = rustix::process::setsid();
         namespace::set_name("nullspace launch");
         // A thousand machines are a few thousand descriptors.
@@ -309,11 +343,13 @@ impl Launcher {
             if !group.remove() {
                 self.remains.insert(0, group);
             }
-        } else if self.wants_to_prepare() && !self.clients.is_empty() && self.preparing() == 0 {
-            if let Err(error) = self.prepare() {
-                self.prepare_again = Some(Instant::now() + Duration::from_secs(1));
-                let _ = error;
-            }
+        } else if self.wants_to_prepare()
+            && !self.clients.is_empty()
+            && self.preparing() == 0
+            && let Err(error) = self.prepare()
+        {
+            self.prepare_again = Some(Instant::now() + Duration::from_secs(1));
+            let _ = error;
         }
         let late: Vec<u32> = self
             .entries
@@ -718,10 +754,10 @@ impl Launcher {
 
     /// A caller that does not read is dropped: it connects again and asks what lives.
     fn tell(&mut self, n: u32, message: &Message) {
-        if let Some(client) = self.clients.get_mut(&n) {
-            if client.stream.write_all(&wire::encode(message)).is_err() {
-                self.clients.remove(&n);
-            }
+        if let Some(client) = self.clients.get_mut(&n)
+            && client.stream.write_all(&wire::encode(message)).is_err()
+        {
+            self.clients.remove(&n);
         }
     }
 }

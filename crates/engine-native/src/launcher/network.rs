@@ -55,16 +55,9 @@ pub(super) struct Inside {
 impl Network {
     /// Takes a subnet that nothing on the host uses, and puts the gateway and the packet filter in place.
     pub(super) fn open(instance: &str, run: &Path) -> io::Result<Self> {
+        Self::clear(instance, run)?;
         let netlink = Netlink::open()?;
         let note = run.join("gateway");
-        if let Some(left) = fs::read_to_string(&note)
-            .ok()
-            .and_then(|text| text.parse().ok())
-        {
-            let mut batch = Batch::default();
-            batch.delete_address(interface_index("lo")?, left);
-            let _ = netlink.send(&batch);
-        }
         let seed = u32::from_str_radix(instance, 16).unwrap_or(0);
         let taken = routes()?;
         let subnet = (0..POOL_SUBNETS)
@@ -85,13 +78,27 @@ impl Network {
             made: 0,
             next_address: 2,
         };
-        network.close();
         network.make_gateway()?;
         if let Err(error) = network.load_filter() {
             network.close();
             return Err(error);
         }
         Ok(network)
+    }
+
+    /// Removes what a killed launcher of the instance left: its packet filter and the gateway's address.
+    pub(super) fn clear(instance: &str, run: &Path) -> io::Result<()> {
+        let note = run.join("gateway");
+        let left: Option<Ipv4Addr> = fs::read_to_string(&note)
+            .ok()
+            .and_then(|text| text.parse().ok());
+        // The note is written first and removed last, so without it there is nothing.
+        let Some(left) = left else {
+            return Ok(());
+        };
+        remove(&table(instance), left)?;
+        let _ = fs::remove_file(note);
+        Ok(())
     }
 
     pub(super) fn gateway(&self) -> Ipv4Addr {
@@ -107,12 +114,9 @@ impl Network {
         fs::write("/proc/sys/net/ipv4/ip_forward", "1")
     }
 
-    fn table(&self) -> String {
-        format!("nullspace_{}", self.instance)
-    }
-
     fn load_filter(&self) -> io::Result<()> {
-        let (table, gateway, all) = (self.table(), self.gateway(), format!("{PREFIX}*"));
+        let (table, gateway) = (table(&self.instance), self.gateway());
+        let all = format!("{PREFIX}*");
         let mine = format!("{PREFIX}{}*", self.instance);
         let subnet = format!("{}/{}", Ipv4Addr::from(self.subnet), 32 - SUBNET_BITS);
         // Refused for everybody: this host's own scope, link-local (where clouds keep their metadata),
@@ -206,17 +210,25 @@ impl Network {
 
     /// Removes what the launcher of this instance put on the host. The links go with their machines.
     pub(super) fn close(&mut self) {
-        let _ = nft(&format!(
-            "table inet {0} {{}}\ndelete table inet {0}",
-            self.table()
-        ));
-        if let Ok(index) = interface_index("lo") {
-            let mut batch = Batch::default();
-            batch.delete_address(index, self.gateway());
-            let _ = self.netlink.send(&batch);
-        }
+        let _ = remove(&table(&self.instance), self.gateway());
         let _ = fs::remove_file(&self.note);
     }
+}
+
+/// The packet filter's name.
+fn table(instance: &str) -> String {
+    format!("nullspace_{instance}")
+}
+
+/// Takes a packet filter and a gateway's address off the host; either may be gone already.
+fn remove(table: &str, gateway: Ipv4Addr) -> io::Result<()> {
+    nft(&format!(
+        "table inet {table} {{}}\ndelete table inet {table}"
+    ))?;
+    let mut batch = Batch::default();
+    batch.delete_address(interface_index("lo")?, gateway);
+    let _ = Netlink::open()?.send(&batch);
+    Ok(())
 }
 
 /// Sets the machine's own end up; called in its network namespace.

@@ -21,10 +21,7 @@ pub(super) fn make(config: &LauncherConfig, gateway: Ipv4Addr) -> io::Result<Pat
             "etc/resolv.conf",
             format!("nameserver {gateway}\noptions timeout:3 attempts:3\n").into_bytes(),
         ),
-        (
-            "etc/hosts",
-            b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_vec(),
-        ),
+        ("etc/hosts", hosts(None).into_bytes()),
     ];
     if let Some(bundle) = &config.ca_bundle {
         files.push((crate::CA_BUNDLE.trim_start_matches('/'), fs::read(bundle)?));
@@ -54,6 +51,16 @@ pub(super) fn make(config: &LauncherConfig, gateway: Ipv4Addr) -> io::Result<Pat
         Err(_) if place.is_dir() => fs::remove_dir_all(&building).map(|()| place),
         Err(error) => Err(error),
     }
+}
+
+/// `/etc/hosts`, with a machine's own name in it if one is given. The name has an address of either kind:
+/// look-ups that ask for one kind only would go on to the name server otherwise.
+pub(super) fn hosts(own: Option<&str>) -> String {
+    let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+    if let Some(name) = own {
+        text.push_str(&format!("127.0.1.1\t{name}\n::1\t{name}\n"));
+    }
+    text
 }
 
 fn make_dirs(top: &Path, path: &Path) -> io::Result<()> {

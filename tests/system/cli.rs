@@ -1,0 +1,298 @@
+//! Our command line against a real server.
+
+use std::process::Output;
+
+use serde_json::{Value, json};
+
+use crate::world::{World, repository};
+
+fn text(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+impl World {
+    fn ok(&self, arguments: &[&str]) -> String {
+        let done = self.nullspace(arguments);
+        assert!(done.status.success(), "{arguments:?}: {}", text(&done));
+        String::from_utf8(done.stdout).unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.ok(arguments)).unwrap()
+    }
+
+    fn fails(&self, arguments: &[&str]) -> (i32, Value) {
+        let done = self.nullspace(arguments);
+        let body = serde_json::from_slice(&done.stdout).unwrap_or(Value::Null);
+        (done.status.code().unwrap(), body["error"]["code"].clone())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machines() {
+    let world = World::start().await;
+    let made = world.json(&[
+        "machine",
+        "create",
+        "--template",
+        "host",
+        "--env",
+        "A=b",
+        "--metadata",
+        "team=x",
+        "--json",
+    ]);
+    let id = made["id"].as_str().unwrap();
+    assert!(world.ok(&["machine", "list"]).contains(id));
+    assert_eq!(
+        world.json(&["sandbox", "get", id, "--json"])["status"],
+        "running"
+    );
+    let done = world.nullspace(&[
+        "machine",
+        "exec",
+        id,
+        "--",
+        "sh",
+        "-c",
+        "echo $A; echo e >&2; exit 9",
+    ]);
+    assert_eq!(done.status.code(), Some(9));
+    assert_eq!((&*done.stdout, &*done.stderr), (&b"b\n"[..], &b"e\n"[..]));
+
+    let tree = world.home().join("tree");
+    std::fs::create_dir_all(tree.join("a/b")).unwrap();
+    std::fs::write(tree.join("a/b/file"), "deep").unwrap();
+    std::fs::write(tree.join("top"), vec![7u8; 5 << 20]).unwrap();
+    world.ok(&["machine", "cp", "tree", &format!("{id}:/srv/tree")]);
+    assert_eq!(world.out(id, "cat /srv/tree/a/b/file").await, "deep");
+    world.ok(&["machine", "cp", &format!("{id}:/srv/tree"), "back"]);
+    let back = world.home().join("back");
+    assert_eq!(std::fs::read(back.join("top")).unwrap(), vec![7u8; 5 << 20]);
+    assert_eq!(std::fs::read(back.join("a/b/file")).unwrap(), b"deep");
+
+    assert_eq!(
+        world.fails(&["machine", "get", "mch_none", "--json"]),
+        (3, json!("machine_not_found"))
+    );
+    assert_eq!(
+        world.fails(&["machine", "create", "--template", "none", "--json"]),
+        (3, json!("template_not_found"))
+    );
+    world.ok(&["machine", "kill", id]);
+    assert_eq!(
+        world
+            .fails(&["machine", "exec", id, "--json", "--", "true"])
+            .0,
+        7
+    );
+    let done = world
+        .program()
+        .args(["machine", "list", "--json"])
+        .env("NULLSPACE_API_KEY", "wrong")
+        .output()
+        .unwrap();
+    assert_eq!(done.status.code(), Some(4), "{}", text(&done));
+    let done = world
+        .program()
+        .args(["machine", "list"])
+        .env("NULLSPACE_API_URL", "http://127.0.0.1:1")
+        .output()
+        .unwrap();
+    assert_eq!(done.status.code(), Some(1), "{}", text(&done));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents() {
+    let world = World::start().await;
+    let project = world.home().join("my-agent");
+    std::fs::create_dir(&project).unwrap();
+    std::fs::write(
+        project.join("main.py"),
+        "import json, os\nprint('hello', flush=True)\njson.dump(json.loads(os.environ['NULLSPACE_INPUT']), open('result.json', 'w'))\n",
+    )
+    .unwrap();
+    std::fs::write(project.join("requirements.txt"), "").unwrap();
+    let here = |arguments: &[&str]| {
+        let done = world
+            .program()
+            .args(arguments)
+            .current_dir(&project)
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{arguments:?}: {}", text(&done));
+        String::from_utf8(done.stdout).unwrap()
+    };
+    here(&["agent", "init"]);
+    let file = project.join("nullspace.agent.toml");
+    let config = std::fs::read_to_string(&file).unwrap();
+    assert!(config.contains("my-agent"), "{config}");
+    std::fs::write(
+        &file,
+        "name = 'my-agent'\nentrypoint = 'python main.py'\n[outputs]\npaths = ['result.json']\n",
+    )
+    .unwrap();
+
+    let dry: Value =
+        serde_json::from_str(&here(&["agent", "deploy", ".", "--dry-run", "--json"])).unwrap();
+    assert_eq!(dry["dry_run"], true);
+    let deployed: Value = serde_json::from_str(&here(&["agent", "deploy", ".", "--json"])).unwrap();
+    assert_eq!(deployed["version"]["status"], "ready");
+    assert_eq!(
+        deployed["bundle"]["bundle_digest"],
+        dry["bundle"]["bundle_digest"]
+    );
+
+    let followed = world.nullspace(&[
+        "agent",
+        "run",
+        "my-agent",
+        "--input-json",
+        "{\"a\": 1}",
+        "--follow",
+    ]);
+    assert!(followed.status.success(), "{}", text(&followed));
+    assert!(text(&followed).contains("hello"), "{}", text(&followed));
+    let started = world.json(&[
+        "agent",
+        "run",
+        "my-agent",
+        "--input-json",
+        "{\"a\": 2}",
+        "--json",
+    ]);
+    let run = started["id"].as_str().unwrap();
+    let log = world.ok(&[
+        "agent", "logs", "my-agent", "--run", run, "--follow", "--json",
+    ]);
+    let lines: Vec<Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(
+        lines
+            .iter()
+            .filter(|event| event["message"] == "hello")
+            .count(),
+        1
+    );
+    assert_eq!(lines.last().unwrap()["event_type"], "run_succeeded");
+    let status = world.json(&["agent", "status", "my-agent", "--run", run, "--json"]);
+    assert_eq!(status["target"]["status"], "succeeded");
+    assert!(
+        world
+            .ok(&["agent", "outputs", "my-agent", "--run", run])
+            .contains("result.json\tavailable")
+    );
+    world.ok(&[
+        "agent",
+        "outputs",
+        "my-agent",
+        "--run",
+        run,
+        "--download",
+        "out",
+    ]);
+    assert_eq!(
+        std::fs::read_to_string(world.home().join("out/result.json")).unwrap(),
+        "{\"a\": 2}"
+    );
+    assert!(world.ok(&["agent", "list"]).contains("my-agent"));
+    assert_eq!(
+        world.json(&["agent", "get", "my-agent", "--json"])["id"],
+        deployed["deployment"]["id"]
+    );
+
+    // A failed run keeps its machine when asked; it can be entered.
+    std::fs::write(
+        project.join("main.py"),
+        "open('note', 'w').write('left')\nraise SystemExit(4)\n",
+    )
+    .unwrap();
+    here(&["agent", "deploy", "."]);
+    let failed = world.nullspace(&[
+        "agent",
+        "run",
+        "my-agent",
+        "--retain-on-failure",
+        "--retention-seconds",
+        "300",
+        "--follow",
+    ]);
+    assert_ne!(failed.status.code(), Some(0), "{}", text(&failed));
+    let machine = world.json(&["agent", "machine", "my-agent", "--json"]);
+    let id = machine["sandbox_id"].as_str().unwrap();
+    world
+        .until(id, |machine| machine["timeout_at"].is_string())
+        .await;
+    assert!(
+        world
+            .ok(&["agent", "shell", "my-agent", "--cmd", "cat note"])
+            .contains("left")
+    );
+    world.ok(&["machine", "kill", id]);
+
+    assert_eq!(world.fails(&["agent", "get", "nothing", "--json"]).0, 2);
+    world.ok(&["agent", "delete", "my-agent", "--yes"]);
+    assert!(!world.ok(&["agent", "list"]).contains("my-agent"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_server_lets_its_own_user_in() {
+    let world = World::without_key().await;
+    // Nothing but the address is told: the key is where the command line looks.
+    let done = world
+        .program()
+        .args(["machine", "list", "--json"])
+        .env_remove("NULLSPACE_API_KEY")
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{}", text(&done));
+    let config = world.home().join(".config/nullspace/config.json");
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(
+        std::fs::metadata(&config).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let kept: Value = serde_json::from_str(&std::fs::read_to_string(&config).unwrap()).unwrap();
+    let key = kept["api_key"].as_str().unwrap();
+    // The server itself knows only what the key hashes to, and says it nowhere.
+    for file in ["nullspace.db", "nullspace.db-wal"] {
+        let bytes = std::fs::read(world.data().join(file)).unwrap_or_default();
+        assert!(
+            !bytes.windows(key.len()).any(|w| w == key.as_bytes()),
+            "{file}"
+        );
+    }
+    assert!(!world.serve_log().contains(key));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quickstart_shows_the_whole_path() {
+    let world = World::start().await;
+    let done = world.nullspace(&["quickstart"]);
+    assert!(done.status.success(), "{}", text(&done));
+    let told = text(&done);
+    for what in [
+        "Successfully installed humanize",
+        "3/3 writing the result",
+        "\"most_common\"",
+        "What to try next",
+    ] {
+        assert!(told.contains(what), "{what}: {told}");
+    }
+    let result = String::from_utf8(done.stdout).unwrap();
+    let at = result.find('{').unwrap();
+    let parsed: Value = serde_json::Deserializer::from_str(&result[at..])
+        .into_iter()
+        .next()
+        .unwrap()
+        .unwrap();
+    assert_eq!(parsed["words"], 18);
+    let example = repository().join("examples/minimal-job/main.py");
+    assert!(example.exists());
+}

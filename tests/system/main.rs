@@ -1,0 +1,16 @@
+//! The whole system: the real program with real machines, driven over HTTP, by the published SDK and command line, and
+//! by ours. `./test` installs what these tests need.
+//!
+//! Each test has a server of its own, in a data directory of its own, and leaves nothing behind: see [`world`].
+
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+mod bad_input;
+mod cli;
+mod concurrency;
+mod crash;
+mod isolation;
+mod published;
+mod python;
+mod wire;
+mod world;
