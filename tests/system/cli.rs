@@ -130,7 +130,10 @@ async fn agents() {
     here(&["agent", "init"]);
     let file = project.join("nullspace.agent.toml");
     let config = std::fs::read_to_string(&file).unwrap();
-    assert!(config.contains("my-agent"), "{config}");
+    assert!(
+        config.contains("entrypoint = \"python main.py\""),
+        "{config}"
+    );
     std::fs::write(
         &file,
         "name = 'my-agent'\nentrypoint = 'python main.py'\n[outputs]\npaths = ['result.json']\n",
@@ -236,7 +239,7 @@ async fn agents() {
     );
     world.ok(&["machine", "kill", id]);
 
-    assert_eq!(world.fails(&["agent", "get", "nothing", "--json"]).0, 2);
+    assert_eq!(world.fails(&["agent", "get", "nothing", "--json"]).0, 3);
     world.ok(&["agent", "delete", "my-agent", "--yes"]);
     assert!(!world.ok(&["agent", "list"]).contains("my-agent"));
 }

@@ -326,7 +326,13 @@ impl Drop for World {
         }
         self.kill();
         let ended = nullspace_engine_native::shutdown(&self.data());
-        let left = self.leftovers();
+        let mut left = self.leftovers();
+        // The kernel takes apart what belonged to a network namespace after its last process is gone.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !left.is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+            left = self.leftovers();
+        }
         if !std::thread::panicking() {
             ended.unwrap();
             assert!(left.is_empty(), "left behind: {left:#?}");

@@ -243,8 +243,9 @@ pub(crate) fn start(guest: &Guest, request: ExecRequest, attached: bool) -> Resu
         .map_err(|e| Error::io(&request.argv[0], &e))?;
     drop((stdin_read, out_write, err_write));
     if config.init {
-        // The guest itself is exempt from the machine's own memory pressure; its children are not.
-        let _ = std::fs::write(format!("/proc/{}/oom_score_adj", process.pid), "0");
+        // When the machine is out of memory its programs go before its process 1 does. On some hosts process 1
+        // cannot be made less likely to be chosen, so they are made more likely.
+        let _ = std::fs::write(format!("/proc/{}/oom_score_adj", process.pid), "500");
     }
     tokio::spawn(drive(process.clone(), stdout, stderr, request.timeout_ms));
     Ok(process)

@@ -226,7 +226,8 @@ impl From<GuestError> for Error {
                     ErrorKind::NotFound => (Kind::NotFound, code::NOT_FOUND),
                     ErrorKind::Permission => (Kind::Forbidden, code::PERMISSION_DENIED),
                     ErrorKind::Exists => (Kind::Conflict, code::CONFLICT),
-                    ErrorKind::NoSpace | ErrorKind::Io => (Kind::Internal, code::FILE_ERROR),
+                    ErrorKind::NoSpace => (Kind::Storage, code::INSUFFICIENT_STORAGE),
+                    ErrorKind::Io => (Kind::Internal, code::FILE_ERROR),
                     ErrorKind::Exhausted => (Kind::Machine, code::EXEC_FAILED),
                 };
                 Self::new(kind, code, body.message)

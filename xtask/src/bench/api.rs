@@ -21,13 +21,14 @@ const KEY: &str = "ns_live_bench";
 
 /// A `nullspace serve` of the release build with a data directory of its own.
 pub(crate) struct Server {
+    pub(crate) program: PathBuf,
     pub(crate) data_dir: tempfile::TempDir,
     pub(crate) address: String,
     child: Option<Child>,
 }
 
 impl Server {
-    pub(crate) async fn start() -> Result<Self> {
+    pub(crate) async fn start(program: PathBuf) -> Result<Self> {
         let data_dir = tempfile::Builder::new()
             .prefix("nullspace-bench-")
             .tempdir()?;
@@ -35,6 +36,7 @@ impl Server {
             .local_addr()?
             .port();
         let mut server = Self {
+            program,
             data_dir,
             address: format!("127.0.0.1:{port}"),
             child: None,
@@ -48,7 +50,7 @@ impl Server {
         let start = Instant::now();
         let log = std::fs::File::create(self.data_dir.path().join("serve.log"))?;
         self.child = Some(
-            Command::new(program())
+            Command::new(&self.program)
                 .arg("serve")
                 .args(["--listen", &self.address, "--data-dir"])
                 .arg(self.data_dir.path())
@@ -97,7 +99,7 @@ impl Server {
     }
 
     pub(crate) async fn stop(&mut self) {
-        let _ = Command::new(program())
+        let _ = Command::new(&self.program)
             .args(["machine", "kill", "--all"])
             .env("NULLSPACE_API_URL", format!("http://{}", self.address))
             .env("NULLSPACE_API_KEY", KEY)
@@ -115,11 +117,6 @@ impl Server {
     pub(crate) async fn client(&self) -> Result<Client> {
         Client::connect(&self.address).await
     }
-}
-
-/// The release build.
-pub(crate) fn program() -> PathBuf {
-    PathBuf::from("target/release/nullspace")
 }
 
 /// One kept-alive connection, as an SDK has.

@@ -21,27 +21,68 @@ pub(crate) struct Args {
     /// Samples of each short measurement.
     #[arg(long, default_value_t = 200)]
     samples: usize,
-    /// Only rows whose name contains this.
-    #[arg(long)]
-    only: Option<String>,
+    /// Only these groups of rows; all when absent.
+    #[arg(long, value_delimiter = ',', value_enum)]
+    only: Vec<Group>,
     /// Idle machines for the density rows; 0 leaves those rows out.
     #[arg(long, default_value_t = 1000)]
     machines: usize,
     /// Where the results go as JSON.
     #[arg(long, default_value = "target/bench.json")]
     json: PathBuf,
+    /// The program under test; the release build, made first, when absent.
+    #[arg(long)]
+    program: Option<PathBuf>,
+}
+
+/// Rows that are measured together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Group {
+    /// Create, first command, delete.
+    Create,
+    /// A command in a live machine.
+    Exec,
+    /// Many machines asked for at once.
+    Burst,
+    /// A large file in and out.
+    File,
+    /// A run of an agent to its first line of output.
+    Run,
+    /// A project deployed.
+    Deploy,
+    /// The server started on what is there.
+    Restart,
+    /// Many idle machines.
+    Density,
+}
+
+impl Args {
+    fn wants(&self, group: Group) -> bool {
+        self.only.is_empty() || self.only.contains(&group)
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let built = std::process::Command::new("cargo")
-        .args(["build", "--release", "--quiet", "--bin", "nullspace"])
-        .status()?;
-    ensure!(built.success(), "the release build failed");
+    let program = match &args.program {
+        Some(program) => program.clone(),
+        None => {
+            let built = std::process::Command::new("cargo")
+                .args(["build", "--release", "--quiet", "--bin", "nullspace"])
+                .status()?;
+            ensure!(built.success(), "the release build failed");
+            PathBuf::from("target/release/nullspace")
+        }
+    };
+    let program = program
+        .canonicalize()
+        .with_context(|| program.display().to_string())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let mut server = api::Server::start().await.context("starting the server")?;
+        let mut server = api::Server::start(program)
+            .await
+            .context("starting the server")?;
         let mut table = table::Table::default();
         let result = rows::all(args, &mut server, &mut table).await;
         server.stop().await;

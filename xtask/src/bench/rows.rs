@@ -11,8 +11,8 @@ use hyper::Method;
 use serde_json::json;
 
 use super::{
-    Args,
-    api::{Client, Server, program},
+    Args, Group,
+    api::{Client, Server},
     density,
     peers::{self, Bundle},
     table::{Samples, Table},
@@ -21,11 +21,6 @@ use super::{
 const GIB: usize = 1 << 30;
 
 pub(crate) async fn all(args: &Args, server: &mut Server, table: &mut Table) -> Result<()> {
-    let wanted = |row: &str| {
-        args.only
-            .as_ref()
-            .is_none_or(|only| row.contains(only.as_str()))
-    };
     let rootfs = base_layer(server.data_dir.path())?;
     let bundle = Bundle::new(&rootfs)?;
     let n = args.samples;
@@ -39,10 +34,18 @@ pub(crate) async fn all(args: &Args, server: &mut Server, table: &mut Table) -> 
             None
         }
     };
-    let crun = peer(table, "crun run true", bundle.oci_run("crun", n));
     let mut client = server.client().await?;
-    let create = create_and_delete(&mut client, n).await?;
-    if wanted("create") {
+    // What others are compared with is measured in each run.
+    let needs_crun = [Group::Create, Group::Burst].iter().any(|g| args.wants(*g));
+    let crun = needs_crun
+        .then(|| peer(table, "crun run true", bundle.oci_run("crun", n)))
+        .flatten();
+    let needs_create = [Group::Create, Group::Run, Group::Density];
+    let create = match needs_create.iter().any(|g| args.wants(*g)) {
+        true => Some(create_and_delete(&mut client, n).await?),
+        false => None,
+    };
+    if let (Some(create), true) = (&create, args.wants(Group::Create)) {
         let runc = peer(table, "runc run true", bundle.oci_run("runc", n.min(100)));
         let bwrap = peer(table, "bwrap true", bundle.bwrap(n));
         let podman = peer(table, "podman run --rm true", bundle.podman(n.min(30)));
@@ -60,33 +63,36 @@ pub(crate) async fn all(args: &Args, server: &mut Server, table: &mut Table) -> 
             &[("create", Some(create.1.p50()), Some(0.5))],
         );
     }
-    if wanted("exec") {
+    let create_p50 = create.map_or(f64::NAN, |create| create.0.p50());
+    if args.wants(Group::Exec) {
         exec(&mut client, &bundle, n, table, peer).await?;
     }
-    if wanted("burst") {
+    if args.wants(Group::Burst) {
         burst(server, table, crun).await?;
     }
-    if wanted("file") {
+    if args.wants(Group::File) {
         files(&mut client, &bundle, server.pid(), table).await?;
     }
-    if wanted("agent") {
-        agent_run(server, table, create.0.p50(), n.min(100)).await?;
+    if args.wants(Group::Run) {
+        agent_run(server, table, create_p50, n.min(100)).await?;
+    }
+    if args.wants(Group::Deploy) {
         deploy(server, table)?;
     }
-    if wanted("restart") {
+    if args.wants(Group::Restart) {
         let mut times = Vec::new();
         for _ in 0..10 {
             server.kill();
             times.push(server.spawn().await?);
         }
         table.row(
-            "serve → healthz 200 (goal 500 ms)",
+            "serve → healthz 200",
             &Samples::new(times),
             &[("500 ms", Some(500.0), Some(1.0))],
         );
     }
-    if args.machines > 0 && wanted("density") {
-        density::run(args.machines, server, table, create.0.p50()).await?;
+    if args.machines > 0 && args.wants(Group::Density) {
+        density::run(args.machines, server, table, create_p50).await?;
     }
     Ok(())
 }
@@ -242,7 +248,7 @@ async fn files(client: &mut Client, bundle: &Bundle, serve: u32, table: &mut Tab
 }
 
 fn cli(server: &Server, args: &[&str], directory: &Path) -> Result<std::process::Output> {
-    let output = Command::new(std::env::current_dir()?.join(program()))
+    let output = Command::new(&server.program)
         .args(args)
         .current_dir(directory)
         .env("NULLSPACE_API_URL", format!("http://{}", server.address))

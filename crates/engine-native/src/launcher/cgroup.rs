@@ -154,17 +154,19 @@ fn v2_controllers(root: &Path) -> String {
 
 fn enable(group: &Path, controllers: &[&str]) -> io::Result<()> {
     let file = group.join("cgroup.subtree_control");
-    let have = fs::read_to_string(&file)?;
+    let have = fs::read_to_string(&file).unwrap_or_default();
     let missing: Vec<String> = controllers
         .iter()
         .filter(|c| !have.split_whitespace().any(|h| h == **c))
         .map(|c| format!("+{c}"))
         .collect();
     if missing.is_empty() {
-        Ok(())
-    } else {
-        fs::write(file, missing.join(" "))
+        return Ok(());
     }
+    let missing = missing.join(" ");
+    // `EBUSY`: where the launcher itself is in a container, that container's top group has processes in it.
+    fs::write(&file, &missing)
+        .map_err(|e| io::Error::new(e.kind(), format!("{missing} in {}: {e}", file.display())))
 }
 
 /// Removes a group and those below it, killing what is in them.
@@ -307,5 +309,81 @@ mod tests {
             ]
         );
         assert!(locate("proc /proc proc rw 0 0\n", |_| String::new()).is_err());
+    }
+
+    /// The files of a group, as the kernel would show what was written last.
+    fn file(path: &Path, name: &str) -> String {
+        fs::read_to_string(path.join(name)).unwrap_or_else(|e| format!("{name}: {e}"))
+    }
+
+    #[test]
+    fn a_v2_host_gets_one_group_with_all_limits() {
+        let host = tempfile::tempdir().unwrap();
+        let root = host.path();
+        fs::write(root.join("cgroup.controllers"), "cpuset cpu io memory pids").unwrap();
+        fs::write(root.join("cgroup.subtree_control"), "cpu").unwrap();
+        // What a launcher that was killed left.
+        fs::create_dir_all(root.join("nullspace-abc/m1")).unwrap();
+        let mounts = format!("cgroup2 {} cgroup2 rw 0 0\n", root.display());
+        let groups = Cgroups::open_in(&mounts, "abc").unwrap();
+        let base = root.join("nullspace-abc");
+        assert_eq!(file(root, "cgroup.subtree_control"), "+memory +pids");
+        assert_eq!(file(&base, "cgroup.subtree_control"), "+memory +cpu +pids");
+        assert!(!base.join("m1").exists(), "the old group is gone");
+
+        let group = groups.make("m2").unwrap();
+        let at = base.join("m2");
+        group.add(17).unwrap();
+        group.limit(1 << 30, 1500, 64).unwrap();
+        for (name, value) in [
+            ("cgroup.procs", "17"),
+            ("memory.max", "1073741824"),
+            ("memory.swap.max", "0"),
+            ("cpu.max", "150000 100000"),
+            ("pids.max", "64"),
+        ] {
+            assert_eq!(file(&at, name), value, "{name}");
+        }
+        assert!(!group.out_of_memory());
+        fs::write(at.join("memory.events"), "low 0\noom 1\noom_kill 0\n").unwrap();
+        assert!(!group.out_of_memory(), "nothing was killed");
+        fs::write(at.join("memory.events"), "low 0\noom 1\noom_kill 2\n").unwrap();
+        assert!(group.out_of_memory());
+
+        assert!(!group.remove(), "as long as something is in it");
+        for entry in fs::read_dir(&at).unwrap().flatten() {
+            fs::remove_file(entry.path()).unwrap();
+        }
+        assert!(group.remove() && !at.exists());
+        assert!(group.remove(), "twice is fine");
+    }
+
+    #[test]
+    fn a_mixed_host_gets_each_limit_where_its_controller_is() {
+        let host = tempfile::tempdir().unwrap();
+        let (v1, v2) = (host.path().join("cpu"), host.path().join("unified"));
+        fs::create_dir(&v1).unwrap();
+        fs::create_dir(&v2).unwrap();
+        fs::write(v2.join("cgroup.controllers"), "memory pids").unwrap();
+        let mounts = format!(
+            "cgroup {} cgroup rw,cpu 0 0\ncgroup2 {} cgroup2 rw 0 0\n",
+            v1.display(),
+            v2.display()
+        );
+        let groups = Cgroups::open_in(&mounts, "abc").unwrap();
+        let group = groups.make("m1").unwrap();
+        group.add(17).unwrap();
+        group.limit(1 << 30, 500, 64).unwrap();
+        let (v1, v2) = (v1.join("nullspace-abc/m1"), v2.join("nullspace-abc/m1"));
+        assert_eq!(file(&v1, "cpu.cfs_quota_us"), "50000");
+        assert_eq!(file(&v1, "cgroup.procs"), "17");
+        assert!(!v1.join("pids.max").exists());
+        assert_eq!(file(&v2, "memory.max"), "1073741824");
+        assert_eq!(file(&v2, "pids.max"), "64");
+        assert_eq!(file(&v2, "cgroup.procs"), "17");
+        assert!(!v2.join("cpu.max").exists());
+        // Only the v2 part hands controllers down.
+        let enabled = host.path().join("cpu/nullspace-abc/cgroup.subtree_control");
+        assert!(!enabled.exists());
     }
 }

@@ -1,0 +1,104 @@
+//! What becomes of machines, of the host and of the engine when the launcher is killed.
+
+mod common;
+
+use std::time::Duration;
+
+use nullspace_engine::{Engine, ExitReason, conformance};
+use nullspace_engine_native::{NativeEngine, shutdown};
+use nullspace_protocol::GuestClient;
+
+use common::World;
+
+async fn create(engine: &NativeEngine, world: &World, id: &str) {
+    let spec = conformance::spec(id, std::slice::from_ref(&world.layer));
+    engine.create(&spec).await.expect("create");
+    let guest = GuestClient::connect(engine.dial(id).await.expect("dial")).await;
+    let (code, ..) = conformance::sh(&guest.expect("the guest answers"), "exit 3").await;
+    assert_eq!(code, 3);
+}
+
+/// A directory whose launcher was killed while it had a machine, with nobody to notice.
+async fn abandoned() -> Option<(World, String)> {
+    let world = World::new()?;
+    let engine = world.engine().await;
+    create(&engine, &world, "one").await;
+    let gateway = world.gateway().expect("a gateway");
+    drop(engine);
+    world.kill_launcher();
+    let remains = world.remains(&gateway).join("\n");
+    for what in ["nullspace-", "packet filter", "address", "machines/one"] {
+        assert!(remains.contains(what), "{what} in {remains}");
+    }
+    Some((world, gateway))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_launcher_clears_what_a_killed_one_left() {
+    let Some((world, gateway)) = abandoned().await else {
+        return;
+    };
+    let engine = world.engine().await;
+    assert!(engine.list().await.expect("list").is_empty());
+    common::eventually("files of the lost machine are removed", || {
+        !world.path().join("machines/one").exists()
+    });
+    create(&engine, &world, "two").await;
+    shutdown(world.path()).expect("shutdown");
+    assert_eq!(world.remains(&gateway), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shutdown_needs_no_launcher() {
+    let Some((world, gateway)) = abandoned().await else {
+        return;
+    };
+    shutdown(world.path()).expect("shutdown");
+    assert_eq!(world.remains(&gateway), Vec::<String>::new());
+    shutdown(world.path()).expect("twice is fine");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_machines_are_told_and_another_launcher_is_started() {
+    let Some(world) = World::new() else {
+        return;
+    };
+    let engine = world.engine().await;
+    let mut exits = engine.exits();
+    create(&engine, &world, "one").await;
+    create(&engine, &world, "two").await;
+    create(&engine, &world, "three").await;
+    engine.destroy("two").await.expect("destroy");
+    let old = world.launcher();
+    world.kill_launcher();
+    let mut lost = Vec::new();
+    for _ in 0..2 {
+        let exit = tokio::time::timeout(Duration::from_secs(30), exits.recv()).await;
+        let exit = exit.expect("the loss is told").expect("news");
+        assert_eq!(exit.reason, ExitReason::EngineLost);
+        lost.push(exit.id);
+    }
+    lost.sort();
+    assert_eq!(lost, ["one", "three"], "those that lived and no others");
+    create(&engine, &world, "four").await;
+    let new = world.launcher();
+    assert!(new.is_some() && new != old);
+    let live = engine.list().await.expect("list");
+    assert_eq!(live.iter().map(|m| &m.id).collect::<Vec<_>>(), ["four"]);
+    assert!(exits.try_recv().is_err(), "nothing is told twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_launcher_that_is_of_no_use_goes_and_leaves_nothing() {
+    let Some(world) = World::new() else {
+        return;
+    };
+    let engine = world.engine().await;
+    create(&engine, &world, "one").await;
+    engine.destroy("one").await.expect("destroy");
+    let gateway = world.gateway().expect("a gateway");
+    drop(engine);
+    common::eventually("everything is removed", || {
+        world.remains(&gateway).is_empty()
+    });
+}
