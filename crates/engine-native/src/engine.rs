@@ -78,7 +78,8 @@ struct Link {
 }
 
 type Reply = Result<Answer, Refusal>;
-type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Reply>>>>;
+/// Who waits for an answer, by tag. `None` once the connection broke: nobody may wait any more.
+type Waiting = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Reply>>>>>;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -145,17 +146,13 @@ impl NativeEngine {
     async fn ask_over(&self, link: &Link, body: RequestBody) -> Result<Answer, EngineError> {
         let tag = self.shared.tags.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
-        lock(&link.waiting).insert(tag, sender);
-        let gone = |_| EngineError::Unavailable("the launcher went away".into());
-        if link
-            .requests
-            .send(wire::encode(&Request { tag, body }))
-            .is_err()
-        {
-            lock(&link.waiting).remove(&tag);
-            return Err(gone(()));
+        if let Some(waiting) = lock(&link.waiting).as_mut() {
+            waiting.insert(tag, sender);
         }
-        receiver.await.map_err(|_| gone(()))?.map_err(Into::into)
+        // When this fails the connection broke, and whoever waits is told below.
+        let _ = link.requests.send(wire::encode(&Request { tag, body }));
+        let gone = |_| EngineError::Unavailable("the launcher went away".into());
+        receiver.await.map_err(gone)?.map_err(Into::into)
     }
 
     /// The standing connection, made anew when it broke: to another launcher if the old one is gone.
@@ -163,7 +160,7 @@ impl NativeEngine {
         let standing = |shared: &Shared| {
             lock(&shared.link)
                 .as_ref()
-                .filter(|link| !link.requests.is_closed())
+                .filter(|link| lock(&link.waiting).is_some())
                 .cloned()
         };
         if let Some(link) = standing(&self.shared) {
@@ -209,7 +206,7 @@ impl NativeEngine {
         let (requests, queue) = mpsc::unbounded_channel();
         let link = Link {
             requests,
-            waiting: Waiting::default(),
+            waiting: Arc::new(Mutex::new(Some(HashMap::new()))),
             machines: Arc::default(),
         };
         tokio::spawn(write_requests(writer, queue));
@@ -347,7 +344,8 @@ async fn read_messages(
         while let Ok(Some(message)) = wire::decode(&mut buffer) {
             match message {
                 Message::Answer { tag, result } => {
-                    if let Some(waiter) = lock(&waiting).remove(&tag) {
+                    let waiter = lock(&waiting).as_mut().and_then(|w| w.remove(&tag));
+                    if let Some(waiter) = waiter {
                         let _ = waiter.send(result);
                     }
                 }
@@ -362,7 +360,7 @@ async fn read_messages(
     }
     // The launcher died and took its machines with it. Whoever waits hears it by the dropped channel; the
     // next request starts another launcher.
-    lock(&waiting).clear();
+    *lock(&waiting) = None;
     let lost = std::mem::take(&mut *lock(&machines));
     if let Some(shared) = shared.upgrade() {
         tracing::warn!(machines = lost.len(), "launcher connection lost");
