@@ -1,0 +1,297 @@
+//! The record as its callers see it: a real file, real threads.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+
+use nullspace_store::{
+    Store, StoreError,
+    agent_log::{self, NewLog},
+    event::{self, NewEvent},
+    idempotency::{self, Claim, Outcome},
+    machine::{self, Filter, MachineRow},
+    rusqlite,
+};
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.path().join("nullspace.db")
+    }
+
+    fn open(&self) -> Store {
+        Store::open(&self.file()).unwrap()
+    }
+}
+
+fn row(id: &str, state: &str) -> MachineRow {
+    MachineRow {
+        seq: 0,
+        id: id.into(),
+        state: state.into(),
+        template: "base".into(),
+        layer_digest: "0".into(),
+        vcpus: 1,
+        memory_mb: 512,
+        disk_mb: None,
+        timeout_ms: None,
+        timeout_action: "destroy".into(),
+        timeout_at: None,
+        auto_resume: false,
+        internet_access: true,
+        allow_public_traffic: true,
+        cwd: "/".into(),
+        metadata: r#"{"team": "a", "nested": {"x": 1, "y": 2}}"#.into(),
+        key_id: None,
+        owner: None,
+        failure_reason: None,
+        created_at: 1,
+        started_at: None,
+        ended_at: None,
+    }
+}
+
+async fn insert(store: &Store, id: &str, state: &str) {
+    let row = row(id, state);
+    store
+        .write(move |tx| machine::insert(tx, &row))
+        .await
+        .unwrap();
+}
+
+async fn count(store: &Store) -> i64 {
+    store
+        .read(|db| {
+            Ok::<_, StoreError>(db.query_row("SELECT count(*) FROM machine", [], |row| row.get(0))?)
+        })
+        .await
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_answered_is_there_after_a_restart() {
+    let place = Place::new();
+    let store = place.open();
+    insert(&store, "mch_1", "running").await;
+    // As after a power cut: nothing was closed, folded in or handed over.
+    let copy = Place::new();
+    for file in ["nullspace.db", "nullspace.db-wal"] {
+        std::fs::copy(place.0.path().join(file), copy.0.path().join(file)).unwrap();
+    }
+    let again = copy.open();
+    let found = again.read(|db| machine::get(db, "mch_1")).await.unwrap();
+    assert_eq!(found.unwrap().state, "running");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_fails_undoes_only_itself() {
+    let place = Place::new();
+    let store = place.open();
+    insert(&store, "taken", "running").await;
+    let writes: Vec<_> = (0..200)
+        .map(|number| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let mut first = row(&format!("mch_{number}"), "running");
+                let work = move |tx: &nullspace_store::Tx<'_>| {
+                    machine::insert(tx, &first)?;
+                    // Every third runs into an id that is taken, every fifth gives up by itself.
+                    if number % 3 == 0 {
+                        first.id = "taken".into();
+                        machine::insert(tx, &first)?;
+                    }
+                    if number % 5 == 0 {
+                        return Err(StoreError::Closed);
+                    }
+                    Ok(())
+                };
+                store.write(work).await.is_ok()
+            })
+        })
+        .collect();
+    let mut kept = 0;
+    for (number, write) in writes.into_iter().enumerate() {
+        let ok = write.await.unwrap();
+        assert_eq!(ok, number % 3 != 0 && number % 5 != 0, "{number}");
+        kept += i64::from(ok);
+    }
+    assert_eq!(count(&store).await, kept + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_takes_nobody_along() {
+    let place = Place::new();
+    let store = place.open();
+    let broken = store
+        .write(|tx| {
+            machine::insert(tx, &row("mch_1", "running"))?;
+            if tx.is_autocommit() {
+                return Ok::<_, StoreError>(());
+            }
+            panic!("on purpose")
+        })
+        .await;
+    assert!(broken.is_err());
+    let broken = store
+        .read(|_| -> Result<(), StoreError> { panic!("on purpose") })
+        .await;
+    assert!(broken.is_err());
+    insert(&store, "mch_2", "running").await;
+    assert_eq!(count(&store).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_belongs_to_its_first_body() {
+    let place = Place::new();
+    let store = place.open();
+    let claim = |body: &str, subject: &'static str| {
+        let claim = Claim {
+            key_id: "key_1".into(),
+            route: "POST /x".into(),
+            key: "k".into(),
+            body: body.as_bytes().to_vec(),
+        };
+        let hash = |salt: &[u8], body: &[u8]| [salt, body].concat();
+        store.write(move |tx| idempotency::claim(tx, &claim, subject, 5, hash))
+    };
+    let replay = Outcome::Replay("mch_1".into());
+    assert_eq!(claim("a", "mch_1").await.unwrap(), Outcome::New);
+    assert_eq!(claim("a", "mch_2").await.unwrap(), replay);
+    assert_eq!(claim("b", "mch_3").await.unwrap(), Outcome::Conflict);
+    store
+        .write(|tx| idempotency::forget_before(tx, 6).map(drop))
+        .await
+        .unwrap();
+    assert_eq!(claim("b", "mch_3").await.unwrap(), Outcome::New);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_go_newest_first_and_know_metadata() {
+    let place = Place::new();
+    let store = place.open();
+    for number in 0..10 {
+        let state = if number % 2 == 0 {
+            "running"
+        } else {
+            "destroyed"
+        };
+        insert(&store, &format!("mch_{number}"), state).await;
+    }
+    let list = |filter: Filter| {
+        let store = store.clone();
+        async move {
+            let rows = store
+                .read(move |db| machine::list(db, &filter))
+                .await
+                .unwrap();
+            rows.into_iter().map(|row| row.id).collect::<Vec<_>>()
+        }
+    };
+    let running = Filter {
+        states: vec!["running".into()],
+        limit: 2,
+        ..Filter::default()
+    };
+    assert_eq!(list(running.clone()).await, ["mch_8", "mch_6"]);
+    let last = store.read(|db| machine::get(db, "mch_6")).await.unwrap();
+    let next = Filter {
+        before: last.map(|row| row.seq),
+        ..running
+    };
+    assert_eq!(list(next).await, ["mch_4", "mch_2"]);
+    let with = |key: &str, value: serde_json::Value| Filter {
+        metadata: vec![(key.into(), value)],
+        limit: 3,
+        ..Filter::default()
+    };
+    assert_eq!(list(with("team", "a".into())).await.len(), 3);
+    let nested = |x: i32| serde_json::json!({"x": x});
+    assert_eq!(list(with("nested", nested(1))).await.len(), 3);
+    assert!(list(with("team", "b".into())).await.is_empty());
+    assert!(list(with("nested", nested(2))).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_and_lines_keep_their_order() {
+    let place = Place::new();
+    let store = place.open();
+    for number in 0..50 {
+        let event = NewEvent {
+            occurred_at: number,
+            operation: "create",
+            status: "requested",
+            machine_id: Some("mch_1".into()),
+            actor_kind: "user",
+            ..NewEvent::default()
+        };
+        store
+            .write(move |tx| event::append(tx, &event).map(drop))
+            .await
+            .unwrap();
+    }
+    let seqs: Vec<i64> = store
+        .read(|db| {
+            let mut statement = db.prepare("SELECT seq FROM event ORDER BY occurred_at")?;
+            let rows = statement.query_map([], |row| row.get(0))?;
+            Ok::<_, StoreError>(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+        .unwrap();
+    assert!(seqs.is_sorted() && seqs.len() == 50);
+
+    let line = |text: &str| NewLog {
+        at: 1,
+        level: "info",
+        event_type: "stdout",
+        source: "stdout",
+        message: text.into(),
+        metadata: None,
+        in_machine: true,
+        process_id: Some(2),
+    };
+    let (first, second) = ([line("a"), line("b")], [line("c")]);
+    store
+        .write(move |tx| {
+            agent_log::append(tx, 1, 0, &first)?;
+            agent_log::append(tx, 1, 2, &second)?;
+            // Another run's lines are its own.
+            agent_log::append(tx, 2, 0, &first[..1])
+        })
+        .await
+        .unwrap();
+    let page = store
+        .read(|db| agent_log::page(db, 1, 1, 10))
+        .await
+        .unwrap();
+    let told: Vec<_> = page
+        .iter()
+        .map(|row| (row.number, row.message.as_str()))
+        .collect();
+    assert_eq!(told, [(1, "b"), (2, "c")]);
+    // A number is given once: a writer that lost count cannot overwrite what is there.
+    let twice = [line("x")];
+    let again = store
+        .write(move |tx| agent_log::append(tx, 1, 2, &twice))
+        .await;
+    assert!(again.is_err());
+}
+
+#[test]
+fn a_file_that_is_no_database_is_refused() {
+    let place = Place::new();
+    std::fs::write(
+        place.file(),
+        "not a database, but long enough to look at".repeat(100),
+    )
+    .unwrap();
+    let refused = Store::open(&place.file());
+    assert!(matches!(
+        refused,
+        Err(StoreError::Sqlite(rusqlite::Error::SqliteFailure(..)))
+    ));
+}
