@@ -10,19 +10,15 @@ use std::path::PathBuf;
 use nullspace_client::config::{
     Config, DEFAULT_BASE_URL, Setting, Source, Surroundings, read_object, write_values,
 };
-use nullspace_server::ServeOptions;
+use nullspace_server::KeySink;
 use serde_json::Value;
 
 use super::settings::Settings;
 use crate::ui::Ui;
 
-/// What [`ServeOptions`] calls with the key.
-type KeySink = Box<dyn FnOnce(&str) -> io::Result<()> + Send>;
-
 /// Keeps the key for this user.
 pub(super) fn sink(ui: Ui, surroundings: Surroundings, settings: &Settings) -> KeySink {
     let (listen, data_dir) = (settings.listen, settings.data_dir.clone());
-    let _: fn(&ServeOptions) -> &KeySink = |options| &options.on_minted_key;
     Box::new(move |key| {
         let url = url_of(listen);
         let Some(main) = surroundings.xdg_config_file() else {

@@ -43,8 +43,7 @@ const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr
 /// Enough for the bursts that one developer makes; each costs about half a megabyte.
 const DEFAULT_SPARE: usize = 4;
 
-/// What `serve` works with.
-#[derive(Debug)]
+/// What `serve` works with. It holds a key, so it cannot be printed.
 pub(super) struct Settings {
     pub(super) listen: SocketAddr,
     pub(super) data_dir: PathBuf,
