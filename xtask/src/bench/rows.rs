@@ -99,14 +99,21 @@ pub(crate) async fn all(args: &Args, server: &mut Server, table: &mut Table) -> 
 
 /// The tree that `base` machines start from.
 fn base_layer(data_dir: &Path) -> Result<PathBuf> {
-    let record = std::fs::read_to_string(data_dir.join("templates/base.json"))
-        .or_else(|_| std::fs::read_to_string("/var/cache/nullspace/templates/base.json"))
-        .context("the base template's record")?;
+    let cache = Path::new("/var/cache/nullspace");
+    let record = [data_dir, cache]
+        .iter()
+        .flat_map(|place| std::fs::read_dir(place.join("templates")))
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("base"))
+        .max_by_key(|entry| entry.metadata().and_then(|m| m.modified()).ok())
+        .context("no record of the base template")?;
+    let record = std::fs::read_to_string(record.path())?;
     let record: serde_json::Value = serde_json::from_str(&record)?;
     let digest = record["digest"].as_str().context("no digest")?;
     [
         data_dir.join("layers").join(digest),
-        Path::new("/var/cache/nullspace/layers").join(digest),
+        cache.join("layers").join(digest),
     ]
     .into_iter()
     .find(|path| path.is_dir())
