@@ -3,7 +3,6 @@
 //! Into this user's configuration, unless that is for another server: then into a file of its own beside it, and how to
 //! use it is told. The record keeps only a hash, so this is the one place where the key can be read.
 
-use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
