@@ -63,6 +63,7 @@ impl Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    peers::hide_mixed_cgroups()?;
     let program = match &args.program {
         Some(program) => program.clone(),
         None => {
