@@ -349,7 +349,7 @@ impl SmallDisk {
     fn new(size: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options = format!("size={size},mode=755");
-        crate::world::run(
+        crate::host::run(
             "mount",
             &[
                 "-t",

@@ -6,7 +6,10 @@ use futures_util::{StreamExt, stream};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::world::{World, repository, run};
+use crate::{
+    host::run,
+    world::{World, repository},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn machines_outlive_the_server() {
@@ -118,7 +121,7 @@ async fn a_run_goes_on_without_a_hole_or_a_double() {
 async fn a_killed_launcher_is_recorded_and_leaks_nothing() {
     let mut world = World::start().await;
     let id = world.machine(json!({"template": "host"})).await;
-    let launcher = world.launcher().expect("a launcher").to_string();
+    let launcher = world.host.launcher().expect("a launcher").to_string();
     run("kill", &["-9", &launcher]);
     let lost = world
         .until(&id, |machine| machine["status"] == "error")
@@ -141,7 +144,10 @@ async fn a_killed_launcher_is_recorded_and_leaks_nothing() {
     world.kill();
     run(
         "kill",
-        &["-9", &world.launcher().expect("a launcher").to_string()],
+        &[
+            "-9",
+            &world.host.launcher().expect("a launcher").to_string(),
+        ],
     );
     world.serve().await;
     let lost = world.get(&format!("/v1/machines/{next}")).await.1;

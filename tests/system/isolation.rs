@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, TcpListener};
 
 use serde_json::json;
 
-use crate::world::{World, run};
+use crate::{host::run, world::World};
 
 /// The host's addresses but loopback.
 fn host_addresses() -> Vec<Ipv4Addr> {

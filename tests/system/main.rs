@@ -1,5 +1,5 @@
 //! The whole system: the real program with real machines, driven over HTTP, by the published SDK and command line, and
-//! by ours. `./test` installs what these tests need.
+//! by ours. `./test` installs what these tests need from Debian.
 //!
 //! Each test has a server of its own, in a data directory of its own, and leaves nothing behind: see [`world`].
 
@@ -9,6 +9,8 @@ mod bad_input;
 mod cli;
 mod concurrency;
 mod crash;
+mod harness;
+mod host;
 mod isolation;
 mod published;
 mod python;

@@ -1,27 +1,57 @@
-//! The published clients, in Python environments that `./test` makes.
+//! The published clients, each release in a Python environment of its own, made when a test first needs it.
 
 use std::{
+    fs::File,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use crate::world::{World, repository};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::{
+    host::run,
+    world::{World, repository},
+};
 
 /// The Python with `nullspace-sdk` 0.1.9.
 pub fn python() -> PathBuf {
-    environment("NULLSPACE_TEST_PYTHON")
+    environment("NULLSPACE_TEST_PYTHON", "0.1.9")
 }
 
 /// The Python with `nullspace-sdk` 1.0.3.
 pub fn next_python() -> PathBuf {
-    environment("NULLSPACE_TEST_PYTHON_NEXT")
+    environment("NULLSPACE_TEST_PYTHON_NEXT", "1.0.3")
 }
 
-fn environment(name: &str) -> PathBuf {
-    let path = std::env::var_os(name).unwrap_or_else(|| {
-        panic!("{name} is not set: run ./test, which installs the published clients")
-    });
-    PathBuf::from(path)
+/// The Python that the variable names, or the one that `./test` makes; made here if it has not.
+fn environment(variable: &str, version: &str) -> PathBuf {
+    if let Some(path) = std::env::var_os(variable) {
+        return path.into();
+    }
+    let all = repository().join("target/clients");
+    let at = all.join(version);
+    std::fs::create_dir_all(&all).unwrap();
+    // Programs in an environment name its path, so it cannot be made elsewhere and moved: a mark says it is whole.
+    let lock = File::create(all.join(format!("{version}.lock"))).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    if !at.join(".ready").exists() {
+        if at.exists() {
+            std::fs::remove_dir_all(&at).unwrap();
+        }
+        // The system's: one of another manager may not have `venv`.
+        run("/usr/bin/python3", &["-m", "venv", at.to_str().unwrap()]);
+        let package = format!("nullspace-sdk[cli]=={version}");
+        let pip = at.join("bin/pip");
+        let arguments = [
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            &package,
+        ];
+        run(pip.to_str().unwrap(), &arguments);
+        File::create(at.join(".ready")).unwrap();
+    }
+    at.join("bin/python")
 }
 
 /// The published command line beside a Python.

@@ -1,6 +1,7 @@
 //! A server of its own for a test: real machines, a temporary data directory and home, a free port.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
@@ -10,13 +11,16 @@ use std::{
 
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+
+use crate::host::{Host, run};
 
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_nullspace");
 pub const KEY: &str = "ns_live_system_test_0123456789abcdef";
 /// How long something may take that depends on the network and the disk: the first server makes `base`.
 const PATIENCE: Duration = Duration::from_secs(900);
+/// How long anything else may take: far more than it ever does on a busy host.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// The repository.
 pub fn repository() -> &'static Path {
@@ -25,6 +29,7 @@ pub fn repository() -> &'static Path {
 
 pub struct World {
     dir: tempfile::TempDir,
+    pub host: Host,
     serve: Option<Child>,
     address: String,
     client: reqwest::Client,
@@ -60,11 +65,13 @@ impl World {
     }
 
     fn new(place: &Path, arguments: &[&str]) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("nullspace-test-")
+            .tempdir_in(place)
+            .unwrap();
         let world = Self {
-            dir: tempfile::Builder::new()
-                .prefix("nullspace-test-")
-                .tempdir_in(place)
-                .unwrap(),
+            host: Host::new(&dir.path().join("data")),
+            dir,
             serve: None,
             address: "127.0.0.1:0".into(),
             client: reqwest::Client::new(),
@@ -115,6 +122,7 @@ impl World {
                     .send()
                     .await;
                 if health.is_ok_and(|answer| answer.status() == StatusCode::OK) {
+                    self.host.look();
                     return;
                 }
             }
@@ -148,6 +156,7 @@ impl World {
 
     /// `kill -9`.
     pub fn kill(&mut self) {
+        self.host.look();
         if let Some(mut child) = self.serve.take() {
             child.kill().unwrap();
             child.wait().unwrap();
@@ -158,7 +167,15 @@ impl World {
     pub fn terminate(&mut self) -> std::process::ExitStatus {
         let mut child = self.serve.take().unwrap();
         run("kill", &["-TERM", &child.id().to_string()]);
-        child.wait().unwrap()
+        let deadline = Instant::now() + LIMIT;
+        while Instant::now() < deadline {
+            if let Some(ended) = child.try_wait().unwrap() {
+                return ended;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = child.kill();
+        panic!("serve did not end when told to");
     }
 
     /// Our program, with nothing of the user's around it.
@@ -228,11 +245,10 @@ impl World {
     /// Waits until a machine runs commands again.
     pub async fn until_answers(&self, id: &str) {
         let request = json!({"command": "echo well", "shell": true});
-        for _ in 0..1000 {
-            let (_, done) = self
-                .post(&format!("/v1/machines/{id}/exec"), request.clone())
-                .await;
-            if done["stdout"] == "well\n" {
+        let deadline = Instant::now() + LIMIT;
+        while Instant::now() < deadline {
+            let path = format!("/v1/machines/{id}/exec");
+            if self.post(&path, request.clone()).await.1["stdout"] == "well\n" {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -248,7 +264,8 @@ impl World {
     /// Waits until what is at a path satisfies the condition.
     pub async fn until_at(&self, path: &str, what: impl Fn(&Value) -> bool) -> Value {
         let mut last = Value::Null;
-        for _ in 0..1500 {
+        let deadline = Instant::now() + LIMIT;
+        while Instant::now() < deadline {
             last = self.get(path).await.1;
             if what(&last) {
                 return last;
@@ -258,57 +275,38 @@ impl World {
         panic!("{path} stays {last}");
     }
 
-    /// The launcher's process.
-    pub fn launcher(&self) -> Option<i32> {
-        let data = self.data().canonicalize().unwrap();
-        processes()
-            .into_iter()
-            .find(|(_, line)| line.contains("launcher") && line.contains(data.to_str().unwrap()))
-            .map(|(pid, _)| pid)
+    /// The ids of the machines that are alive on record.
+    pub async fn listed(&self) -> BTreeSet<String> {
+        let (_, page) = self.get("/v1/machines?limit=200").await;
+        let items = page["items"].as_array().unwrap();
+        assert_ne!(page["has_next"], true, "more than a page");
+        items
+            .iter()
+            .map(|item| item["id"].as_str().unwrap().to_owned())
+            .collect()
     }
 
-    /// What of this server's machines is left on the host.
-    pub fn leftovers(&self) -> Vec<String> {
-        let data = self.data().canonicalize().unwrap();
-        let data = data.to_str().unwrap();
-        let instance = hex::encode(&Sha256::digest(data.as_bytes())[..3]);
-        let mut left = Vec::new();
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-        left.extend(
-            mounts
-                .lines()
-                .filter(|l| l.contains(data))
-                .map(|l| format!("mount {l}")),
-        );
-        left.extend(
-            processes()
-                .into_iter()
-                .filter(|(_, line)| line.contains(data))
-                .map(|(pid, line)| format!("process {pid} {line}")),
-        );
-        for controller in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-            for path in [controller.path(), PathBuf::from("/sys/fs/cgroup")] {
-                let group = path.join(format!("nullspace-{instance}"));
-                if group.exists() {
-                    left.push(format!("cgroup {}", group.display()));
-                }
+    /// Waits until the record, the kernel and the data directory speak of the same machines, and nothing else is
+    /// left of any other. Answers with their ids.
+    pub async fn settled(&self) -> BTreeSet<String> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let listed = self.listed().await;
+            let alive = self.host.machines();
+            let kept: BTreeSet<String> = std::fs::read_dir(self.data().join("machines"))
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            let uneven = self.host.uneven();
+            if listed == alive && listed == kept && uneven.is_none() {
+                return listed;
             }
+            assert!(
+                Instant::now() < deadline,
+                "on record {listed:#?}, alive {alive:#?}, on disk {kept:#?}, {uneven:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let tables = run("nft", &["list", "tables"]);
-        left.extend(
-            tables
-                .lines()
-                .filter(|l| l.contains(&instance))
-                .map(|l| format!("nft {l}")),
-        );
-        let links = std::fs::read_dir("/sys/class/net").unwrap().flatten();
-        left.extend(
-            links
-                .map(|l| l.file_name().into_string().unwrap())
-                .filter(|name| name.contains(&instance))
-                .map(|name| format!("interface {name}")),
-        );
-        left
     }
 }
 
@@ -326,14 +324,17 @@ impl Drop for World {
         }
         self.kill();
         let ended = nullspace_engine_native::shutdown(&self.data());
-        let mut left = self.leftovers();
+        let mut left = self.host.leftovers();
         // The kernel takes apart what belonged to a network namespace after its last process is gone.
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(30);
         while !left.is_empty() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
-            left = self.leftovers();
+            left = self.host.leftovers();
         }
-        if !std::thread::panicking() {
+        if std::thread::panicking() {
+            // A second panic would end the whole test program, and what other tests have on the host would stay.
+            eprintln!("ended: {ended:?}, left behind: {left:#?}");
+        } else {
             ended.unwrap();
             assert!(left.is_empty(), "left behind: {left:#?}");
         }
@@ -349,30 +350,6 @@ fn listening(log: &Path) -> Option<String> {
             let (_, rest) = line.split_once("listens on http://")?;
             Some(rest.split_whitespace().next()?.to_owned())
         })
-}
-
-/// Every process of the host: id and command line.
-pub fn processes() -> Vec<(i32, String)> {
-    std::fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .filter_map(|entry| {
-            let pid = entry.file_name().to_str()?.parse().ok()?;
-            let line = std::fs::read(entry.path().join("cmdline")).ok()?;
-            Some((pid, String::from_utf8_lossy(&line).replace('\0', " ")))
-        })
-        .collect()
-}
-
-/// Runs a program that must succeed: its output.
-pub fn run(program: &str, arguments: &[&str]) -> String {
-    let done = Command::new(program).args(arguments).output().unwrap();
-    assert!(
-        done.status.success(),
-        "{program} {arguments:?}: {}",
-        String::from_utf8_lossy(&done.stderr)
-    );
-    String::from_utf8_lossy(&done.stdout).into_owned()
 }
 
 pub async fn answer(request: RequestBuilder) -> (StatusCode, Value) {
