@@ -23,13 +23,17 @@ pub enum Fork {
 pub struct Namespaces(i32);
 
 impl Namespaces {
-    /// Mount, network, UTS and IPC: what a process may leave without a fork.
-    pub const MACHINE: Self =
-        Self(libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC);
+    /// Mount, network, UTS, IPC and cgroup (its root is where the process is now): what a process may leave
+    /// without a fork.
+    pub const MACHINE: Self = Self(
+        libc::CLONE_NEWNS
+            | libc::CLONE_NEWNET
+            | libc::CLONE_NEWUTS
+            | libc::CLONE_NEWIPC
+            | libc::CLONE_NEWCGROUP,
+    );
     /// Mount alone.
     pub const MOUNT: Self = Self(libc::CLONE_NEWNS);
-    /// Cgroup: its root is where the process is now.
-    pub const CGROUP: Self = Self(libc::CLONE_NEWCGROUP);
     /// User: the caller becomes nobody in it until the maps are written.
     pub const USER: Self = Self(libc::CLONE_NEWUSER);
 }

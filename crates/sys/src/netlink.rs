@@ -50,6 +50,29 @@ impl Netlink {
         }
     }
 
+    /// The index of an interface in the socket's own network namespace, wherever the caller is by now.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none of that name.
+    pub fn index_of(&self, name: &str) -> io::Result<u32> {
+        // SAFETY: a struct of plain numbers for which all zeros is a value.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        let room = request.ifr_name.len() - 1;
+        for (to, from) in request.ifr_name[..room].iter_mut().zip(name.bytes()) {
+            *to = from as libc::c_char;
+        }
+        // SAFETY: a live descriptor and a live struct whose name ends with a NUL; the kernel fills in the
+        // index, which is the member read afterwards.
+        unsafe {
+            check(libc::ioctl(
+                self.0.as_raw_fd(),
+                libc::SIOCGIFINDEX,
+                &raw mut request,
+            ))?;
+            Ok(request.ifr_ifru.ifru_ifindex as u32)
+        }
+    }
+
     /// Sends the batch and waits for every answer. Requests after a failed one are still carried out.
     ///
     /// # Errors
@@ -102,19 +125,6 @@ impl Netlink {
     }
 }
 
-/// The index of a network interface of this namespace.
-///
-/// # Errors
-/// `NotFound` when there is none of that name.
-pub fn interface_index(name: &str) -> io::Result<u32> {
-    let name = std::ffi::CString::new(name)?;
-    // SAFETY: a NUL-terminated string.
-    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
-        0 => Err(io::Error::last_os_error()),
-        index => Ok(index),
-    }
-}
-
 impl Batch {
     /// A pair of linked interfaces: `host` here and `eth0` in the other network namespace.
     pub fn add_veth(&mut self, host: &str, peer_namespace: BorrowedFd<'_>) {
@@ -142,10 +152,16 @@ impl Batch {
         );
     }
 
-    /// Removes an interface (and with a veth its peer).
-    pub fn delete_link(&mut self, index: u32) {
-        self.request("delete interface", libc::RTM_DELLINK, 0, |m| {
-            m.interface(index, 0, 0)
+    /// Keeps the kernel from giving an interface an IPv6 address of its own making.
+    pub fn no_ipv6_address(&mut self, index: u32) {
+        const IFLA_AF_SPEC: u16 = 26;
+        const ADDR_GEN_MODE: u16 = 8;
+        const NONE: u8 = 1;
+        self.request("no IPv6 address", libc::RTM_NEWLINK, 0, |m| {
+            m.interface(index, 0, 0);
+            m.nest(IFLA_AF_SPEC, |m| {
+                m.nest(libc::AF_INET6 as u16, |m| m.attribute(ADDR_GEN_MODE, &[NONE]));
+            });
         });
     }
 

@@ -121,19 +121,12 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Makes a machine's groups, without limits yet.
-    pub(super) fn make(&self, name: &str) -> io::Result<Group> {
-        let group = Group {
+    /// A machine's groups, not made yet.
+    pub(super) fn group(&self, name: &str) -> Group {
+        Group {
             paths: self.hierarchies.iter().map(|h| h.base.join(name)).collect(),
             hierarchies: self.hierarchies.clone(),
-        };
-        for path in &group.paths {
-            if let Err(error) = fs::create_dir(path) {
-                group.remove();
-                return Err(error);
-            }
         }
-        Ok(group)
     }
 
     /// Removes the base groups; they must be empty.
@@ -199,11 +192,26 @@ fn remove_tree(group: &Path) {
 }
 
 impl Group {
-    /// Moves a process into the groups.
-    pub(super) fn add(&self, pid: i32) -> io::Result<()> {
-        self.paths
-            .iter()
-            .try_for_each(|path| fs::write(path.join("cgroup.procs"), pid.to_string()))
+    /// Makes the groups, without limits, and moves the calling process into them; it has one thread.
+    ///
+    /// Moving a whole process makes the kernel wait for a grace period, for tens of milliseconds: the
+    /// launcher must not be the one who waits. A thread that moves itself does not wait at all, but only v1
+    /// lets threads go where they like.
+    pub(super) fn enter(&self) -> io::Result<()> {
+        for (hierarchy, path) in self.hierarchies.iter().zip(&self.paths) {
+            fs::create_dir(path)?;
+            let members = match hierarchy.version {
+                Version::V1 => "tasks",
+                Version::V2 => "cgroup.procs",
+            };
+            fs::write(path.join(members), "0")?;
+        }
+        Ok(())
+    }
+
+    /// Where the groups are, in the order in which they are removed.
+    pub(super) fn paths(&self) -> &[PathBuf] {
+        &self.paths
     }
 
     /// Sets the limits.
@@ -256,14 +264,14 @@ impl Group {
                 })
             })
     }
+}
 
-    /// Removes the groups; `false` while a process is still in one of them.
-    pub(super) fn remove(&self) -> bool {
-        self.paths.iter().all(|path| match fs::remove_dir(path) {
-            Ok(()) => true,
-            Err(error) => error.kind() == io::ErrorKind::NotFound,
-        })
-    }
+/// Removes groups; `false` while a process is still in one of them.
+pub(super) fn remove(paths: &[PathBuf]) -> bool {
+    paths.iter().all(|path| match fs::remove_dir(path) {
+        Ok(()) => true,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    })
 }
 
 #[cfg(test)]
@@ -331,12 +339,12 @@ mod tests {
         assert_eq!(file(&base, "cgroup.subtree_control"), "+memory +cpu +pids");
         assert!(!base.join("m1").exists(), "the old group is gone");
 
-        let group = groups.make("m2").unwrap();
+        let group = groups.group("m2");
         let at = base.join("m2");
-        group.add(17).unwrap();
+        group.enter().unwrap();
         group.limit(1 << 30, 1500, 64).unwrap();
         for (name, value) in [
-            ("cgroup.procs", "17"),
+            ("cgroup.procs", "0"),
             ("memory.max", "1073741824"),
             ("memory.swap.max", "0"),
             ("cpu.max", "150000 100000"),
@@ -350,12 +358,12 @@ mod tests {
         fs::write(at.join("memory.events"), "low 0\noom 1\noom_kill 2\n").unwrap();
         assert!(group.out_of_memory());
 
-        assert!(!group.remove(), "as long as something is in it");
+        assert!(!remove(group.paths()), "as long as something is in it");
         for entry in fs::read_dir(&at).unwrap().flatten() {
             fs::remove_file(entry.path()).unwrap();
         }
-        assert!(group.remove() && !at.exists());
-        assert!(group.remove(), "twice is fine");
+        assert!(remove(group.paths()) && !at.exists());
+        assert!(remove(group.paths()), "twice is fine");
     }
 
     #[test]
@@ -371,16 +379,16 @@ mod tests {
             v2.display()
         );
         let groups = Cgroups::open_in(&mounts, "abc").unwrap();
-        let group = groups.make("m1").unwrap();
-        group.add(17).unwrap();
+        let group = groups.group("m1");
+        group.enter().unwrap();
         group.limit(1 << 30, 500, 64).unwrap();
         let (v1, v2) = (v1.join("nullspace-abc/m1"), v2.join("nullspace-abc/m1"));
         assert_eq!(file(&v1, "cpu.cfs_quota_us"), "50000");
-        assert_eq!(file(&v1, "cgroup.procs"), "17");
+        assert_eq!(file(&v1, "tasks"), "0");
         assert!(!v1.join("pids.max").exists());
         assert_eq!(file(&v2, "memory.max"), "1073741824");
         assert_eq!(file(&v2, "pids.max"), "64");
-        assert_eq!(file(&v2, "cgroup.procs"), "17");
+        assert_eq!(file(&v2, "cgroup.procs"), "0");
         assert!(!v2.join("cpu.max").exists());
         // Only the v2 part hands controllers down.
         let enabled = host.path().join("cpu/nullspace-abc/cgroup.subtree_control");

@@ -1,13 +1,14 @@
 //! From a fresh child of the launcher to a machine's process 1.
 //!
 //! ```text
-//!  fork ─▶ own namespaces ─▶ [network plugged by the launcher] ─▶ parked
-//!                                                                   │ order: one machine
-//!  guest ◀─ locked down ◀─ own identity ◀─ own root ◀─ overlay ◀────┘
+//!  fork ─▶ own cgroups ─▶ own namespaces ─▶ network ─▶ /dev, /proc, /sys ─▶ parked
+//!                                                                             │ order: one machine
+//!  guest ◀─ locked down ◀─ own identity ◀─ own root ◀─ overlay of its layers ◀┘
 //! ```
 //! Everything up to "own identity" runs as the host's root in namespaces that belong to the host, so that
 //! the machine's own root never has any right over its mounts, its network or its host name. Each step has
-//! a name for its error. Nothing here waits for anybody but the launcher.
+//! a name for its error. The child does all of it itself and waits for nobody but the launcher's order: where
+//! the kernel makes it wait (for a grace period, for locks of other machines), the launcher goes on.
 
 use std::{
     ffi::{CString, OsStr},
@@ -24,19 +25,22 @@ use nullspace_engine::MachineSpec;
 use nullspace_sys::{
     mount::{Attributes, clone_tree},
     namespace::{self, Namespaces, Resource},
+    netlink::Netlink,
     seccomp::Filter,
 };
 use rustix::{
     fs::{CWD, Mode, OFlags, ResolveFlags},
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
-        UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, move_mount,
+        UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+        move_mount,
     },
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
-    network::{self, Inside},
+    cgroup::Group,
+    network::{self, Link},
     system_layer,
 };
 
@@ -61,22 +65,35 @@ const CAPABILITIES: &[u32] = &[
 /// Descriptors of one process in a machine.
 const OPEN_FILES: u64 = 65_536;
 
+/// What a child prepares before it is known which machine it will be.
+pub(super) struct Preparation<'a> {
+    pub(super) group: &'a Group,
+    pub(super) link: &'a Link,
+    /// The user namespace it will enter.
+    pub(super) users: &'a OwnedFd,
+    /// Host id of the machine's root.
+    pub(super) first_id: u32,
+    pub(super) common: &'a Common,
+}
+
+/// The same for all machines of a launcher.
+pub(super) struct Common {
+    /// The layer with this launcher's own files (names, certificates), put over the spec's.
+    pub(super) system_layer: PathBuf,
+    /// An empty directory of the host, covered in each machine's own view while its root is put together.
+    pub(super) scratch: PathBuf,
+    pub(super) filter: Filter,
+}
+
 /// One machine to build, sent to a parked child.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Order {
     pub(super) spec: MachineSpec,
     /// `machines/<id>`: the writable layer and the guest's socket live here.
     pub(super) directory: PathBuf,
-    /// The layer with this launcher's own files (names, certificates), put over the spec's.
-    pub(super) system_layer: PathBuf,
-    /// An empty directory of the host, used as a mount point.
-    pub(super) scratch: PathBuf,
-    /// Host id of the machine's root.
-    pub(super) first_id: u32,
 }
 
 /// What a child tells the launcher: one byte each, `Failed` with text up to the end of the stream.
-pub(super) const NAMESPACES_MADE: u8 = b'n';
 pub(super) const PARKED: u8 = b'p';
 pub(super) const READY: u8 = b'r';
 pub(super) const FAILED: u8 = b'!';
@@ -93,9 +110,9 @@ impl<T, E: Into<io::Error>> Named<T> for Result<T, E> {
     }
 }
 
-/// The child's whole life. `users` is the user namespace it will enter.
-pub(super) fn main(mut control: UnixStream, users: &OwnedFd, filter: &Filter) -> ! {
-    let code = match live(&mut control, users, filter) {
+/// The child's whole life.
+pub(super) fn main(mut control: UnixStream, preparation: &Preparation<'_>) -> ! {
+    let code = match live(&mut control, preparation) {
         Ok(()) => 0,
         Err((step, error)) => {
             let mut message = vec![FAILED];
@@ -107,25 +124,34 @@ pub(super) fn main(mut control: UnixStream, users: &OwnedFd, filter: &Filter) ->
     namespace::exit_now(code)
 }
 
-fn live(control: &mut UnixStream, users: &OwnedFd, filter: &Filter) -> Step<()> {
+fn live(control: &mut UnixStream, preparation: &Preparation<'_>) -> Step<()> {
+    let Preparation {
+        group,
+        link,
+        users,
+        first_id,
+        common,
+    } = *preparation;
     namespace::close_all_from(3, &[control.as_fd(), users.as_fd()]).named("close descriptors")?;
     namespace::set_name("nullspace guest");
     namespace::die_with_parent().named("follow the launcher's death")?;
+    group.enter().named("enter the cgroups")?;
+    let host = Netlink::open().named("open the host's network")?;
     namespace::unshare(Namespaces::MACHINE).named("make namespaces")?;
-    control.write_all(&[NAMESPACES_MADE]).named("report")?;
-    let inside: Inside = receive(control).named("read the network's settings")?;
-    network::configure_inside(inside).named("configure the network")?;
+    link.make(&host).named("make the network link")?;
+    drop(host);
+    let stage = prepare_mounts(common, users.as_fd(), first_id)?;
     control.write_all(&[PARKED]).named("report")?;
 
     let order: Order = receive(control).named("read the order")?;
-    let listener = build(&order, users.as_fd())?;
+    let listener = build(&order, &stage, common, users.as_fd())?;
     let config = nullspace_guest::Config {
         env: order.spec.env,
         cwd: order.spec.cwd,
         root: PathBuf::from("/"),
         init: true,
     };
-    enter(users, filter)?;
+    enter(users, &common.filter)?;
     control.write_all(&[READY]).named("report")?;
     // The launcher has all it wanted; what follows is the guest's.
     namespace::close_all_from(3, &[listener.as_fd()]).named("close descriptors")?;
@@ -145,25 +171,18 @@ fn receive<T: for<'a> Deserialize<'a>>(control: &mut UnixStream) -> io::Result<T
     Ok(serde_json::from_slice(&message)?)
 }
 
-/// Puts the machine's root together and moves into it. Returns the guest's listening socket.
-fn build(order: &Order, users: BorrowedFd<'_>) -> Step<OwnedFd> {
-    let spec = &order.spec;
-    namespace::unshare(Namespaces::CGROUP).named("make the cgroup namespace")?;
-    rustix::system::sethostname(spec.hostname.as_bytes()).named("set the host name")?;
-
-    let socket = order.directory.join("guest.sock");
-    let listener = UnixListener::bind(&socket).named("make the guest's socket")?;
-    let files = order.directory.join("fs");
-    make_writable_layer(order, &files).named("make the writable layer")?;
-
-    // Nothing that is mounted from here on is seen by the host. The scratch file system holds the mount
-    // points of the layers and goes away with the old root.
+/// A file system in memory of this process's own view, over the scratch directory: the mount points of the
+/// layers, and `/dev`, `/proc` and `/sys` as the machine will have them. It goes away with the old root.
+fn prepare_mounts(common: &Common, users: BorrowedFd<'_>, first_id: u32) -> Step<Root> {
+    // Whoever started the server may have had another one; the modes of files made here are seen inside.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    // Nothing that is mounted from here on is seen by the host.
     rustix::mount::mount_change(
         "/",
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )
     .named("detach from the host's mounts")?;
-    let scratch = &order.scratch;
+    let scratch = &common.scratch;
     attach(
         &new_fs(
             "tmpfs",
@@ -173,27 +192,63 @@ fn build(order: &Order, users: BorrowedFd<'_>) -> Step<OwnedFd> {
         scratch,
     )
     .named("mount the scratch file system")?;
-    let read_only = Attributes {
+    for name in ["l0", "w", "root"] {
+        fs::create_dir(scratch.join(name)).named("make a mount point")?;
+    }
+    mount_layer(&common.system_layer, &scratch.join("l0"), users)?;
+    let stage = Root::open(scratch, first_id).named("open the scratch file system")?;
+    make_dev(&stage)?;
+    let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    stage
+        .mount(&new_fs("proc", &[], quiet)?, "/proc", true)
+        .named("mount /proc")?;
+    let sys = new_fs("sysfs", &[], quiet | MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+    stage.mount(&sys, "/sys", true).named("mount /sys")?;
+    mask(&stage)?;
+    Ok(stage)
+}
+
+fn mount_layer(layer: &Path, at: &Path, users: BorrowedFd<'_>) -> Step<()> {
+    let attributes = Attributes {
         read_only: true,
         no_dev: true,
         id_map: Some(users),
         ..Attributes::default()
     };
-    let mut lower = Vec::new();
-    for (n, layer) in [&order.system_layer]
-        .into_iter()
-        .chain(&spec.lower)
-        .enumerate()
-    {
-        let at = scratch.join(format!("l{n}"));
+    clone_path(layer, attributes)
+        .and_then(|tree| attach(&tree, at))
+        .map_err(|e| (format!("mount layer {}", layer.display()), e))
+}
+
+/// Puts the machine's root together and moves into it. Returns the guest's listening socket.
+fn build(
+    order: &Order,
+    stage: &Root,
+    common: &Common,
+    users: BorrowedFd<'_>,
+) -> Step<OwnedFd> {
+    let spec = &order.spec;
+    rustix::system::sethostname(spec.hostname.as_bytes()).named("set the host name")?;
+    if !spec.internet {
+        network::cut().named("cut the network")?;
+    }
+    let socket = order.directory.join("guest.sock");
+    let listener = UnixListener::bind(&socket).named("make the guest's socket")?;
+    let files = order.directory.join("fs");
+    make_writable_layer(&files, &spec.hostname, stage.first_id)
+        .named("make the writable layer")?;
+
+    let scratch = &common.scratch;
+    let mut lower = vec![scratch.join("l0").display().to_string()];
+    for (n, layer) in spec.lower.iter().enumerate() {
+        let at = scratch.join(format!("l{}", n + 1));
         fs::create_dir(&at).named("make a mount point")?;
-        clone_path(layer, read_only)
-            .and_then(|tree| attach(&tree, &at))
-            .map_err(|e| (format!("mount layer {}", layer.display()), e))?;
+        mount_layer(layer, &at, users)?;
         lower.push(at.display().to_string());
     }
     let writable = scratch.join("w");
-    fs::create_dir(&writable).named("make a mount point")?;
     let own = Attributes {
         no_dev: true,
         ..Attributes::default()
@@ -201,23 +256,11 @@ fn build(order: &Order, users: BorrowedFd<'_>) -> Step<OwnedFd> {
     clone_path(&files, own)
         .and_then(|tree| attach(&tree, &writable))
         .named("mount the writable layer")?;
-
     let root = scratch.join("root");
-    fs::create_dir(&root).named("make a mount point")?;
-    let overlay = new_fs(
-        "overlay",
-        &[
-            ("lowerdir", &lower.join(":")),
-            ("upperdir", &writable.join("upper").display().to_string()),
-            ("workdir", &writable.join("work").display().to_string()),
-            // Renaming a directory of a layer works as on any file system.
-            ("redirect_dir", "on"),
-        ],
-        MountAttrFlags::MOUNT_ATTR_NODEV,
-    )?;
+    let overlay = new_overlay(&lower.join(":"), &writable)?;
     attach(&overlay, &root).named("mount the root")?;
 
-    let inside = Root::open(&root, order.first_id).named("open the root")?;
+    let inside = Root::open(&root, stage.first_id).named("open the root")?;
     for bind in &spec.binds {
         let attributes = Attributes {
             read_only: bind.read_only,
@@ -233,16 +276,14 @@ fn build(order: &Order, users: BorrowedFd<'_>) -> Step<OwnedFd> {
             .mount(&tree, &target, is_dir)
             .map_err(|e| (format!("bind onto {target}"), e))?;
     }
-    make_dev(&inside, spec.memory_bytes)?;
-    let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    inside
-        .mount(&new_fs("proc", &[], quiet)?, "/proc", true)
-        .named("mount /proc")?;
-    let sys = new_fs("sysfs", &[], quiet | MountAttrFlags::MOUNT_ATTR_RDONLY)?;
-    inside.mount(&sys, "/sys", true).named("mount /sys")?;
-    mask(&inside)?;
+    for path in ["/dev", "/proc", "/sys"] {
+        let move_it = || {
+            let tree = stage.look_up(path, OFlags::PATH)?;
+            inside.mount(&tree, path, true)
+        };
+        move_it().map_err(|e| (format!("move {path} into the root"), e))?;
+    }
+    mount_shared_memory(&inside, spec.memory_bytes)?;
     inside
         .make_dir(&spec.cwd)
         .named("make the working directory")?;
@@ -254,29 +295,57 @@ fn build(order: &Order, users: BorrowedFd<'_>) -> Step<OwnedFd> {
     Ok(listener.into())
 }
 
+/// The root: layers, topmost first, under one writable layer.
+///
+/// A machine does not outlive a crash of the host, so nothing of it has to be on the disk at any moment: the
+/// overlay is volatile where the kernel has that. Otherwise the end of each machine would wait for the disk,
+/// and each `fsync` in a machine for all that others write.
+fn new_overlay(lower: &str, writable: &Path) -> Step<OwnedFd> {
+    let work = |volatile: bool| -> rustix::io::Result<OwnedFd> {
+        let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let set = |name: &str, value: &Path| fsconfig_set_string(context.as_fd(), name, value);
+        set("lowerdir", Path::new(lower))?;
+        set("upperdir", &writable.join("upper"))?;
+        set("workdir", &writable.join("work"))?;
+        // Renaming a directory of a layer works as on any file system.
+        set("redirect_dir", Path::new("on"))?;
+        if volatile {
+            fsconfig_set_flag(context.as_fd(), "volatile")?;
+        }
+        fsconfig_create(context.as_fd())?;
+        fsmount(
+            context.as_fd(),
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            MountAttrFlags::MOUNT_ATTR_NODEV,
+        )
+    };
+    match work(true) {
+        Err(rustix::io::Errno::INVAL) => work(false),
+        result => result,
+    }
+    .named("make the overlay")
+}
+
 /// The writable layer: empty but for `/etc/hosts`, so that the machine knows its own name without asking.
 ///
 /// The overlay creates files as the one who mounts it, whom an id-mapped mount would not know: so this layer
 /// holds the host's ids, and what is made here is given to the machine's root.
-fn make_writable_layer(order: &Order, files: &Path) -> io::Result<()> {
-    // Whoever started the server may have had another one, and the modes below are seen in the machine.
-    rustix::process::umask(Mode::from_raw_mode(0o022));
+fn make_writable_layer(files: &Path, hostname: &str, first_id: u32) -> io::Result<()> {
     let upper = files.join("upper");
     let etc = upper.join("etc");
     for path in [files, &files.join("work"), &upper, &etc] {
         fs::create_dir(path)?;
     }
     let hosts = etc.join("hosts");
-    fs::write(&hosts, system_layer::hosts(Some(&order.spec.hostname)))?;
+    fs::write(&hosts, system_layer::hosts(Some(hostname)))?;
     for path in [&upper, &etc, &hosts] {
-        std::os::unix::fs::chown(path, Some(order.first_id), Some(order.first_id))?;
+        std::os::unix::fs::chown(path, Some(first_id), Some(first_id))?;
     }
     Ok(())
 }
 
 /// The machine's own identity and the end of all other rights.
 fn enter(users: &OwnedFd, filter: &Filter) -> Step<()> {
-    rustix::process::umask(Mode::from_raw_mode(0o022));
     namespace::limit(Resource::OpenFiles, OPEN_FILES).named("limit open files")?;
     namespace::limit(Resource::CoreSize, 0).named("limit core dumps")?;
     namespace::limit(Resource::LockedMemory, 8 << 20).named("limit locked memory")?;
@@ -405,21 +474,25 @@ impl Root {
     }
 }
 
-/// A small `/dev` of the machine's own.
-fn make_dev(root: &Root, memory_bytes: u64) -> Step<()> {
+/// A small `/dev` of the machine's own; `/dev/shm` is mounted over once its size is known.
+fn make_dev(root: &Root) -> Step<()> {
     use rustix::fs::{FileType, makedev, mknodat, symlinkat};
     let id = root.first_id.to_string();
-    let owner = |mode: &'static str| [("mode", mode), ("uid", id.as_str()), ("gid", id.as_str())];
     let (no_suid, no_exec) = (
         MountAttrFlags::MOUNT_ATTR_NOSUID,
         MountAttrFlags::MOUNT_ATTR_NOEXEC,
     );
-    let small: Vec<_> = owner("0755").into_iter().chain([("size", "64k")]).collect();
+    let small = [
+        ("mode", "0755"),
+        ("uid", id.as_str()),
+        ("gid", id.as_str()),
+        ("size", "64k"),
+    ];
     let dev = new_fs("tmpfs", &small, no_suid | no_exec)?;
     root.mount(&dev, "/dev", true).named("mount /dev")?;
     let at = root.look_up("/dev", OFlags::PATH).named("open /dev")?;
     // The umask must not take bits from the modes below.
-    rustix::process::umask(Mode::empty());
+    let umask = rustix::process::umask(Mode::empty());
     for (name, major, minor) in [
         ("null", 1, 3),
         ("zero", 1, 5),
@@ -438,6 +511,7 @@ fn make_dev(root: &Root, memory_bytes: u64) -> Step<()> {
         )
         .map_err(|e| (format!("make /dev/{name}"), e.into()))?;
     }
+    rustix::process::umask(umask);
     for (target, name) in [
         ("/proc/self/fd", "fd"),
         ("/proc/self/fd/0", "stdin"),
@@ -455,16 +529,21 @@ fn make_dev(root: &Root, memory_bytes: u64) -> Step<()> {
     )?;
     root.mount(&terminals, "/dev/pts", true)
         .named("mount /dev/pts")?;
-    let half = (memory_bytes / 2).to_string();
-    let shared: Vec<_> = owner("1777")
-        .into_iter()
-        .chain([("size", half.as_str())])
-        .collect();
-    let shared = new_fs(
-        "tmpfs",
-        &shared,
-        no_suid | no_exec | MountAttrFlags::MOUNT_ATTR_NODEV,
-    )?;
+    root.make_dir("/dev/shm").named("make /dev/shm").map(drop)
+}
+
+fn mount_shared_memory(root: &Root, memory_bytes: u64) -> Step<()> {
+    let (id, half) = (root.first_id.to_string(), (memory_bytes / 2).to_string());
+    let options = [
+        ("mode", "1777"),
+        ("uid", id.as_str()),
+        ("gid", id.as_str()),
+        ("size", half.as_str()),
+    ];
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC
+        | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let shared = new_fs("tmpfs", &options, attributes)?;
     root.mount(&shared, "/dev/shm", true)
         .named("mount /dev/shm")
 }

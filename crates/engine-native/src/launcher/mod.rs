@@ -17,6 +17,7 @@ mod network;
 mod resolver;
 mod slot;
 mod system_layer;
+mod undertaker;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -26,30 +27,32 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
 use nullspace_engine::{ExitReason, MachineSpec};
-use nullspace_sys::{
-    namespace::{self, Namespaces},
-    seccomp::Filter,
-};
+use nullspace_sys::namespace::{self, Namespaces};
 use rustix::event::epoll;
 
 use self::{
-    cgroup::{Cgroups, Group},
-    inside::Order,
+    cgroup::Cgroups,
+    inside::{Common, Order},
     network::Network,
     resolver::Resolver,
     slot::{Ranges, Slot},
+    undertaker::Undertaker,
 };
 use crate::wire::{self, Answer, LauncherConfig, Message, Refusal, Request, RequestBody};
 
 /// How long the launcher stays when it has neither machine nor caller.
 const LINGER: Duration = Duration::from_secs(2);
-/// Slots that are prepared at the same time when callers wait for them.
-const PREPARING_AT_ONCE: usize = 3;
+/// Slots that are prepared at the same time when callers wait for them. More than a host has processors,
+/// because most of that time the kernel waits for itself.
+const PREPARING_AT_ONCE: usize = 8;
+/// How long nobody may have asked for anything before a spare slot is prepared: whoever got a machine is
+/// about to use it.
+const QUIET: Duration = Duration::from_millis(3);
 /// How long a child may take to get ready before it is given up.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a launcher that ends may take until the next one has its place.
@@ -105,6 +108,18 @@ fn take(run: &Path) -> io::Result<File> {
     }
 }
 
+/// Says that the directories in this one have nothing to do with each other, so that ext4 keeps them apart on
+/// the disk. Without a journal it does not use an inode again for minutes after a file was removed and looks
+/// for another one nearby: machines that come and go would soon make that the longest step of making one.
+fn spread(directory: &Path) {
+    use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+    if let Ok(directory) = File::open(directory) {
+        // Other file systems do not know the flag, and have no need of it.
+        let flags = ioctl_getflags(&directory);
+        let _ = flags.and_then(|flags| ioctl_setflags(&directory, flags | IFlags::TOPDIR));
+    }
+}
+
 /// What an event of the poll is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Token {
@@ -147,7 +162,6 @@ struct Caller {
 #[derive(Debug)]
 enum State {
     Forked,
-    Plugged,
     Parked,
     Starting {
         id: String,
@@ -168,6 +182,8 @@ struct Entry {
     slot: Slot,
     state: State,
     since: Instant,
+    /// Its mounts, once it is ending.
+    mounts: Option<File>,
 }
 
 struct Client {
@@ -179,13 +195,10 @@ struct Launcher {
     config: LauncherConfig,
     /// Held for its lock.
     _lock: File,
-    system_layer: PathBuf,
-    /// An empty directory, covered in each machine's own view while its root is put together.
-    scratch: PathBuf,
+    common: Common,
     poll: OwnedFd,
     listener: UnixListener,
     own_pids: OwnedFd,
-    filter: Filter,
     cgroups: Cgroups,
     network: Network,
     resolver: Option<Resolver>,
@@ -195,9 +208,10 @@ struct Launcher {
     parked: VecDeque<u32>,
     waiting: VecDeque<(Caller, Box<MachineSpec>)>,
     clients: HashMap<u32, Client>,
-    /// Groups whose machine is gone, to be removed when there is nothing else to do.
-    remains: Vec<Group>,
+    undertaker: Undertaker,
     next: u32,
+    /// When a machine was last asked for, ready or gone.
+    active: Instant,
     /// When the last machine and caller went.
     idle_since: Instant,
     /// A slot could not be prepared: do not try again at once for the spare ones.
@@ -212,7 +226,9 @@ impl Launcher {
         };
         let run = config.data_dir.join("run");
         fs::create_dir_all(&run)?;
-        fs::create_dir_all(config.data_dir.join("machines"))?;
+        let machines = config.data_dir.join("machines");
+        fs::create_dir_all(&machines)?;
+        spread(&machines);
         let scratch = run.join("scratch");
         fs::create_dir_all(&scratch)?;
         let lock = take(&run)?;
@@ -234,6 +250,7 @@ impl Launcher {
             Network::open(&config.instance, &run).map_err(context("prepare the network"))?;
         let system_layer = system_layer::make(&config, network.gateway())
             .map_err(context("make the system layer"))?;
+        let undertaker = Undertaker::start().map_err(context("fork"))?;
         let resolver = Resolver::start(&config.resolver, network.gateway())
             .map_err(context("start the resolver"))?;
         let own_pids = namespace::open(std::process::id() as i32, "pid")?.into();
@@ -249,12 +266,14 @@ impl Launcher {
         Ok(Self {
             config,
             _lock: lock,
-            system_layer,
-            scratch,
+            common: Common {
+                system_layer,
+                scratch,
+                filter: filter::build(),
+            },
             poll,
             listener,
             own_pids,
-            filter: filter::build(),
             cgroups,
             network,
             resolver,
@@ -264,8 +283,9 @@ impl Launcher {
             parked: VecDeque::new(),
             waiting: VecDeque::new(),
             clients: HashMap::new(),
-            remains: Vec::new(),
+            undertaker,
             next: 0,
+            active: Instant::now(),
             idle_since: Instant::now(),
             prepare_again: None,
             shutdown: None,
@@ -288,12 +308,13 @@ impl Launcher {
             for event in &events {
                 self.handle(Token::unpack(event.data.u64()));
             }
-            if let Some(caller) = self.shutdown {
-                self.close();
-                self.answer(caller, Ok(Answer::Done));
+            if self.shutdown.is_some() {
+                // The caller hears the end of the stream when all is done.
+                drop(self.close());
                 return Ok(());
             }
             self.serve_waiting();
+            self.prepare_spare();
             if events.is_empty() {
                 self.tidy();
                 if self.is_useless() {
@@ -304,62 +325,60 @@ impl Launcher {
         }
     }
 
-    /// No wait while there is something to prepare or to remove and nobody's machine is under way.
+    /// Until something happens, or it is time to prepare a spare slot.
     fn timeout(&self) -> rustix::event::Timespec {
-        let work = self.wants_to_prepare() || !self.remains.is_empty();
-        let wait = match (work, self.is_busy()) {
-            (true, false) => Duration::from_micros(300),
-            (true, true) => Duration::from_millis(2),
-            _ => Duration::from_millis(500),
-        };
+        let wait = self.spare_wanted_in().map_or(Duration::from_millis(500), |wait| {
+            wait + Duration::from_micros(50)
+        });
         rustix::event::Timespec {
             tv_sec: 0,
             tv_nsec: i64::from(wait.subsec_nanos()),
         }
     }
 
-    /// Somebody waits for a machine to start or to end.
-    fn is_busy(&self) -> bool {
-        self.entries
-            .values()
-            .any(|e| matches!(e.state, State::Starting { .. } | State::Ending { .. }))
+    /// When the next spare slot should be prepared: when it is quiet, or at once if there is none. Not while
+    /// a machine starts.
+    fn spare_wanted_in(&self) -> Option<Duration> {
+        let starting = |e: &Entry| matches!(e.state, State::Starting { .. });
+        if !self.wants_to_prepare()
+            || self.preparing() > 0
+            || !self.waiting.is_empty()
+            || self.entries.values().any(starting)
+        {
+            return None;
+        }
+        Some(match self.parked.is_empty() {
+            true => Duration::ZERO,
+            false => QUIET.saturating_sub(self.active.elapsed()),
+        })
     }
 
     fn preparing(&self) -> usize {
         self.entries
             .values()
-            .filter(|e| matches!(e.state, State::Forked | State::Plugged))
+            .filter(|e| matches!(e.state, State::Forked))
             .count()
     }
 
     fn wants_to_prepare(&self) -> bool {
         let allowed = self.prepare_again.is_none_or(|at| Instant::now() >= at);
-        allowed && self.parked.len() + self.preparing() < self.config.spare
+        allowed
+            && !self.clients.is_empty()
+            && self.parked.len() + self.preparing() < self.config.spare
+    }
+
+    fn prepare_spare(&mut self) {
+        if self.spare_wanted_in() == Some(Duration::ZERO) && self.prepare().is_err() {
+            self.prepare_again = Some(Instant::now() + Duration::from_secs(1));
+        }
     }
 
     /// What is done when nothing happens.
     fn tidy(&mut self) {
-        if let Some(group) = self.remains.pop() {
-            if !group.remove() {
-                self.remains.insert(0, group);
-            }
-        } else if self.wants_to_prepare()
-            && !self.clients.is_empty()
-            && self.preparing() == 0
-            && let Err(error) = self.prepare()
-        {
-            self.prepare_again = Some(Instant::now() + Duration::from_secs(1));
-            let _ = error;
-        }
         let late: Vec<u32> = self
             .entries
             .iter()
-            .filter(|(_, e)| {
-                matches!(
-                    e.state,
-                    State::Forked | State::Plugged | State::Starting { .. }
-                )
-            })
+            .filter(|(_, e)| matches!(e.state, State::Forked | State::Starting { .. }))
             .filter(|(_, e)| e.since.elapsed() > PATIENCE)
             .map(|(n, _)| *n)
             .collect();
@@ -376,7 +395,7 @@ impl Launcher {
             || self
                 .entries
                 .values()
-                .any(|e| !matches!(e.state, State::Parked | State::Forked | State::Plugged))
+                .any(|e| !matches!(e.state, State::Parked | State::Forked))
         {
             self.idle_since = Instant::now();
             return false;
@@ -384,18 +403,22 @@ impl Launcher {
         self.idle_since.elapsed() > LINGER
     }
 
-    fn close(&mut self) {
+    fn close(mut self) -> Option<Client> {
         let _ = fs::remove_file(self.config.data_dir.join("run/launcher.sock"));
         for entry in self.entries.values() {
             entry.slot.kill();
         }
         for (_, entry) in self.entries.drain() {
             entry.slot.wait();
-            entry.slot.group.remove();
+            self.undertaker
+                .take(entry.mounts, entry.slot.group.paths());
         }
         self.resolver = None;
+        self.undertaker.finish();
         self.cgroups.close();
         self.network.close();
+        self.shutdown
+            .and_then(|caller| self.clients.remove(&caller.client))
     }
 
     fn handle(&mut self, token: Token) {
@@ -492,6 +515,7 @@ impl Launcher {
                 if waits || self.by_id.contains_key(&spec.id) {
                     self.answer(caller, Err(Refusal::Exists(spec.id)));
                 } else {
+                    self.active = Instant::now();
                     self.waiting.push_back((caller, spec));
                 }
             }
@@ -505,10 +529,12 @@ impl Launcher {
         let Some(entry) = self.by_id.get(id).and_then(|n| self.entries.get_mut(n)) else {
             return self.answer(caller, Ok(Answer::Done));
         };
-        entry.slot.kill();
         if let State::Ending { callers, .. } = &mut entry.state {
             return callers.push(caller);
         }
+        entry.mounts = entry.slot.mounts();
+        entry.slot.kill();
+        self.active = Instant::now();
         let ending = State::Ending {
             id: id.to_owned(),
             callers: vec![caller],
@@ -548,13 +574,15 @@ impl Launcher {
 
     fn prepare(&mut self) -> io::Result<()> {
         let n = self.number();
-        let name = format!("m{n}");
+        let link = self
+            .network
+            .reserve(|address| self.entries.values().any(|e| e.slot.link.address == address))?;
         let slot = Slot::start(
-            &name,
             &self.own_pids,
-            &self.cgroups,
+            self.cgroups.group(&format!("m{n}")),
+            link,
             &mut self.ranges,
-            &self.filter,
+            &self.common,
         )?;
         watch(&self.poll, slot.pidfd.as_fd(), Token::Ended(n))?;
         watch(&self.poll, slot.control.as_fd(), Token::Control(n))?;
@@ -564,6 +592,7 @@ impl Launcher {
                 slot,
                 state: State::Forked,
                 since: Instant::now(),
+                mounts: None,
             },
         );
         Ok(())
@@ -576,25 +605,12 @@ impl Launcher {
         };
         let id = spec.id.clone();
         let directory = self.config.data_dir.join("machines").join(&id);
-        let first_id = slot::first_id(entry.slot.range);
-        let internet = spec.internet;
-        let order = Order {
-            spec,
-            directory,
-            system_layer: self.system_layer.clone(),
-            scratch: self.scratch.clone(),
-            first_id,
-        };
+        let order = Order { spec, directory };
         let mut work = || -> Result<(), Refusal> {
             fs::create_dir(&order.directory).map_err(|e| match e.kind() {
                 io::ErrorKind::AlreadyExists => Refusal::Exists(id.clone()),
                 _ => Refusal::step("make the machine's directory", e),
             })?;
-            if let (false, Some(link)) = (internet, &entry.slot.link) {
-                self.network
-                    .cut(link)
-                    .map_err(|e| Refusal::step("cut the network", e))?;
-            }
             entry
                 .slot
                 .order(&order)
@@ -635,35 +651,18 @@ impl Launcher {
             }
         };
         match (&mut entry.state, read[0]) {
-            (State::Forked, inside::NAMESPACES_MADE) => {
-                let used: Vec<_> = self
-                    .entries
-                    .values()
-                    .filter_map(|e| e.slot.link.as_ref())
-                    .map(|l| l.address)
-                    .collect();
-                let Some(entry) = self.entries.get_mut(&n) else {
-                    return;
-                };
-                match entry
-                    .slot
-                    .plug(&mut self.network, |address| used.contains(&address))
-                {
-                    Ok(()) => entry.state = State::Plugged,
-                    Err(error) => self.preparation_failed(n, &error.to_string()),
-                }
-            }
-            (State::Plugged, inside::PARKED) => {
+            (State::Forked, inside::PARKED) => {
                 entry.state = State::Parked;
                 self.parked.push_back(n);
             }
             (State::Starting { id, caller, .. }, inside::READY) => {
                 let (id, caller) = (id.clone(), *caller);
                 entry.state = State::Live { id };
+                self.active = Instant::now();
                 self.answer(caller, Ok(Answer::Done));
             }
             (State::Starting { text, .. }, _) => text.extend_from_slice(&read[1..]),
-            (State::Forked | State::Plugged, _) => {
+            (State::Forked, _) => {
                 let reason = String::from_utf8_lossy(&read[1..]).replace('\n', ": ");
                 self.preparation_failed(n, &reason);
             }
@@ -680,6 +679,10 @@ impl Launcher {
                 callers: Vec::new(),
             };
         }
+        self.prepare_later(reason);
+    }
+
+    fn prepare_later(&mut self, reason: &str) {
         self.prepare_again = Some(Instant::now() + Duration::from_secs(1));
         if let Some((caller, _)) = self.waiting.pop_front() {
             self.answer(caller, Err(Refusal::step("prepare", reason)));
@@ -699,7 +702,13 @@ impl Launcher {
             return;
         };
         self.parked.retain(|p| *p != n);
-        let Entry { slot, state, .. } = entry;
+        let Entry {
+            slot,
+            state,
+            mounts,
+            ..
+        } = entry;
+        self.active = Instant::now();
         let ended = slot.wait();
         match state {
             State::Ending { id, callers } => {
@@ -727,12 +736,13 @@ impl Launcher {
                 };
                 self.answer(caller, Err(Refusal::Step { step, reason }));
             }
-            State::Forked | State::Plugged | State::Parked => {
+            State::Forked => self.prepare_later(&ended.0),
+            State::Parked => {
                 self.prepare_again = Some(Instant::now() + Duration::from_secs(1));
             }
         }
         self.ranges.give_back(slot.range);
-        self.remains.push(slot.group);
+        self.undertaker.take(mounts, slot.group.paths());
     }
 
     fn answer(&mut self, caller: Caller, result: Result<Answer, Refusal>) {

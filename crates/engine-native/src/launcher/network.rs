@@ -16,8 +16,8 @@ use std::{
     process::{Command, Stdio},
 };
 
-use nullspace_sys::netlink::{Batch, Netlink, interface_index};
-use rustix::fd::BorrowedFd;
+use nullspace_sys::netlink::{Batch, Netlink};
+use rustix::fd::AsFd;
 
 /// Prefix of every interface that any launcher makes on the host.
 const PREFIX: &str = "nv";
@@ -38,18 +38,13 @@ pub(super) struct Network {
     next_address: u32,
 }
 
-/// A machine's link, as seen from the host.
-#[derive(Debug)]
+/// A machine's link to the host.
+#[derive(Clone, Debug)]
 pub(super) struct Link {
-    pub(super) index: u32,
+    /// The host's end.
+    name: String,
     pub(super) address: Ipv4Addr,
-}
-
-/// What a machine must know to set its end up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(super) struct Inside {
-    pub(super) address: Ipv4Addr,
-    pub(super) gateway: Ipv4Addr,
+    gateway: Ipv4Addr,
 }
 
 impl Network {
@@ -108,7 +103,7 @@ impl Network {
     fn make_gateway(&mut self) -> io::Result<()> {
         fs::write(&self.note, self.gateway().to_string())?;
         let mut batch = Batch::default();
-        batch.add_address(interface_index("lo")?, self.gateway());
+        batch.add_address(self.netlink.index_of("lo")?, self.gateway());
         self.netlink.send(&batch)?;
         // Machines reach the internet through the host.
         fs::write("/proc/sys/net/ipv4/ip_forward", "1")
@@ -147,32 +142,16 @@ impl Network {
         ))
     }
 
-    /// Links a network namespace to the host.
-    pub(super) fn link(
-        &mut self,
-        namespace: BorrowedFd<'_>,
-        in_use: impl Fn(Ipv4Addr) -> bool,
-    ) -> io::Result<Link> {
+    /// A name and an address for a link that [`Link::make`] makes.
+    pub(super) fn reserve(&mut self, in_use: impl Fn(Ipv4Addr) -> bool) -> io::Result<Link> {
         let address = self.next_free(in_use)?;
         let name = format!("{PREFIX}{}{:x}", self.instance, self.made);
         self.made += 1;
-        let mut batch = Batch::default();
-        batch.add_veth(&name, namespace);
-        self.netlink.send(&batch)?;
-        let index = interface_index(&name)?;
-        // The host needs no IPv6 address on it; without this the kernel sends packets about one.
-        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
-        let mut batch = Batch::default();
-        batch.add_address(index, self.gateway());
-        batch.set_up(index);
-        batch.add_host_route(index, address);
-        match self.netlink.send(&batch) {
-            Ok(()) => Ok(Link { index, address }),
-            Err(error) => {
-                self.unlink(index);
-                Err(error)
-            }
-        }
+        Ok(Link {
+            name,
+            address,
+            gateway: self.gateway(),
+        })
     }
 
     /// Round robin, so that an address comes back as late as can be.
@@ -195,19 +174,6 @@ impl Network {
         )))
     }
 
-    /// Cuts a machine off.
-    pub(super) fn cut(&self, link: &Link) -> io::Result<()> {
-        let mut batch = Batch::default();
-        batch.set_down(link.index);
-        self.netlink.send(&batch)
-    }
-
-    fn unlink(&self, index: u32) {
-        let mut batch = Batch::default();
-        batch.delete_link(index);
-        let _ = self.netlink.send(&batch);
-    }
-
     /// Removes what the launcher of this instance put on the host. The links go with their machines.
     pub(super) fn close(&mut self) {
         let _ = remove(&table(&self.instance), self.gateway());
@@ -226,25 +192,54 @@ fn remove(table: &str, gateway: Ipv4Addr) -> io::Result<()> {
         "table inet {table} {{}}\ndelete table inet {table}"
     ))?;
     let mut batch = Batch::default();
-    batch.delete_address(interface_index("lo")?, gateway);
-    let _ = Netlink::open()?.send(&batch);
+    let netlink = Netlink::open()?;
+    batch.delete_address(netlink.index_of("lo")?, gateway);
+    let _ = netlink.send(&batch);
     Ok(())
 }
 
-/// Sets the machine's own end up; called in its network namespace.
-pub(super) fn configure_inside(inside: Inside) -> io::Result<()> {
-    // Any program may listen on any port: there is nobody else here to protect. The same for ping.
-    fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")?;
-    let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
-    let _ = fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1");
+impl Link {
+    /// Makes the link and sets both ends up. Called in the machine's network namespace, with a socket that
+    /// was opened in the host's: so the launcher does not wait for the kernel's locks, and when the process
+    /// dies half-way the namespace takes everything with it.
+    pub(super) fn make(&self, host: &Netlink) -> io::Result<()> {
+        // Any program may listen on any port: there is nobody else here to protect. The same for ping.
+        fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")?;
+        let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+
+        let own = fs::File::open("/proc/self/ns/net")?;
+        let mut batch = Batch::default();
+        batch.add_veth(&self.name, own.as_fd());
+        host.send(&batch)?;
+        let index = host.index_of(&self.name)?;
+        let mut batch = Batch::default();
+        batch.no_ipv6_address(index);
+        // Refused where the kernel has no IPv6: just as well.
+        let _ = host.send(&batch);
+        let mut batch = Batch::default();
+        batch.add_address(index, self.gateway);
+        batch.set_up(index);
+        batch.add_host_route(index, self.address);
+        host.send(&batch)?;
+
+        let _ = fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1");
+        let netlink = Netlink::open()?;
+        let (lo, eth0) = (netlink.index_of("lo")?, netlink.index_of("eth0")?);
+        let mut batch = Batch::default();
+        batch.set_up(lo);
+        batch.add_address(eth0, self.address);
+        batch.set_up(eth0);
+        batch.add_host_route(eth0, self.gateway);
+        batch.add_default_route(eth0, self.gateway);
+        netlink.send(&batch)
+    }
+}
+
+/// Cuts the machine off; called in its network namespace, while that may still be changed.
+pub(super) fn cut() -> io::Result<()> {
     let netlink = Netlink::open()?;
-    let (lo, eth0) = (interface_index("lo")?, interface_index("eth0")?);
     let mut batch = Batch::default();
-    batch.set_up(lo);
-    batch.add_address(eth0, inside.address);
-    batch.set_up(eth0);
-    batch.add_host_route(eth0, inside.gateway);
-    batch.add_default_route(eth0, inside.gateway);
+    batch.set_down(netlink.index_of("eth0")?);
     netlink.send(&batch)
 }
 

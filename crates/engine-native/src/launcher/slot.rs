@@ -1,11 +1,11 @@
 //! Machines prepared ahead.
 //!
 //! ```text
-//!  start ──▶ Forked ──(namespaces made)──▶ plug ──▶ Plugged ──(parked)──▶ Parked ──order──▶ a machine
+//!  start ──▶ Forked ──(parked)──▶ Parked ──order──▶ a machine
 //! ```
 //! A slot has everything that does not depend on what the machine will be: process 1 in its namespaces,
-//! cgroups, a user namespace with its range of ids, and a network link. The launcher takes the steps one
-//! at a time between requests, so that preparing never holds up a caller for long.
+//! cgroups, a user namespace with its range of ids, a network link, and the mounts that all machines have.
+//! The child makes them by itself, so that preparing does not hold the launcher up.
 
 use std::{
     fs, io,
@@ -16,18 +16,15 @@ use std::{
     },
 };
 
-use nullspace_sys::{
-    namespace::{self, Fork, Namespaces},
-    seccomp::Filter,
-};
+use nullspace_sys::namespace::{self, Fork, Namespaces};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
 
 use super::{
-    cgroup::{Cgroups, Group},
-    inside::{self, Order, RANGE},
-    network::{Inside, Link, Network},
+    cgroup::Group,
+    inside::{self, Common, Order, Preparation, RANGE},
+    network::Link,
 };
 
 /// First host id of the first range: far from those that people and packages use.
@@ -118,73 +115,53 @@ pub(super) struct Slot {
     pub(super) control: UnixStream,
     pub(super) group: Group,
     pub(super) range: usize,
-    pub(super) link: Option<Link>,
+    pub(super) link: Link,
 }
 
 impl Slot {
-    /// Forks process 1. It reports [`inside::NAMESPACES_MADE`] on `control`.
+    /// Forks process 1. It reports [`inside::PARKED`] on `control` when it has all that is prepared.
     pub(super) fn start(
-        name: &str,
         own_pids: &OwnedFd,
-        cgroups: &Cgroups,
+        group: Group,
+        link: Link,
         ranges: &mut Ranges,
-        filter: &Filter,
+        common: &Common,
     ) -> io::Result<Self> {
         let range = ranges.take()?;
-        let start = || {
-            let group = cgroups.make(name)?;
-            let forked = UnixStream::pair().and_then(|(ours, theirs)| {
-                Ok(match namespace::fork_init(own_pids.as_fd())? {
-                    Fork::Child => inside::main(theirs, &ranges.made[range], filter),
-                    Fork::Parent(pid) => (pid, ours),
-                })
-            });
-            let (pid, control) = match forked {
-                Ok(forked) => forked,
-                Err(error) => {
-                    group.remove();
-                    return Err(error);
+        let fork = || {
+            let (ours, theirs) = UnixStream::pair()?;
+            match namespace::fork_init(own_pids.as_fd())? {
+                Fork::Child => {
+                    let preparation = Preparation {
+                        group: &group,
+                        link: &link,
+                        users: &ranges.made[range],
+                        first_id: first_id(range),
+                        common,
+                    };
+                    inside::main(theirs, &preparation)
                 }
-            };
-            let open = Pid::from_raw(pid).ok_or_else(|| io::Error::other("no process id"));
-            let pidfd = open.and_then(|pid| Ok(pidfd_open(pid, PidfdFlags::empty())?))?;
-            let slot = Self {
+                Fork::Parent(pid) => Ok((pid, ours)),
+            }
+        };
+        let started = fork().and_then(|(pid, control)| {
+            let open = Pid::from_raw(pid).ok_or_else(|| io::Error::other("no process id"))?;
+            Ok((pid, control, pidfd_open(open, PidfdFlags::empty())?))
+        });
+        match started {
+            Ok((pid, control, pidfd)) => Ok(Self {
                 pid,
                 pidfd,
                 control,
                 group,
                 range,
-                link: None,
-            };
-            if let Err(error) = slot.group.add(pid) {
-                slot.kill();
-                slot.wait();
-                slot.group.remove();
-                return Err(error);
+                link,
+            }),
+            Err(error) => {
+                ranges.give_back(range);
+                Err(error)
             }
-            Ok(slot)
-        };
-        let started = start();
-        if started.is_err() {
-            ranges.give_back(range);
         }
-        started
-    }
-
-    /// Plugs the network in. The child reports [`inside::PARKED`] when its end is up.
-    pub(super) fn plug(
-        &mut self,
-        network: &mut Network,
-        in_use: impl Fn(std::net::Ipv4Addr) -> bool,
-    ) -> io::Result<()> {
-        let namespace = namespace::open(self.pid, "net")?;
-        let link = network.link(namespace.as_fd(), in_use)?;
-        let inside = Inside {
-            address: link.address,
-            gateway: network.gateway(),
-        };
-        self.link = Some(link);
-        self.control.write_all(&crate::wire::encode(&inside))
     }
 
     /// Turns a parked slot into a machine. The child reports [`inside::READY`].
@@ -193,6 +170,11 @@ impl Slot {
         self.group
             .limit(spec.memory_bytes, spec.cpu_millis, spec.pids_max)?;
         self.control.write_all(&crate::wire::encode(order))
+    }
+
+    /// Its view of the file system, held open so that its processes can end without taking it down.
+    pub(super) fn mounts(&self) -> Option<fs::File> {
+        namespace::open(self.pid, "mnt").ok()
     }
 
     pub(super) fn kill(&self) {
