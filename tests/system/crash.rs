@@ -1,6 +1,9 @@
 //! Any process may be killed at any instant.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream};
 use reqwest::{Method, StatusCode};
@@ -39,16 +42,46 @@ async fn machines_outlive_the_server() {
         .collect();
     assert_eq!(lines, (0..lines.len()).collect::<Vec<_>>());
 
-    // Told to stop, it drains and leaves the machines where they are.
+    // Told to stop, it ends what it is doing and leaves the machines where they are.
+    let line = "touch /under-way; while [ ! -e /enough ]; do sleep 0.05; done; echo whole";
+    let under_way = tokio::spawn(
+        world
+            .request(Method::POST, &format!("/v1/machines/{id}/exec"))
+            .json(&json!({"command": line, "shell": true}))
+            .send(),
+    );
+    let exists = json!({"path": "/under-way"});
+    let until_there = async {
+        while world
+            .post(&format!("/v1/machines/{id}/files/exists"), exists.clone())
+            .await
+            .1["exists"]
+            != true
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), until_there)
+        .await
+        .expect("the command starts");
+    // What lets the command end comes from the machine: the server takes no more requests.
+    let body = json!({"command": "sleep 1; touch /enough", "shell": true, "background": true});
+    world.post(&format!("/v1/machines/{id}/exec"), body).await;
     assert!(world.terminate().success());
+    let answer = under_way.await.unwrap().expect("an answer");
+    let answer: Value = answer.json().await.unwrap();
+    assert_eq!(answer["stdout"], "whole\n", "{answer}");
+    assert_eq!(world.host.machines(), [id.clone()].into());
     world.serve().await;
     assert_eq!(world.out(&id, "echo still").await, "still");
+    assert_eq!(world.settled().await, [id.clone()].into());
     let done = world.nullspace(&["machine", "kill", "--all"]);
     assert!(done.status.success());
     assert_eq!(
         world.get(&format!("/v1/machines/{id}")).await.1["status"],
         "destroyed"
     );
+    assert_eq!(world.settled().await, BTreeSet::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,12 +150,34 @@ async fn a_run_goes_on_without_a_hole_or_a_double() {
         .await;
 }
 
+/// Kills the launcher and waits until the kernel has taken its machines with it.
+async fn kill_launcher(world: &mut World) {
+    world.host.look();
+    let launcher = world.host.launcher().expect("a launcher").to_string();
+    run("kill", &["-9", &launcher]);
+    let gone = async {
+        while !world.host.machines().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), gone)
+        .await
+        .expect("machines end with their launcher");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_launcher_is_recorded_and_leaks_nothing() {
     let mut world = World::start().await;
     let id = world.machine(json!({"template": "host"})).await;
-    let launcher = world.host.launcher().expect("a launcher").to_string();
-    run("kill", &["-9", &launcher]);
+    let body = json!({"command": "sleep", "args": ["98765"], "background": true});
+    let (status, _) = world.post(&format!("/v1/machines/{id}/exec"), body).await;
+    assert_eq!(status, StatusCode::OK);
+    let sleeps = |world: &World| {
+        let left = world.host.leftovers();
+        left.iter().any(|line| line.contains("sleep 98765"))
+    };
+    assert!(sleeps(&world), "the background process is there");
+    kill_launcher(&mut world).await;
     let lost = world
         .until(&id, |machine| machine["status"] == "error")
         .await;
@@ -140,86 +195,96 @@ async fn a_killed_launcher_is_recorded_and_leaks_nothing() {
     // Another launcher takes its place by itself, and cleans up.
     let next = world.machine(json!({"template": "host"})).await;
     assert_eq!(world.out(&next, "echo new").await, "new");
+    assert_eq!(world.settled().await, [next.clone()].into());
+    assert!(!sleeps(&world));
     // The same with the server away: what was lost is found out at its start.
     world.kill();
-    run(
-        "kill",
-        &[
-            "-9",
-            &world.host.launcher().expect("a launcher").to_string(),
-        ],
-    );
+    kill_launcher(&mut world).await;
     world.serve().await;
     let lost = world.get(&format!("/v1/machines/{next}")).await.1;
     assert_eq!(lost["status"], "error", "{lost}");
+    assert_eq!(world.settled().await, BTreeSet::new());
+}
+
+/// Asks for a machine with this key until it is there; its id. `None` when the server is gone.
+async fn ask(client: &reqwest::Client, url: &str, key: &str) -> Option<String> {
+    loop {
+        let answer = client
+            .post(url)
+            .bearer_auth(crate::world::KEY)
+            .header("idempotency-key", key)
+            .json(&json!({"template": "host"}))
+            .send()
+            .await
+            .ok()?;
+        let status = answer.status();
+        let body: Value = answer.json().await.ok()?;
+        if status == StatusCode::CREATED {
+            return Some(body["id"].as_str()?.to_owned());
+        }
+        assert_eq!(body["code"], "transition_in_progress", "{body}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_in_a_burst_nothing_is_half_made() {
+    const BURST: usize = 30;
     let mut world = World::start().await;
-    for _ in 0..3 {
+    let client = reqwest::Client::new();
+    // Killed with the first of them on record, with some there, and with most.
+    for there in [1, 8, 20] {
         let url = format!("{}/v1/machines", world.base_url());
-        let client = reqwest::Client::new();
-        let burst = tokio::spawn(async move {
-            let one = |_| {
-                let request = client
-                    .post(&url)
-                    .bearer_auth(crate::world::KEY)
-                    .json(&json!({"template": "host"}));
-                async move {
-                    let answer = request
-                        .send()
-                        .await
-                        .ok()
-                        .filter(|a| a.status() == StatusCode::CREATED)?;
-                    let machine: Value = answer.json().await.ok()?;
-                    Some(machine["id"].as_str()?.to_owned())
-                }
-            };
-            stream::iter(0..40)
-                .map(one)
-                .buffer_unordered(8)
-                .filter_map(async |id| id)
-                .collect::<Vec<String>>()
-                .await
+        let burst = tokio::spawn({
+            let (url, client) = (url.clone(), client.clone());
+            async move {
+                let one = |number: usize| {
+                    let (url, client) = (url.clone(), client.clone());
+                    async move {
+                        let id = ask(&client, &url, &format!("{there}-{number}")).await;
+                        id.map(|id| (number, id))
+                    }
+                };
+                stream::iter(0..BURST)
+                    .map(one)
+                    .buffer_unordered(8)
+                    .filter_map(async |made| made)
+                    .collect::<BTreeMap<usize, String>>()
+                    .await
+            }
         });
-        // As soon as the first are there.
         world
             .until_at("/v1/machines?limit=200", |page| {
-                page["items"].as_array().is_some_and(|l| l.len() > 4)
+                page["items"].as_array().is_some_and(|l| l.len() >= there)
             })
             .await;
         world.kill();
-        let answered: BTreeSet<String> = burst.await.unwrap().into_iter().collect();
+        let answered = burst.await.unwrap();
+        assert!(answered.len() < BURST, "all were answered: no crash");
         world.serve().await;
-        let (_, page) = world.get("/v1/machines?limit=200").await;
-        let listed: BTreeSet<String> = page["items"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|m| m["id"].as_str().unwrap().to_owned())
-            .collect();
-        // What was answered lives; what lives answers, and has a record.
-        assert!(
-            answered.is_subset(&listed),
-            "{:?}",
-            answered.difference(&listed)
-        );
+        // What lives has a record and what is on record lives, without anybody asking.
+        let listed = world.settled().await;
         for id in &listed {
             assert_eq!(world.out(id, "echo here").await, "here");
         }
-        let alive: BTreeSet<String> = std::fs::read_dir(world.data().join("machines"))
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .filter(|name| name.starts_with("mch_"))
-            .collect();
-        assert!(alive.is_subset(&listed), "{:?}", alive.difference(&listed));
-        assert!(
-            world
-                .nullspace(&["machine", "kill", "--all"])
-                .status
-                .success()
-        );
+        for id in answered.values() {
+            assert!(listed.contains(id), "{id} was answered and is gone");
+        }
+        // Who asks again with the same key gets the same machine, or now gets one: never two.
+        let mut all = BTreeSet::new();
+        for number in 0..BURST {
+            let id = ask(&client, &url, &format!("{there}-{number}"))
+                .await
+                .unwrap();
+            if let Some(before) = answered.get(&number) {
+                assert_eq!(&id, before);
+            }
+            assert!(all.insert(id), "one machine for two keys");
+        }
+        assert_eq!(world.settled().await, all);
+        let done = world.nullspace(&["machine", "kill", "--all"]);
+        assert!(done.status.success(), "{done:?}");
+        assert_eq!(world.settled().await, BTreeSet::new());
     }
 }
 
