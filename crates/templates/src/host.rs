@@ -12,13 +12,10 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use crate::{
-    TemplateError,
-    tree::{self, Root},
-};
+use crate::{TemplateError, tree::Root};
 
 /// Goes up when the skeleton changes in a way that its files do not show.
-const RECIPE: &str = "host/1";
+const RECIPE: &str = "host/2";
 
 const DIRECTORIES: [(&str, u32); 21] = [
     ("etc", 0o755),
@@ -94,25 +91,74 @@ const COPIED: [&str; 7] = [
 /// A copied file is at most this long (16 MiB); larger ones are left out.
 const MAX_COPY: u64 = 16 << 20;
 
-/// Makes the skeleton for `host` (`/` but in tests) at `root` and returns its digest.
-pub(crate) fn skeleton(host: &Path, root: &Path) -> Result<String, TemplateError> {
-    let links = top_links(host)?;
-    build(host, root, &links).map_err(TemplateError::file(
-        "cannot make the host skeleton at",
-        root,
-    ))?;
-    let tree = tree::digest(root, &|_| {})
-        .map_err(TemplateError::file("cannot hash the tree at", root))?;
-    let release = fs::read(host.join("etc/os-release")).unwrap_or_default();
-    let mut hash = Sha256::new();
-    hash.update(format!(
-        "{RECIPE} {} {} ",
-        std::env::consts::ARCH,
-        release.len()
-    ));
-    hash.update(release);
-    hash.update(tree.digest);
-    Ok(hex::encode(hash.finalize()))
+/// What the skeleton is made of, in the order in which it is made. Putting this together only reads, so a
+/// server that starts can see by the digest that the tree is there already.
+pub(crate) struct Skeleton {
+    items: Vec<(String, Item)>,
+    /// The host's release: what `/usr` holds goes with it.
+    release: Vec<u8>,
+}
+
+enum Item {
+    /// A directory with these permission bits.
+    Dir(u32),
+    /// A symbolic link.
+    Link(PathBuf),
+    /// A file that everybody may read.
+    File(Vec<u8>),
+}
+
+impl Skeleton {
+    /// Looks at the host (`/` but in tests).
+    pub(crate) fn of(host: &Path) -> Result<Self, TemplateError> {
+        let links = top_links(host)?;
+        Ok(Self {
+            items: plan(host, links)
+                .map_err(TemplateError::file("cannot read the settings of", host))?,
+            release: fs::read(host.join("etc/os-release")).unwrap_or_default(),
+        })
+    }
+
+    /// Names the tree: hex, 64 digits.
+    pub(crate) fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(format!("{RECIPE} {} ", std::env::consts::ARCH));
+        let mut field = |kind: &str, bytes: &[u8]| {
+            hash.update(format!("{kind} {} ", bytes.len()));
+            hash.update(bytes);
+        };
+        field("release", &self.release);
+        for (path, item) in &self.items {
+            field("path", path.as_bytes());
+            match item {
+                Item::Dir(mode) => field("dir", mode.to_string().as_bytes()),
+                Item::Link(target) => field("link", target.as_os_str().as_encoded_bytes()),
+                Item::File(bytes) => field("file", bytes),
+            }
+        }
+        hex::encode(hash.finalize())
+    }
+
+    /// Makes the tree at `root`, which must not be there.
+    pub(crate) fn write(&self, root: &Path) -> Result<(), TemplateError> {
+        let write = || {
+            fs::create_dir(root)?;
+            fs::set_permissions(root, fs::Permissions::from_mode(0o755))?;
+            let tree = Root::open(root)?;
+            for (path, item) in &self.items {
+                match item {
+                    Item::Dir(mode) => tree.mkdir(path, *mode)?,
+                    Item::Link(target) => tree.symlink(path, target)?,
+                    Item::File(bytes) => tree.write(path, bytes, 0o644)?,
+                }
+            }
+            Ok(())
+        };
+        write().map_err(TemplateError::file(
+            "cannot make the host skeleton at",
+            root,
+        ))
+    }
 }
 
 /// The links from the top directory into `/usr`, as the host has them.
@@ -140,44 +186,45 @@ fn top_links(host: &Path) -> Result<Vec<(&'static str, PathBuf)>, TemplateError>
     Ok(links)
 }
 
-fn build(host: &Path, root: &Path, links: &[(&str, PathBuf)]) -> io::Result<()> {
-    fs::create_dir(root)?;
-    fs::set_permissions(root, fs::Permissions::from_mode(0o755))?;
-    let tree = Root::open(root)?;
-    for (dir, mode) in DIRECTORIES {
-        tree.mkdir(dir, mode)?;
+fn plan(host: &Path, top: Vec<(&str, PathBuf)>) -> io::Result<Vec<(String, Item)>> {
+    let mut items = Vec::new();
+    for (path, mode) in DIRECTORIES {
+        items.push((path.to_owned(), Item::Dir(mode)));
     }
-    for (name, target) in links {
-        tree.symlink(name, target)?;
+    let own = [
+        ("var/run", PathBuf::from("/run")),
+        ("etc/os-release", PathBuf::from("../usr/lib/os-release")),
+        ("etc/mtab", PathBuf::from("../proc/self/mounts")),
+    ];
+    for (path, target) in top.into_iter().chain(own) {
+        items.push((path.to_owned(), Item::Link(target)));
     }
-    tree.symlink("var/run", Path::new("/run"))?;
-    tree.symlink("etc/os-release", Path::new("../usr/lib/os-release"))?;
-    tree.symlink("etc/mtab", Path::new("../proc/self/mounts"))?;
     for (path, text) in FILES {
-        tree.write(path, text.as_bytes(), 0o644)?;
+        items.push((path.to_owned(), Item::File(text.into())));
     }
     for path in COPIED {
         if let Some(bytes) = public_file(&host.join(path))? {
-            tree.write(path, &bytes, 0o644)?;
+            items.push((path.to_owned(), Item::File(bytes)));
         }
     }
     if let Ok(zone) = fs::read_link(host.join("etc/localtime")) {
-        tree.symlink("etc/localtime", &zone)?;
+        items.push(("etc/localtime".to_owned(), Item::Link(zone)));
     }
     // `/usr/bin/python`, `awk`, `editor` and others are links through here.
-    copy_links(host, &tree, "etc/alternatives", |target| {
+    copy_links(host, &mut items, "etc/alternatives", |target| {
         target.starts_with("/usr")
     })?;
     // Certificates by hash. The bundle was copied above; a file here may also be somebody's key.
-    copy_links(host, &tree, "etc/ssl/certs", |target| {
+    copy_links(host, &mut items, "etc/ssl/certs", |target| {
         target.starts_with("/usr/share/ca-certificates") || target.components().count() == 1
-    })
+    })?;
+    Ok(items)
 }
 
-/// Copies the symbolic links of one directory whose target `wanted` accepts.
+/// Copies the symbolic links of one directory whose target `wanted` accepts, by name.
 fn copy_links(
     host: &Path,
-    tree: &Root,
+    items: &mut Vec<(String, Item)>,
     dir: &str,
     wanted: impl Fn(&Path) -> bool,
 ) -> io::Result<()> {
@@ -185,6 +232,7 @@ fn copy_links(
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,
     };
+    let mut links = Vec::new();
     for entry in entries {
         let entry = entry?;
         let (name, kind) = (entry.file_name(), entry.file_type()?);
@@ -193,9 +241,11 @@ fn copy_links(
         };
         let target = fs::read_link(entry.path())?;
         if wanted(&target) {
-            tree.symlink(&format!("{dir}/{name}"), &target)?;
+            links.push((format!("{dir}/{name}"), Item::Link(target)));
         }
     }
+    links.sort_by(|a, b| a.0.cmp(&b.0));
+    items.append(&mut links);
     Ok(())
 }
 
@@ -273,7 +323,7 @@ mod tests {
         let host = fake_host();
         let out = tempfile::tempdir().unwrap();
         let root = out.path().join("root");
-        skeleton(host.path(), &root).unwrap();
+        Skeleton::of(host.path()).unwrap().write(&root).unwrap();
         let etc = |p: &str| fs::symlink_metadata(root.join("etc").join(p));
         for absent in [
             "shadow",
@@ -321,10 +371,7 @@ mod tests {
     #[test]
     fn the_digest_follows_the_release_and_the_certificates() {
         let host = fake_host();
-        let digest = || {
-            let out = tempfile::tempdir().unwrap();
-            skeleton(host.path(), &out.path().join("root")).unwrap()
-        };
+        let digest = || Skeleton::of(host.path()).unwrap().digest();
         let first = digest();
         assert_eq!(digest(), first);
         fs::write(
@@ -343,8 +390,7 @@ mod tests {
         let host = fake_host();
         fs::remove_file(host.path().join("bin")).unwrap();
         fs::create_dir(host.path().join("bin")).unwrap();
-        let out = tempfile::tempdir().unwrap();
-        let err = skeleton(host.path(), &out.path().join("root")).unwrap_err();
+        let err = Skeleton::of(host.path()).err().unwrap();
         assert!(err.to_string().contains("/bin is not a link into /usr"));
     }
 }

@@ -188,14 +188,18 @@ impl Templates {
     /// # Errors
     /// If the host does not keep its programs under `/usr`, or a file operation fails.
     pub fn host(&self) -> Result<Layer, TemplateError> {
-        let lock = lock_or_wait(&self.data, "host", &|_| {})?;
-        self.data.sweep("host", &lock)?;
-        let building = self.data.building("host", &lock)?;
-        let root = building.path().join("root");
-        let digest = host::skeleton(Path::new("/"), &root)?;
+        let skeleton = host::Skeleton::of(Path::new("/"))?;
+        let digest = skeleton.digest();
         let place = match self.data.layer(&digest).filter(|place| place.is_dir()) {
             Some(place) => place,
-            None => self.data.keep(&root, &digest)?,
+            None => {
+                let lock = lock_or_wait(&self.data, "host", &|_| {})?;
+                self.data.sweep("host", &lock)?;
+                let building = self.data.building("host", &lock)?;
+                let root = building.path().join("root");
+                skeleton.write(&root)?;
+                self.data.keep(&root, &digest)?
+            }
         };
         Ok(Layer {
             name: "host".into(),
