@@ -160,7 +160,9 @@ impl Batch {
         self.request("no IPv6 address", libc::RTM_NEWLINK, 0, |m| {
             m.interface(index, 0, 0);
             m.nest(IFLA_AF_SPEC, |m| {
-                m.nest(libc::AF_INET6 as u16, |m| m.attribute(ADDR_GEN_MODE, &[NONE]));
+                m.nest(libc::AF_INET6 as u16, |m| {
+                    m.attribute(ADDR_GEN_MODE, &[NONE])
+                });
             });
         });
     }

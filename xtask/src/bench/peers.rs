@@ -68,9 +68,9 @@ impl Bundle {
     }
 
     /// `crun run` or `runc run` of `true`.
-    pub(crate) fn oci_run(&self, program: &str, samples: usize) -> Result<Samples> {
+    pub(crate) fn oci_run(&self, program: &'static str) -> Peer<'_> {
         let mut n = 0;
-        time(samples, || {
+        Peer::new(format!("{program} run true"), move || {
             n += 1;
             let mut command = Command::new(program);
             command
@@ -81,8 +81,8 @@ impl Bundle {
         })
     }
 
-    pub(crate) fn bwrap(&self, samples: usize) -> Result<Samples> {
-        time(samples, || {
+    pub(crate) fn bwrap(&self) -> Peer<'_> {
+        Peer::new("bwrap true".into(), || {
             let mut command = Command::new("bwrap");
             command
                 .args(["--unshare-all", "--die-with-parent", "--ro-bind"])
@@ -93,17 +93,15 @@ impl Bundle {
         })
     }
 
-    pub(crate) fn podman(&self, samples: usize) -> Result<Samples> {
-        time(samples, || {
+    pub(crate) fn podman(&self) -> Peer<'_> {
+        Peer::new("podman run --rm true".into(), || {
             let mut command = Command::new("podman");
             command.args([
                 "run",
                 "--rm",
                 "--network=none",
                 "--cgroups=disabled",
-                // Its own defaults are more than some hosts allow.
-                "--ulimit=nofile=1024:1024",
-                "--ulimit=nproc=4096:4096",
+                "--ulimit=host",
                 "--rootfs",
             ]);
             command
@@ -116,7 +114,7 @@ impl Bundle {
     /// A container that sleeps, to run commands in.
     pub(crate) fn live(&self, program: &'static str) -> Result<Live> {
         self.write("config.json", &["sleep", "100000"])?;
-        let id = format!("bench-live-{}", std::process::id());
+        let id = format!("bench-live-{program}-{}", std::process::id());
         let status = Command::new(program)
             .args(["run", "--detach", "--bundle"])
             .arg(self.directory.path())
@@ -138,8 +136,8 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    pub(crate) fn exec(&self, samples: usize) -> Result<Samples> {
-        time(samples, || {
+    pub(crate) fn exec(&self) -> Peer<'_> {
+        Peer::new(format!("{} exec true", self.program), || {
             let mut command = Command::new(self.program);
             command.arg("exec").arg(&self.id).arg("true");
             command
@@ -171,36 +169,66 @@ impl Drop for Live {
     }
 }
 
-fn time(samples: usize, command: impl FnMut() -> Command) -> Result<Samples> {
-    let mut command = command;
-    let mut times = Vec::with_capacity(samples);
-    for n in 0..samples + 3 {
-        let mut command = command();
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
-        let start = Instant::now();
-        let output = command.output()?;
-        let took = start.elapsed();
-        ensure!(
-            output.status.success(),
-            "{:?} {}: {}",
-            command.get_program(),
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-        // The first few fill caches.
-        if n >= 3 {
-            times.push(took);
+/// Another program that does the same, measured one sample at a time: between ours, so that what else the
+/// host does falls on both.
+pub(crate) struct Peer<'a> {
+    pub(crate) name: String,
+    command: Box<dyn FnMut() -> Command + 'a>,
+    times: Vec<Duration>,
+    failure: Option<anyhow::Error>,
+}
+
+impl<'a> Peer<'a> {
+    fn new(name: String, command: impl FnMut() -> Command + 'a) -> Self {
+        Self {
+            name,
+            command: Box::new(command),
+            times: Vec::new(),
+            failure: None,
         }
     }
-    Ok(Samples::new(times))
+
+    /// Takes a sample, unless the peer failed before. `keep` is false for those that fill caches.
+    pub(crate) fn sample(&mut self, keep: bool) {
+        if self.failure.is_some() {
+            return;
+        }
+        match run(&mut (self.command)()) {
+            Ok(took) if keep => self.times.push(took),
+            Ok(_) => {}
+            Err(error) => self.failure = Some(error),
+        }
+    }
+
+    pub(crate) fn samples(self) -> Result<Samples> {
+        match self.failure {
+            None => Ok(Samples::new(self.times)),
+            Some(error) => Err(error),
+        }
+    }
+}
+
+fn run(command: &mut Command) -> Result<Duration> {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let start = Instant::now();
+    let output = command.output()?;
+    let took = start.elapsed();
+    ensure!(
+        output.status.success(),
+        "{:?} {}: {}",
+        command.get_program(),
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(took)
 }
 
 /// The same tree through `tar c | sha256sum`.
-pub(crate) fn tar_and_hash(tree: &Path, samples: usize) -> Result<Samples> {
-    time(samples, || {
+pub(crate) fn tar_and_hash(tree: &Path) -> Peer<'_> {
+    Peer::new("tar c | sha256sum".into(), move || {
         let mut command = Command::new("sh");
         command
             .arg("-c")

@@ -14,58 +14,26 @@ use super::{
     Args, Group,
     api::{Client, Server},
     density,
-    peers::{self, Bundle},
+    peers::{self, Bundle, Live, Peer},
     table::{Samples, Table},
 };
 
 const GIB: usize = 1 << 30;
+/// Samples that are thrown away: they fill caches.
+const WARM_UP: usize = 5;
 
 pub(crate) async fn all(args: &Args, server: &mut Server, table: &mut Table) -> Result<()> {
     let rootfs = base_layer(server.data_dir.path())?;
     let bundle = Bundle::new(&rootfs)?;
     let n = args.samples;
-    let peer = |table: &mut Table, name: &str, result: Result<Samples>| match result {
-        Ok(samples) => {
-            table.row(&format!("peer: {name}"), &samples, &[]);
-            Some(samples.p50())
-        }
-        Err(error) => {
-            table.note(format!("peer {name} left out: {error:#}"));
-            None
-        }
-    };
     let mut client = server.client().await?;
-    // What others are compared with is measured in each run.
-    let needs_crun = [Group::Create, Group::Burst].iter().any(|g| args.wants(*g));
-    let crun = needs_crun
-        .then(|| peer(table, "crun run true", bundle.oci_run("crun", n)))
-        .flatten();
-    let needs_create = [Group::Create, Group::Run, Group::Density];
-    let create = match needs_create.iter().any(|g| args.wants(*g)) {
-        true => Some(create_and_delete(&mut client, n).await?),
-        false => None,
-    };
-    if let (Some(create), true) = (&create, args.wants(Group::Create)) {
-        let runc = peer(table, "runc run true", bundle.oci_run("runc", n.min(100)));
-        let bwrap = peer(table, "bwrap true", bundle.bwrap(n));
-        let podman = peer(table, "podman run --rm true", bundle.podman(n.min(30)));
-        let against = [
-            ("crun run", crun, Some(0.6)),
-            ("runc run", runc, Some(0.2)),
-            ("podman run", podman, Some(0.05)),
-            ("bwrap", bwrap, None),
-        ];
-        table.row("create → result of true", &create.0, &against);
-        table.row("create alone", &create.1, &[]);
-        table.row(
-            "delete",
-            &create.2,
-            &[("create", Some(create.1.p50()), Some(0.5))],
-        );
+    let compared = [Group::Create, Group::Burst, Group::Run, Group::Density];
+    let (mut create_p50, mut crun) = (f64::NAN, None);
+    if compared.iter().any(|group| args.wants(*group)) {
+        (create_p50, crun) = create_and_delete(&mut client, &bundle, n, table).await?;
     }
-    let create_p50 = create.map_or(f64::NAN, |create| create.0.p50());
     if args.wants(Group::Exec) {
-        exec(&mut client, &bundle, n, table, peer).await?;
+        exec(&mut client, &bundle, n, table).await?;
     }
     if args.wants(Group::Burst) {
         burst(server, table, crun).await?;
@@ -120,12 +88,41 @@ fn base_layer(data_dir: &Path) -> Result<PathBuf> {
     .context("the base layer is not on disk")
 }
 
+/// A peer's row, or why there is none; its median.
+fn peer(table: &mut Table, peer: Peer<'_>) -> Option<f64> {
+    let name = peer.name.clone();
+    match peer.samples() {
+        Ok(samples) => {
+            table.row(&format!("peer: {name}"), &samples, &[]);
+            Some(samples.p50())
+        }
+        Err(error) => {
+            table.note(format!("peer {name} left out: {error:#}"));
+            None
+        }
+    }
+}
+
+/// Returns the median from the request for a machine to the result of its first command, and crun's.
 async fn create_and_delete(
     client: &mut Client,
+    bundle: &Bundle,
     samples: usize,
-) -> Result<(Samples, Samples, Samples)> {
+    table: &mut Table,
+) -> Result<(f64, Option<f64>)> {
     let (mut first, mut create, mut delete) = (Vec::new(), Vec::new(), Vec::new());
-    for n in 0..samples + 5 {
+    let (mut crun, mut runc) = (bundle.oci_run("crun"), bundle.oci_run("runc"));
+    let (mut bwrap, mut podman) = (bundle.bwrap(), bundle.podman());
+    for n in 0..samples + WARM_UP {
+        let keep = n >= WARM_UP;
+        crun.sample(keep);
+        bwrap.sample(keep);
+        if n % 4 == 0 {
+            runc.sample(keep);
+        }
+        if n % 16 == 0 {
+            podman.sample(keep);
+        }
         let start = Instant::now();
         let id = client.create().await?;
         let created = start.elapsed();
@@ -133,49 +130,67 @@ async fn create_and_delete(
         let done = start.elapsed();
         let start = Instant::now();
         client.delete(&id).await?;
-        if n >= 5 {
+        if keep {
             create.push(created);
             first.push(done);
             delete.push(start.elapsed());
         }
     }
-    Ok((
-        Samples::new(first),
-        Samples::new(create),
-        Samples::new(delete),
-    ))
+    let (first, create) = (Samples::new(first), Samples::new(create));
+    let crun = peer(table, crun);
+    let against = [
+        ("crun run", crun, Some(0.6)),
+        ("runc run", peer(table, runc), Some(0.2)),
+        ("podman run", peer(table, podman), Some(0.05)),
+        ("bwrap", peer(table, bwrap), None),
+    ];
+    table.row("create → result of true", &first, &against);
+    table.row("create alone", &create, &[]);
+    let against = [("create", Some(create.p50()), Some(0.5))];
+    table.row("delete", &Samples::new(delete), &against);
+    Ok((first.p50(), crun))
 }
 
-async fn exec(
-    client: &mut Client,
-    bundle: &Bundle,
-    n: usize,
-    table: &mut Table,
-    peer: impl Fn(&mut Table, &str, Result<Samples>) -> Option<f64>,
-) -> Result<()> {
-    let crun = peer(
-        table,
-        "crun exec true",
-        bundle.live("crun").and_then(|live| live.exec(n)),
-    );
-    let runc = peer(
-        table,
-        "runc exec true",
-        bundle.live("runc").and_then(|live| live.exec(n.min(100))),
-    );
+async fn exec(client: &mut Client, bundle: &Bundle, n: usize, table: &mut Table) -> Result<()> {
     let id = client.create().await?;
     let mut times = Vec::new();
-    for _ in 0..n {
+    let live = bundle.live("crun");
+    let live_runc = bundle.live("runc");
+    let mut crun = live.as_ref().ok().map(Live::exec);
+    let mut runc = live_runc.as_ref().ok().map(Live::exec);
+    for n in 0..n + WARM_UP {
+        let keep = n >= WARM_UP;
+        if let Some(crun) = &mut crun {
+            crun.sample(keep);
+        }
+        if let (Some(runc), 0) = (&mut runc, n % 4) {
+            runc.sample(keep);
+        }
         let start = Instant::now();
         client.exec(&id, "true").await?;
-        times.push(start.elapsed());
+        if keep {
+            times.push(start.elapsed());
+        }
     }
     client.delete(&id).await?;
     let against = [
-        ("crun exec", crun, Some(0.35)),
-        ("runc exec", runc, Some(0.07)),
+        (
+            "crun exec",
+            crun.and_then(|crun| peer(table, crun)),
+            Some(0.35),
+        ),
+        (
+            "runc exec",
+            runc.and_then(|runc| peer(table, runc)),
+            Some(0.07),
+        ),
     ];
     table.row("true in a live machine", &Samples::new(times), &against);
+    for (name, live) in [("crun", &live), ("runc", &live_runc)] {
+        if let Err(error) = live {
+            table.note(format!("peer {name} exec left out: {error:#}"));
+        }
+    }
     Ok(())
 }
 
@@ -349,7 +364,9 @@ fn deploy(server: &Server, table: &mut Table) -> Result<()> {
         cli(server, &["agent", "deploy", "--json"], project.path())?;
         ours.push(start.elapsed());
     }
-    let theirs = peers::tar_and_hash(project.path(), 5)?;
+    let mut theirs = peers::tar_and_hash(project.path());
+    (0..5).for_each(|_| theirs.sample(true));
+    let theirs = theirs.samples()?;
     let goal = [("tar c | sha256sum", Some(theirs.p50()), Some(3.0))];
     table.row(
         "agent deploy, 10,000 files, 100 MB",

@@ -1,10 +1,12 @@
 //! From a fresh child of the launcher to a machine's process 1.
 //!
 //! ```text
-//!  fork ─▶ own cgroups ─▶ own namespaces ─▶ network ─▶ /dev, /proc, /sys ─▶ parked
-//!                                                                             │ order: one machine
-//!  guest ◀─ locked down ◀─ own identity ◀─ own root ◀─ overlay of its layers ◀┘
+//!  fork ─▶ own cgroups ─▶ own namespaces ─▶ network ─▶ /dev, /proc, /sys ─▶ overlay ─▶ parked
+//!                                                                                        │ order
+//!  guest ◀─ locked down ◀─ own identity ◀─ own root ◀─ [overlay of other layers] ◀───────┘
 //! ```
+//! The overlay is made ahead of the layers that were asked for last; an order for others makes it anew.
+//!
 //! Everything up to "own identity" runs as the host's root in namespaces that belong to the host, so that
 //! the machine's own root never has any right over its mounts, its network or its host name. Each step has
 //! a name for its error. The child does all of it itself and waits for nobody but the launcher's order: where
@@ -16,7 +18,11 @@ use std::{
     io::{self, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::{ffi::OsStrExt, net::UnixListener, net::UnixStream},
+        unix::{
+            ffi::OsStrExt,
+            fs::MetadataExt,
+            net::{UnixListener, UnixStream},
+        },
     },
     path::{Path, PathBuf},
 };
@@ -73,6 +79,10 @@ pub(super) struct Preparation<'a> {
     pub(super) users: &'a OwnedFd,
     /// Host id of the machine's root.
     pub(super) first_id: u32,
+    /// Empty; becomes `machines/<id>`.
+    pub(super) directory: &'a Path,
+    /// The layers that the machine will probably have.
+    pub(super) lower: &'a [PathBuf],
     pub(super) common: &'a Common,
 }
 
@@ -89,7 +99,7 @@ pub(super) struct Common {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Order {
     pub(super) spec: MachineSpec,
-    /// `machines/<id>`: the writable layer and the guest's socket live here.
+    /// `machines/<id>`: what was prepared is here now.
     pub(super) directory: PathBuf,
 }
 
@@ -130,6 +140,8 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>) -> Step<()> {
         link,
         users,
         first_id,
+        directory,
+        lower,
         common,
     } = *preparation;
     namespace::close_all_from(3, &[control.as_fd(), users.as_fd()]).named("close descriptors")?;
@@ -140,11 +152,29 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>) -> Step<()> {
     namespace::unshare(Namespaces::MACHINE).named("make namespaces")?;
     link.make(&host).named("make the network link")?;
     drop(host);
+    let listener =
+        UnixListener::bind(directory.join("guest.sock")).named("make the guest's socket")?;
     let stage = prepare_mounts(common, users.as_fd(), first_id)?;
+    let mut root = None;
+    if !lower.is_empty() {
+        // Layers may be gone by now: whoever asks for them will be told.
+        root = make_root(&stage, directory, lower, common, users.as_fd()).ok();
+    }
     control.write_all(&[PARKED]).named("report")?;
 
     let order: Order = receive(control).named("read the order")?;
-    let listener = build(&order, &stage, common, users.as_fd())?;
+    let root = root
+        .filter(|root| root.is_of(&order.spec.lower))
+        .map_or_else(
+            || {
+                start_over(common, &order.directory)?;
+                let lower = &order.spec.lower;
+                make_root(&stage, &order.directory, lower, common, users.as_fd())
+            },
+            Ok,
+        )?;
+    enter_root(&order.spec, &root.inside, users.as_fd())?;
+    drop((root, stage));
     let config = nullspace_guest::Config {
         env: order.spec.env,
         cwd: order.spec.cwd,
@@ -155,7 +185,7 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>) -> Step<()> {
     control.write_all(&[READY]).named("report")?;
     // The launcher has all it wanted; what follows is the guest's.
     namespace::close_all_from(3, &[listener.as_fd()]).named("close descriptors")?;
-    nullspace_guest::run_as_init(listener, config).named("run the guest")
+    nullspace_guest::run_as_init(listener.into(), config).named("run the guest")
 }
 
 /// Reads one length-prefixed JSON message from the launcher.
@@ -222,31 +252,48 @@ fn mount_layer(layer: &Path, at: &Path, users: BorrowedFd<'_>) -> Step<()> {
         .map_err(|e| (format!("mount layer {}", layer.display()), e))
 }
 
-/// Puts the machine's root together and moves into it. Returns the guest's listening socket.
-fn build(
-    order: &Order,
+/// A root that is put together but for what the order says.
+struct MachineRoot {
+    inside: Root,
+    /// Its layers, and which directories they were when it was made.
+    lower: Vec<(PathBuf, Option<(u64, u64)>)>,
+}
+
+impl MachineRoot {
+    /// Whether it is made of these layers as they are now.
+    fn is_of(&self, lower: &[PathBuf]) -> bool {
+        self.lower.len() == lower.len()
+            && self.lower.iter().zip(lower).all(|((path, which), wanted)| {
+                path == wanted && which.is_some() && *which == which_directory(wanted)
+            })
+    }
+}
+
+/// A directory's device and inode.
+fn which_directory(path: &Path) -> Option<(u64, u64)> {
+    let meta = fs::metadata(path).ok()?;
+    Some((meta.dev(), meta.ino()))
+}
+
+/// Puts a root together in the scratch file system, with the writable layer in `directory`.
+fn make_root(
     stage: &Root,
+    directory: &Path,
+    lower: &[PathBuf],
     common: &Common,
     users: BorrowedFd<'_>,
-) -> Step<OwnedFd> {
-    let spec = &order.spec;
-    rustix::system::sethostname(spec.hostname.as_bytes()).named("set the host name")?;
-    if !spec.internet {
-        network::cut().named("cut the network")?;
-    }
-    let socket = order.directory.join("guest.sock");
-    let listener = UnixListener::bind(&socket).named("make the guest's socket")?;
-    let files = order.directory.join("fs");
-    make_writable_layer(&files, &spec.hostname, stage.first_id)
-        .named("make the writable layer")?;
-
+) -> Step<MachineRoot> {
+    let files = directory.join("fs");
+    make_writable_layer(&files, stage.first_id).named("make the writable layer")?;
     let scratch = &common.scratch;
-    let mut lower = vec![scratch.join("l0").display().to_string()];
-    for (n, layer) in spec.lower.iter().enumerate() {
+    let mut layers = vec![scratch.join("l0").display().to_string()];
+    let mut seen = Vec::new();
+    for (n, layer) in lower.iter().enumerate() {
         let at = scratch.join(format!("l{}", n + 1));
         fs::create_dir(&at).named("make a mount point")?;
+        seen.push((layer.clone(), which_directory(layer)));
         mount_layer(layer, &at, users)?;
-        lower.push(at.display().to_string());
+        layers.push(at.display().to_string());
     }
     let writable = scratch.join("w");
     let own = Attributes {
@@ -257,10 +304,61 @@ fn build(
         .and_then(|tree| attach(&tree, &writable))
         .named("mount the writable layer")?;
     let root = scratch.join("root");
-    let overlay = new_overlay(&lower.join(":"), &writable)?;
+    let overlay = new_overlay(&layers.join(":"), &writable)?;
     attach(&overlay, &root).named("mount the root")?;
-
     let inside = Root::open(&root, stage.first_id).named("open the root")?;
+    for path in ["/dev", "/proc", "/sys"] {
+        let move_it = || {
+            let tree = stage.look_up(path, OFlags::PATH)?;
+            inside.mount(&tree, path, true)
+        };
+        move_it().map_err(|e| (format!("move {path} into the root"), e))?;
+    }
+    Ok(MachineRoot {
+        inside,
+        lower: seen,
+    })
+}
+
+/// Takes apart what there is of a root, to the state in which [`make_root`] can be called.
+fn start_over(common: &Common, directory: &Path) -> Step<()> {
+    let scratch = &common.scratch;
+    let root = scratch.join("root");
+    for name in ["dev", "proc", "sys"] {
+        let (from, to) = (root.join(name), scratch.join(name));
+        // Nothing is there, or only an empty directory of a layer, if the root was not made so far.
+        let _ = rustix::mount::mount_move(&from, &to);
+    }
+    let _ = rustix::mount::unmount(&root, UnmountFlags::DETACH);
+    let _ = rustix::mount::unmount(&scratch.join("w"), UnmountFlags::DETACH);
+    for n in 1.. {
+        let at = scratch.join(format!("l{n}"));
+        if !at.exists() {
+            break;
+        }
+        let _ = rustix::mount::unmount(&at, UnmountFlags::DETACH);
+        fs::remove_dir(&at).named("remove a mount point")?;
+    }
+    match fs::rename(directory.join("fs"), directory.join("fs.unused")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+    .named("put the unused writable layer aside")
+}
+
+/// Adds what the order asks for and moves into the root.
+fn enter_root(spec: &MachineSpec, inside: &Root, users: BorrowedFd<'_>) -> Step<()> {
+    rustix::system::sethostname(spec.hostname.as_bytes()).named("set the host name")?;
+    if !spec.internet {
+        network::cut().named("cut the network")?;
+    }
+    inside
+        .look_up("/etc/hosts", OFlags::WRONLY | OFlags::TRUNC)
+        .map_err(io::Error::from)
+        .and_then(|fd| {
+            File::from(fd).write_all(system_layer::hosts(Some(&spec.hostname)).as_bytes())
+        })
+        .named("write /etc/hosts")?;
     for bind in &spec.binds {
         let attributes = Attributes {
             read_only: bind.read_only,
@@ -276,14 +374,7 @@ fn build(
             .mount(&tree, &target, is_dir)
             .map_err(|e| (format!("bind onto {target}"), e))?;
     }
-    for path in ["/dev", "/proc", "/sys"] {
-        let move_it = || {
-            let tree = stage.look_up(path, OFlags::PATH)?;
-            inside.mount(&tree, path, true)
-        };
-        move_it().map_err(|e| (format!("move {path} into the root"), e))?;
-    }
-    mount_shared_memory(&inside, spec.memory_bytes)?;
+    mount_shared_memory(inside, spec.memory_bytes)?;
     inside
         .make_dir(&spec.cwd)
         .named("make the working directory")?;
@@ -291,8 +382,7 @@ fn build(
     rustix::process::fchdir(&inside.fd).named("enter the root")?;
     rustix::process::pivot_root(".", ".").named("change the root")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH).named("leave the old root")?;
-    rustix::process::chdir("/").named("enter the root")?;
-    Ok(listener.into())
+    rustix::process::chdir("/").named("enter the root")
 }
 
 /// The root: layers, topmost first, under one writable layer.
@@ -330,14 +420,14 @@ fn new_overlay(lower: &str, writable: &Path) -> Step<OwnedFd> {
 ///
 /// The overlay creates files as the one who mounts it, whom an id-mapped mount would not know: so this layer
 /// holds the host's ids, and what is made here is given to the machine's root.
-fn make_writable_layer(files: &Path, hostname: &str, first_id: u32) -> io::Result<()> {
+fn make_writable_layer(files: &Path, first_id: u32) -> io::Result<()> {
     let upper = files.join("upper");
     let etc = upper.join("etc");
     for path in [files, &files.join("work"), &upper, &etc] {
         fs::create_dir(path)?;
     }
     let hosts = etc.join("hosts");
-    fs::write(&hosts, system_layer::hosts(Some(hostname)))?;
+    File::create(&hosts)?;
     for path in [&upper, &etc, &hosts] {
         std::os::unix::fs::chown(path, Some(first_id), Some(first_id))?;
     }

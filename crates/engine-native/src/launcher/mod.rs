@@ -27,7 +27,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -40,7 +40,7 @@ use self::{
     inside::{Common, Order},
     network::Network,
     resolver::Resolver,
-    slot::{Ranges, Slot},
+    slot::{Materials, Ranges, Slot},
     undertaker::Undertaker,
 };
 use crate::wire::{self, Answer, LauncherConfig, Message, Refusal, Request, RequestBody};
@@ -55,6 +55,8 @@ const PREPARING_AT_ONCE: usize = 8;
 const QUIET: Duration = Duration::from_millis(3);
 /// How long a child may take to get ready before it is given up.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Where directories of machines are prepared, in the data directory.
+const SPARE: &str = "spare";
 /// How long a launcher that ends may take until the next one has its place.
 const HANDOVER: Duration = Duration::from_secs(10);
 
@@ -85,7 +87,10 @@ pub(crate) fn clear(data_dir: &Path, instance: &str) -> io::Result<()> {
     for entry in fs::read_dir(data_dir.join("machines"))?.flatten() {
         fs::remove_dir_all(entry.path())?;
     }
-    Ok(())
+    match fs::remove_dir_all(data_dir.join(SPARE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Takes the data directory for this process. One that is ending is waited for: its socket is gone before
@@ -206,6 +211,8 @@ struct Launcher {
     entries: HashMap<u32, Entry>,
     by_id: HashMap<String, u32>,
     parked: VecDeque<u32>,
+    /// The layers of the last machine: probably the next one's too.
+    usual: Vec<PathBuf>,
     waiting: VecDeque<(Caller, Box<MachineSpec>)>,
     clients: HashMap<u32, Client>,
     undertaker: Undertaker,
@@ -226,12 +233,14 @@ impl Launcher {
         };
         let run = config.data_dir.join("run");
         fs::create_dir_all(&run)?;
-        let machines = config.data_dir.join("machines");
-        fs::create_dir_all(&machines)?;
-        spread(&machines);
+        fs::create_dir_all(config.data_dir.join("machines"))?;
         let scratch = run.join("scratch");
         fs::create_dir_all(&scratch)?;
         let lock = take(&run)?;
+        let spare = config.data_dir.join(SPARE);
+        let _ = fs::remove_dir_all(&spare);
+        fs::create_dir(&spare).map_err(context("make the directory of spare machines"))?;
+        spread(&spare);
         let _ = rustix::process::setsid();
         namespace::set_name("nullspace launch");
         // A thousand machines are a few thousand descriptors.
@@ -281,6 +290,7 @@ impl Launcher {
             entries: HashMap::new(),
             by_id: HashMap::new(),
             parked: VecDeque::new(),
+            usual: Vec::new(),
             waiting: VecDeque::new(),
             clients: HashMap::new(),
             undertaker,
@@ -327,9 +337,11 @@ impl Launcher {
 
     /// Until something happens, or it is time to prepare a spare slot.
     fn timeout(&self) -> rustix::event::Timespec {
-        let wait = self.spare_wanted_in().map_or(Duration::from_millis(500), |wait| {
-            wait + Duration::from_micros(50)
-        });
+        let wait = self
+            .spare_wanted_in()
+            .map_or(Duration::from_millis(500), |wait| {
+                wait + Duration::from_micros(50)
+            });
         rustix::event::Timespec {
             tv_sec: 0,
             tv_nsec: i64::from(wait.subsec_nanos()),
@@ -410,11 +422,14 @@ impl Launcher {
         }
         for (_, entry) in self.entries.drain() {
             entry.slot.wait();
-            self.undertaker
-                .take(entry.mounts, entry.slot.group.paths());
+            let Slot {
+                group, directory, ..
+            } = &entry.slot;
+            self.undertaker.take(entry.mounts, group.paths(), directory);
         }
         self.resolver = None;
         self.undertaker.finish();
+        let _ = fs::remove_dir_all(self.config.data_dir.join(SPARE));
         self.cgroups.close();
         self.network.close();
         self.shutdown
@@ -553,12 +568,16 @@ impl Launcher {
     /// Gives parked slots to those who wait, and prepares more when there are too few.
     fn serve_waiting(&mut self) {
         while !self.waiting.is_empty() {
-            let Some(n) = self.parked.pop_front() else {
+            let lower = &self.waiting[0].1.lower;
+            let made_for_it = |n: &u32| self.entries.get(n).is_some_and(|e| e.slot.lower == *lower);
+            let at = self.parked.iter().position(made_for_it).unwrap_or(0);
+            let Some(n) = self.parked.remove(at) else {
                 break;
             };
             let Some((caller, spec)) = self.waiting.pop_front() else {
                 break;
             };
+            self.usual.clone_from(&spec.lower);
             self.begin(n, caller, *spec);
         }
         let wanted = self.waiting.len().min(PREPARING_AT_ONCE);
@@ -574,16 +593,24 @@ impl Launcher {
 
     fn prepare(&mut self) -> io::Result<()> {
         let n = self.number();
-        let link = self
-            .network
-            .reserve(|address| self.entries.values().any(|e| e.slot.link.address == address))?;
-        let slot = Slot::start(
-            &self.own_pids,
-            self.cgroups.group(&format!("m{n}")),
+        let link = self.network.reserve(|address| {
+            self.entries
+                .values()
+                .any(|e| e.slot.link.address == address)
+        })?;
+        // What somebody waits for is known for sure.
+        let lower = self
+            .waiting
+            .front()
+            .map_or(&self.usual, |(_, spec)| &spec.lower);
+        let materials = Materials {
+            group: self.cgroups.group(&format!("m{n}")),
             link,
-            &mut self.ranges,
-            &self.common,
-        )?;
+            directory: self.config.data_dir.join(SPARE).join(n.to_string()),
+            lower: lower.clone(),
+            common: &self.common,
+        };
+        let slot = Slot::start(&self.own_pids, &mut self.ranges, materials)?;
         watch(&self.poll, slot.pidfd.as_fd(), Token::Ended(n))?;
         watch(&self.poll, slot.control.as_fd(), Token::Control(n))?;
         self.entries.insert(
@@ -607,8 +634,15 @@ impl Launcher {
         let directory = self.config.data_dir.join("machines").join(&id);
         let order = Order { spec, directory };
         let mut work = || -> Result<(), Refusal> {
-            fs::create_dir(&order.directory).map_err(|e| match e.kind() {
-                io::ErrorKind::AlreadyExists => Refusal::Exists(id.clone()),
+            rustix::fs::renameat_with(
+                rustix::fs::CWD,
+                &entry.slot.directory,
+                rustix::fs::CWD,
+                &order.directory,
+                rustix::fs::RenameFlags::NOREPLACE,
+            )
+            .map_err(|e| match e {
+                rustix::io::Errno::EXIST => Refusal::Exists(id.clone()),
                 _ => Refusal::step("make the machine's directory", e),
             })?;
             entry
@@ -742,7 +776,8 @@ impl Launcher {
             }
         }
         self.ranges.give_back(slot.range);
-        self.undertaker.take(mounts, slot.group.paths());
+        self.undertaker
+            .take(mounts, slot.group.paths(), &slot.directory);
     }
 
     fn answer(&mut self, caller: Caller, result: Result<Answer, Refusal>) {

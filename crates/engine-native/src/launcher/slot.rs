@@ -14,6 +14,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
     },
+    path::PathBuf,
 };
 
 use nullspace_sys::namespace::{self, Fork, Namespaces};
@@ -116,17 +117,37 @@ pub(super) struct Slot {
     pub(super) group: Group,
     pub(super) range: usize,
     pub(super) link: Link,
+    /// What becomes the machine's directory.
+    pub(super) directory: PathBuf,
+    /// The layers of the root that it has made.
+    pub(super) lower: Vec<PathBuf>,
+}
+
+/// What a slot is made with.
+pub(super) struct Materials<'a> {
+    pub(super) group: Group,
+    pub(super) link: Link,
+    /// Does not exist yet.
+    pub(super) directory: PathBuf,
+    pub(super) lower: Vec<PathBuf>,
+    pub(super) common: &'a Common,
 }
 
 impl Slot {
     /// Forks process 1. It reports [`inside::PARKED`] on `control` when it has all that is prepared.
     pub(super) fn start(
         own_pids: &OwnedFd,
-        group: Group,
-        link: Link,
         ranges: &mut Ranges,
-        common: &Common,
+        materials: Materials<'_>,
     ) -> io::Result<Self> {
+        let Materials {
+            group,
+            link,
+            directory,
+            lower,
+            common,
+        } = materials;
+        fs::create_dir(&directory)?;
         let range = ranges.take()?;
         let fork = || {
             let (ours, theirs) = UnixStream::pair()?;
@@ -137,6 +158,8 @@ impl Slot {
                         link: &link,
                         users: &ranges.made[range],
                         first_id: first_id(range),
+                        directory: &directory,
+                        lower: &lower,
                         common,
                     };
                     inside::main(theirs, &preparation)
@@ -156,6 +179,8 @@ impl Slot {
                 group,
                 range,
                 link,
+                directory,
+                lower,
             }),
             Err(error) => {
                 ranges.give_back(range);

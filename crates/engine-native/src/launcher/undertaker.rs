@@ -12,7 +12,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::ffi::{OsStrExt, OsStringExt},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -62,10 +62,12 @@ impl Undertaker {
         }
     }
 
-    /// Hands over what is left of a machine. If that fails, what can be done at once is done here.
-    pub(super) fn take(&self, mounts: Option<File>, groups: &[PathBuf]) {
-        let text = groups
-            .iter()
+    /// Hands over what is left of a machine: its groups, and the directory that was prepared for it, if it
+    /// did not come to be one. If that fails, what can be done at once is done here.
+    pub(super) fn take(&self, mounts: Option<File>, groups: &[PathBuf], directory: &Path) {
+        let text = [directory]
+            .into_iter()
+            .chain(groups.iter().map(PathBuf::as_path))
             .map(|path| path.as_os_str().as_bytes())
             .collect::<Vec<_>>()
             .join(&0);
@@ -112,10 +114,14 @@ fn work(socket: &OwnedFd) {
                 fds.for_each(drop);
             }
         }
-        let groups: Vec<PathBuf> = buffer[..length]
+        let mut paths = buffer[..length]
             .split(|byte| *byte == 0)
-            .map(|path| PathBuf::from(std::ffi::OsString::from_vec(path.to_vec())))
-            .collect();
+            .map(|path| PathBuf::from(std::ffi::OsString::from_vec(path.to_vec())));
+        if let Some(directory) = paths.next() {
+            // Not there any more when it became a machine's.
+            let _ = std::fs::remove_dir_all(directory);
+        }
+        let groups: Vec<PathBuf> = paths.collect();
         for _ in 0..STEPS {
             if cgroup::remove(&groups) {
                 break;
