@@ -20,6 +20,7 @@ mod later;
 mod machine;
 mod openapi;
 mod process;
+mod rest;
 
 use axum::{
     Router,
@@ -85,8 +86,9 @@ pub fn router(app: AppState) -> Router {
         .with_state(app)
 }
 
-/// Around every request: an id, the caller, and the words of errors.
-async fn edge(State(app): State<AppState>, mut request: Request, next: Next) -> Response {
+/// Around every request: an id, the caller, the words of errors, and what nobody read of its body.
+async fn edge(State(app): State<AppState>, request: Request, next: Next) -> Response {
+    let (mut request, rest) = rest::keep(request);
     let request_id = id::new(id::REQUEST);
     let noun = Noun::of_path(request.uri().path());
     let span = tracing::debug_span!(
@@ -102,8 +104,12 @@ async fn edge(State(app): State<AppState>, mut request: Request, next: Next) -> 
             }
             next.run(request).instrument(span.clone()).await
         }
-        Err(error) => error.into_response(),
+        Err(error) => {
+            drop(request);
+            error.into_response()
+        }
     };
+    rest.discard();
     let _entered = span.entered();
     error::finish(response, noun, &request_id)
 }
