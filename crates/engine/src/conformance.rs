@@ -387,13 +387,19 @@ async fn files(guest: &GuestClient) {
         .write(&write("/workspace/a/b/é.txt"), futures::broken())
         .await;
     assert!(broken.is_err());
-    let listed = guest
-        .list(&PathRequest {
-            depth: 3,
-            ..path("/workspace/a")
-        })
-        .await
-        .expect("list");
+    let all = PathRequest {
+        depth: 3,
+        ..path("/workspace/a")
+    };
+    // The guest hears of the break after we do.
+    let start = std::time::Instant::now();
+    let listed = loop {
+        let listed = guest.list(&all).await.expect("list");
+        if listed.len() == 2 || start.elapsed() > PATIENCE {
+            break listed;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
     let shown: Vec<_> = listed.iter().map(|f| f.path.as_str()).collect();
     assert_eq!(shown, ["/workspace/a/b", "/workspace/a/b/é.txt"]);
     assert_eq!(listed[1].size, 5);

@@ -59,6 +59,12 @@ impl Bundle {
         let mut config: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
         config["process"]["terminal"] = json!(false);
         config["process"]["args"] = json!(args);
+        // As large as a machine's, for the rows about files.
+        for mount in config["mounts"].as_array_mut().into_iter().flatten() {
+            if mount["destination"] == "/dev/shm" {
+                mount["options"] = json!(["nosuid", "noexec", "nodev", "mode=1777", "size=2g"]);
+            }
+        }
         config["root"] = json!({ "path": self.rootfs, "readonly": true });
         std::fs::write(
             self.directory.path().join(name),

@@ -150,11 +150,11 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>) -> Step<()> {
     group.enter().named("enter the cgroups")?;
     let host = Netlink::open().named("open the host's network")?;
     namespace::unshare(Namespaces::MACHINE).named("make namespaces")?;
+    let stage = prepare_mounts(common, users.as_fd(), first_id)?;
     link.make(&host).named("make the network link")?;
     drop(host);
     let listener =
         UnixListener::bind(directory.join("guest.sock")).named("make the guest's socket")?;
-    let stage = prepare_mounts(common, users.as_fd(), first_id)?;
     let mut root = None;
     if !lower.is_empty() {
         // Layers may be gone by now: whoever asks for them will be told.
@@ -234,6 +234,9 @@ fn prepare_mounts(common: &Common, users: BorrowedFd<'_>, first_id: u32) -> Step
     stage
         .mount(&new_fs("proc", &[], quiet)?, "/proc", true)
         .named("mount /proc")?;
+    // The host's own `/proc` would do, but there the settings of all networks are in one list, and the
+    // thousandth machine waits for the kernel to pass by the others.
+    network::configure(&scratch.join("proc")).named("configure the network")?;
     let sys = new_fs("sysfs", &[], quiet | MountAttrFlags::MOUNT_ATTR_RDONLY)?;
     stage.mount(&sys, "/sys", true).named("mount /sys")?;
     mask(&stage)?;

@@ -612,7 +612,9 @@ impl Launcher {
         };
         let slot = Slot::start(&self.own_pids, &mut self.ranges, materials)?;
         watch(&self.poll, slot.pidfd.as_fd(), Token::Ended(n))?;
-        watch(&self.poll, slot.control.as_fd(), Token::Control(n))?;
+        if let Some(control) = &slot.control {
+            watch(&self.poll, control.as_fd(), Token::Control(n))?;
+        }
         self.entries.insert(
             n,
             Entry {
@@ -675,12 +677,15 @@ impl Launcher {
         let Some(entry) = self.entries.get_mut(&n) else {
             return;
         };
+        let Some(control) = &mut entry.slot.control else {
+            return;
+        };
         let mut chunk = [0; 4096];
-        let read = match entry.slot.control.read(&mut chunk) {
+        let read = match control.read(&mut chunk) {
             Ok(read) if read > 0 => &chunk[..read],
             _ => {
-                // Closed: it ends, or it is a guest now. Either way there is nothing more to hear.
-                let _ = epoll::delete(&self.poll, &entry.slot.control);
+                // It ends: there is nothing more to hear.
+                entry.slot.control = None;
                 return;
             }
         };
@@ -692,6 +697,7 @@ impl Launcher {
             (State::Starting { id, caller, .. }, inside::READY) => {
                 let (id, caller) = (id.clone(), *caller);
                 entry.state = State::Live { id };
+                entry.slot.control = None;
                 self.active = Instant::now();
                 self.answer(caller, Ok(Answer::Done));
             }

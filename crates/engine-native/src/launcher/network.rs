@@ -198,15 +198,23 @@ fn remove(table: &str, gateway: Ipv4Addr) -> io::Result<()> {
     Ok(())
 }
 
+/// Settings of the machine's network; called in its namespace before there is a link. `proc` is a mount of
+/// `/proc`.
+pub(super) fn configure(proc: &Path) -> io::Result<()> {
+    let net = proc.join("sys/net");
+    // Any program may listen on any port: there is nobody else here to protect. The same for ping.
+    fs::write(net.join("ipv4/ip_unprivileged_port_start"), "0")?;
+    let _ = fs::write(net.join("ipv4/ping_group_range"), "0 2147483647");
+    // For links to come; the loopback keeps its own.
+    let _ = fs::write(net.join("ipv6/conf/default/disable_ipv6"), "1");
+    Ok(())
+}
+
 impl Link {
     /// Makes the link and sets both ends up. Called in the machine's network namespace, with a socket that
     /// was opened in the host's: so the launcher does not wait for the kernel's locks, and when the process
     /// dies half-way the namespace takes everything with it.
     pub(super) fn make(&self, host: &Netlink) -> io::Result<()> {
-        // Any program may listen on any port: there is nobody else here to protect. The same for ping.
-        fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")?;
-        let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
-
         let own = fs::File::open("/proc/self/ns/net")?;
         let mut batch = Batch::default();
         batch.add_veth(&self.name, own.as_fd());
@@ -222,7 +230,6 @@ impl Link {
         batch.add_host_route(index, self.address);
         host.send(&batch)?;
 
-        let _ = fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1");
         let netlink = Netlink::open()?;
         let (lo, eth0) = (netlink.index_of("lo")?, netlink.index_of("eth0")?);
         let mut batch = Batch::default();

@@ -113,7 +113,8 @@ fn make_user_namespace(first: u32) -> io::Result<OwnedFd> {
 pub(super) struct Slot {
     pid: i32,
     pub(super) pidfd: OwnedFd,
-    pub(super) control: UnixStream,
+    /// Until the machine runs: then there is nothing more to say.
+    pub(super) control: Option<UnixStream>,
     pub(super) group: Group,
     pub(super) range: usize,
     pub(super) link: Link,
@@ -175,7 +176,7 @@ impl Slot {
             Ok((pid, control, pidfd)) => Ok(Self {
                 pid,
                 pidfd,
-                control,
+                control: Some(control),
                 group,
                 range,
                 link,
@@ -194,7 +195,10 @@ impl Slot {
         let spec = &order.spec;
         self.group
             .limit(spec.memory_bytes, spec.cpu_millis, spec.pids_max)?;
-        self.control.write_all(&crate::wire::encode(order))
+        match &mut self.control {
+            Some(control) => control.write_all(&crate::wire::encode(order)),
+            None => Err(io::Error::other("it is a machine already")),
+        }
     }
 
     /// Its view of the file system, held open so that its processes can end without taking it down.
