@@ -8,33 +8,28 @@
 //! until it is acknowledged, and that happens after it is in the log: a server that is killed at any point
 //! goes on where the record ends, without a hole and without a double.
 
+mod machine;
+mod process;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use futures_util::FutureExt;
 use nullspace_api::{agent::OutputManifest, error::code, time};
 use nullspace_lifecycle::run::{self as lifecycle, Input, Release, State};
-use nullspace_protocol::{
-    ExecRequest, GuestClient, GuestError, OutputQuery, Retain, WriteQuery, frame::Frame,
-};
 use nullspace_store::{
     StoreError,
     agent_log::NewLog,
     agent_run::{self as runs, RunRow},
-    machine as machines,
 };
-use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     AppState,
     agent::{self, Live},
     agent_config,
-    agent_log::{self, Source, Writer},
-    agent_output, agent_run,
+    agent_log::{self, Writer},
+    agent_output,
     agent_version::Prepared,
-    bundle,
-    machine::{self, Handle, NewMachine},
+    machine::{self as machines, Handle},
 };
 use crate::error::{Error, Result};
 
@@ -42,13 +37,6 @@ use crate::error::{Error, Result};
 const RETRY: Duration = Duration::from_secs(1);
 /// How often a guest that does not answer is asked again before its run is given up.
 const ATTEMPTS: u32 = 10;
-/// How often it is looked whether the template is ready.
-const TEMPLATE_POLL: Duration = Duration::from_millis(500);
-/// Lines and bytes that are recorded together at most.
-const BATCH_EVENTS: usize = 2000;
-const BATCH_BYTES: usize = 1 << 20;
-/// What a shell finds without a template's own word.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// `SIGKILL`.
 const KILL: i32 = 9;
 
@@ -134,23 +122,6 @@ impl End {
 struct Exit {
     code: i32,
     timed_out: bool,
-}
-
-/// Why following a process stopped before its end.
-enum Stopped {
-    /// The run ends.
-    End(End),
-    /// The connection broke; the machine may be fine.
-    Lost(String),
-}
-
-impl From<GuestError> for Stopped {
-    fn from(error: GuestError) -> Self {
-        match error {
-            GuestError::Lost { .. } => Self::Lost(error.to_string()),
-            other => Self::End(End::broke(format!("the output could not be read: {other}"))),
-        }
-    }
 }
 
 /// The two commands of a run.
@@ -265,349 +236,6 @@ impl Task {
             Command::Install => agent_config::INSTALL_TIMEOUT_SECONDS,
             Command::Entrypoint => agent_config::timeout_seconds(&self.version.config),
         })
-    }
-
-    /// From a recorded run to a machine that has its input.
-    async fn prepare_machine(&mut self, resumed: bool) -> Result<(), End> {
-        self.step(Input::Begin, "starting a machine".into(), None)
-            .await;
-        if self.handle.is_none() {
-            if resumed && self.row.has_envs {
-                return Err(End::broke(
-                    "the server was stopped before the machine was there, and values of environment variables are \
-                     not stored: start the run again",
-                ));
-            }
-            let row = self.create_machine().await?;
-            self.handle = self.app.machines.get(&row.id);
-        }
-        let Some(handle) = &self.handle else {
-            return Err(self.machine_lost("starting").await);
-        };
-        let id = handle.id.clone();
-        self.row.machine_id = Some(id.clone());
-        self.deliver_input().await?;
-        self.step(Input::MachineReady, format!("machine {id} is ready"), None)
-            .await;
-        Ok(())
-    }
-
-    async fn create_machine(&self) -> Result<Arc<machines::MachineRow>, End> {
-        let config = &self.version.config;
-        let template = loop {
-            match self.app.templates.find(&config.template) {
-                Ok(template) => break template,
-                Err(error) if error.code == code::TEMPLATE_NOT_READY => {}
-                Err(error) => {
-                    return Err(End::broke(format!("starting failed: {}", error.message)));
-                }
-            }
-            tokio::select! {
-                () = tokio::time::sleep(TEMPLATE_POLL) => {}
-                () = self.cancel.cancelled() => return Err(End::cancelled()),
-            }
-        };
-        let workdir = agent_config::trimmed(&config.workdir).to_owned();
-        let path = template
-            .env
-            .iter()
-            .find(|(name, _)| name == "PATH")
-            .map_or(DEFAULT_PATH, |(_, path)| path);
-        let mut envs = agent_run::environment(&self.row, &workdir, path);
-        for (name, value) in self.envs.iter().flatten() {
-            // Who a run is, is not the caller's to say; everything else is.
-            if !agent_config::IDENTITY.contains(&name.as_str()) {
-                envs.insert(name.clone(), value.clone());
-            }
-        }
-        let metadata = Map::from_iter([
-            (
-                "agent_deployment_id".into(),
-                Value::from(self.row.deployment_id.clone()),
-            ),
-            ("agent_run_id".into(), Value::from(self.row.id.clone())),
-        ]);
-        let resources = &config.resources;
-        let defaults = NewMachine::from_template(&self.app, template);
-        let new = NewMachine {
-            layers: vec![bundle::path(&self.app.data_dir, &self.version.bundle)],
-            vcpus: resources
-                .vcpus
-                .and_then(|count| u32::try_from(count).ok())
-                .unwrap_or(defaults.vcpus),
-            memory_mb: resources.memory_mb.unwrap_or(defaults.memory_mb),
-            disk_mb: resources.disk_mb,
-            internet_access: config.permissions.internet_access.unwrap_or(true),
-            envs,
-            cwd: workdir,
-            metadata,
-            key_id: self.row.key_id.clone(),
-            owner: Some(self.row.id.clone()),
-            ..defaults
-        };
-        match machine::create(&self.app, new, None).await {
-            Ok(machine::Created::New(row) | machine::Created::Replayed(row)) => Ok(row),
-            Err(error) => Err(End::broke(format!(
-                "starting a machine failed: {}",
-                error.message
-            ))),
-        }
-    }
-
-    /// Puts the run's input where programs look that do not read the environment.
-    async fn deliver_input(&mut self) -> Result<(), End> {
-        let query = WriteQuery {
-            path: format!(
-                "{}/.nullspace/run.json",
-                agent_config::trimmed(&self.version.config.workdir)
-            ),
-            ..WriteQuery::default()
-        };
-        let guest = self.guest("starting").await?;
-        let input = Bytes::from(self.row.input.clone());
-        let input = futures_util::stream::iter([Ok(input)]);
-        match guest.write(&query, input).await {
-            Ok(_) => Ok(()),
-            Err(GuestError::Lost { .. }) => Err(self.machine_lost("starting").await),
-            Err(error) => Err(End::broke(format!(
-                "starting failed: the input could not be delivered: {error}"
-            ))),
-        }
-    }
-
-    /// Runs a command of the version to its end, or goes on with one that runs.
-    async fn execute(&mut self, command: Command, line: &str, resumed: bool) -> Result<Exit, End> {
-        let known = match command {
-            Command::Install => self.row.install_process_id,
-            Command::Entrypoint => self.row.process_id,
-        };
-        let pid = match known {
-            Some(pid) => pid,
-            None => {
-                let pid = match self.begun(command, line, resumed).await? {
-                    Some(pid) => pid,
-                    None => self.begin(command, line).await?,
-                };
-                self.row.output_offset = 0;
-                let input = match command {
-                    Command::Install => {
-                        self.row.install_process_id = Some(pid);
-                        Input::InstallStarted
-                    }
-                    Command::Entrypoint => {
-                        self.row.process_id = Some(pid);
-                        self.row.started_at = Some(time::now());
-                        Input::EntrypointStarted
-                    }
-                };
-                self.step(input, line.to_owned(), Some(pid)).await;
-                pid
-            }
-        };
-        let writer = Writer {
-            phase: command.as_str(),
-            process_id: pid,
-        };
-        let exit = self.follow(writer).await?;
-        // What ends with its machine was not its own doing.
-        if exit.code != 0
-            && self
-                .handle
-                .as_ref()
-                .is_some_and(|h| h.row().state != "running")
-        {
-            return Err(self.machine_lost(writer.phase).await);
-        }
-        Ok(exit)
-    }
-
-    /// The process, if a server before this one started it and did not get to record that.
-    async fn begun(
-        &mut self,
-        command: Command,
-        line: &str,
-        resumed: bool,
-    ) -> Result<Option<u32>, End> {
-        if !resumed {
-            return Ok(None);
-        }
-        let label = command.label(line);
-        for _ in 0..ATTEMPTS {
-            let guest = self.guest(command.as_str()).await?;
-            match guest.processes().await {
-                Ok(list) => {
-                    let found = list.into_iter().find(|process| process.command == label);
-                    return Ok(found.map(|process| process.pid));
-                }
-                Err(_) => self.pause().await?,
-            }
-        }
-        Err(self.machine_lost(command.as_str()).await)
-    }
-
-    async fn begin(&mut self, command: Command, line: &str) -> Result<u32, End> {
-        let request = ExecRequest {
-            argv: vec!["/bin/sh".into(), "-c".into(), line.to_owned()],
-            cwd: Some(agent_config::trimmed(&self.version.config.workdir).to_owned()),
-            timeout_ms: u64::try_from(self.time_limit(command).as_millis()).ok(),
-            retain: Retain::UntilAcknowledged,
-            label: Some(command.label(line)),
-            ..ExecRequest::default()
-        };
-        let guest = self.guest(command.as_str()).await?;
-        match guest.spawn(&request).await {
-            Ok(pid) => Ok(pid),
-            Err(GuestError::Refused(body)) => Err(End::broke(format!(
-                "{} could not be started: {}",
-                command.as_str(),
-                body.message
-            ))),
-            Err(_) => {
-                // It may run: whoever asks the guest again finds out.
-                self.pause().await?;
-                match self.begun(command, line, true).await? {
-                    Some(pid) => Ok(pid),
-                    None => Err(self.machine_lost(command.as_str()).await),
-                }
-            }
-        }
-    }
-
-    /// Reads a process's output into the log until it ends.
-    async fn follow(&mut self, writer: Writer) -> Result<Exit, End> {
-        let mut attempts = 0;
-        loop {
-            let guest = self.guest(writer.phase).await?;
-            let before = self.row.output_offset;
-            match self.follow_once(&guest, writer).await {
-                Ok(exit) => return Ok(exit),
-                Err(Stopped::End(end)) => return Err(end),
-                Err(Stopped::Lost(reason)) => {
-                    tracing::debug!(run = self.row.id, reason, "lost the guest of a run");
-                    attempts = if self.row.output_offset > before {
-                        0
-                    } else {
-                        attempts + 1
-                    };
-                    if attempts == ATTEMPTS {
-                        return Err(self.machine_lost(writer.phase).await);
-                    }
-                    self.pause().await?;
-                }
-            }
-        }
-    }
-
-    async fn follow_once(&mut self, guest: &GuestClient, writer: Writer) -> Result<Exit, Stopped> {
-        let query = OutputQuery {
-            from: self.row.output_offset,
-            follow: true,
-        };
-        let mut stream = guest.output(writer.process_id, query).await?;
-        loop {
-            let mut next = tokio::select! {
-                frame = stream.next() => frame,
-                () = self.cancel.cancelled() => return Err(Stopped::End(End::cancelled())),
-            };
-            let mut events = Vec::new();
-            let mut bytes = 0;
-            let mut ended = None;
-            // What is there already is recorded together.
-            loop {
-                match next {
-                    Ok(Some(Frame::Started(_))) => {}
-                    Ok(Some(Frame::Stdout(offset, data))) => {
-                        bytes += data.len();
-                        self.take(writer, Source::Stdout, offset, &data, &mut events);
-                    }
-                    Ok(Some(Frame::Stderr(offset, data))) => {
-                        bytes += data.len();
-                        self.take(writer, Source::Stderr, offset, &data, &mut events);
-                    }
-                    Ok(Some(Frame::Exit {
-                        code, timed_out, ..
-                    })) => {
-                        agent_log::finish(&mut self.row, writer, &mut events);
-                        ended = Some(Ok(Exit { code, timed_out }));
-                    }
-                    Ok(None) => ended = Some(Err(Stopped::Lost("the output ended early".into()))),
-                    Err(error) => ended = Some(Err(error.into())),
-                }
-                if ended.is_some() || events.len() >= BATCH_EVENTS || bytes >= BATCH_BYTES {
-                    break;
-                }
-                match stream.next().now_or_never() {
-                    Some(frame) => next = frame,
-                    None => break,
-                }
-            }
-            if bytes > 0 || !events.is_empty() {
-                self.record(&events, false).await;
-            }
-            if let Some(ended) = ended {
-                return ended;
-            }
-            guest
-                .acknowledge(writer.process_id, self.row.output_offset)
-                .await?;
-        }
-    }
-
-    fn take(
-        &mut self,
-        writer: Writer,
-        source: Source,
-        offset: u64,
-        data: &Bytes,
-        events: &mut Vec<NewLog>,
-    ) {
-        agent_log::take(&mut self.row, writer, source, data, events);
-        self.row.output_offset = offset + data.len() as u64;
-    }
-
-    /// The guest, as long as the machine runs.
-    async fn guest(&mut self, phase: &str) -> Result<GuestClient, End> {
-        for _ in 0..ATTEMPTS {
-            let Some(handle) = self.handle.clone() else {
-                break;
-            };
-            match handle.guest(&*self.app.engine).await {
-                Ok(guest) => return Ok(guest),
-                Err(error) if error.code == code::MACHINE_NOT_READY => break,
-                Err(_) => self.pause().await?,
-            }
-        }
-        Err(self.machine_lost(phase).await)
-    }
-
-    /// Waits a little before the guest is asked again.
-    async fn pause(&self) -> Result<(), End> {
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(200)) => Ok(()),
-            () = self.cancel.cancelled() => Err(End::cancelled()),
-        }
-    }
-
-    /// Says what became of the machine.
-    async fn machine_lost(&self, phase: &str) -> End {
-        let id = self
-            .row
-            .machine_id
-            .clone()
-            .or_else(|| self.handle.as_ref().map(|h| h.id.clone()));
-        let row = match &id {
-            Some(id) => machine::get(&self.app, id).await.ok(),
-            None => None,
-        };
-        let what = match row.as_deref() {
-            Some(row) if row.state == "destroyed" => "the machine was deleted".to_owned(),
-            Some(row) => match &row.failure_reason {
-                Some(reason) => format!("the machine was lost ({reason})"),
-                None => "the machine does not answer".to_owned(),
-            },
-            None => "the machine was lost".to_owned(),
-        };
-        End::broke(format!("{what} during {phase}"))
     }
 
     /// Keeps what the run left behind, records its end and lets its machine go.
@@ -788,10 +416,10 @@ impl Task {
 pub(super) async fn release(app: &AppState, machine_id: &str, until: Option<i64>) {
     let left = until.map(|until| u64::try_from((until - time::now()) / 1000).unwrap_or(0));
     let done: Result<()> = match left {
-        Some(left) if left > 0 => machine::set_time_limit(app, machine_id, Some(left), None, None)
+        Some(left) if left > 0 => machines::set_time_limit(app, machine_id, Some(left), None, None)
             .await
             .map(drop),
-        _ => machine::destroy(app, machine_id, None).await.map(drop),
+        _ => machines::destroy(app, machine_id, None).await.map(drop),
     };
     if let Err(error) = done {
         let Error { code, context, .. } = error;

@@ -111,8 +111,8 @@ pub(super) async fn record_step(
         })
         .collect();
     let row = row.clone();
-    // A machine that never ran frees its idempotency key: asking again makes another one.
-    let never_ran = step.loss == Some(Loss::BuildFailed);
+    // A machine that never ran frees its idempotency key, whatever came in between: asking again makes another one.
+    let never_ran = step.state == State::Error && row.started_at.is_none();
     store
         .write(move |tx| {
             rows::update(tx, &row)?;

@@ -1,0 +1,176 @@
+//! The machine of a run: making it, handing it the input, and what is said when it is gone.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use nullspace_api::error::code;
+use nullspace_lifecycle::run::Input;
+use nullspace_protocol::{GuestClient, GuestError, WriteQuery};
+use nullspace_store::machine::MachineRow;
+use serde_json::{Map, Value};
+
+use super::{ATTEMPTS, End, Task};
+use crate::app::{
+    agent_config, agent_run, bundle,
+    machine::{self, NewMachine},
+};
+
+/// How often it is looked whether the template is ready.
+const TEMPLATE_POLL: Duration = Duration::from_millis(500);
+/// What a shell finds without a template's own word.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+impl Task {
+    /// From a recorded run to a machine that has its input.
+    pub(super) async fn prepare_machine(&mut self, resumed: bool) -> Result<(), End> {
+        self.step(Input::Begin, "starting a machine".into(), None)
+            .await;
+        if self.handle.is_none() {
+            if resumed && self.row.has_envs {
+                return Err(End::broke(
+                    "the server was stopped before the machine was there, and values of environment variables are \
+                     not stored: start the run again",
+                ));
+            }
+            let row = self.create_machine().await?;
+            self.handle = self.app.machines.get(&row.id);
+        }
+        let Some(handle) = &self.handle else {
+            return Err(self.machine_lost("starting").await);
+        };
+        let id = handle.id.clone();
+        self.row.machine_id = Some(id.clone());
+        self.deliver_input().await?;
+        self.step(Input::MachineReady, format!("machine {id} is ready"), None)
+            .await;
+        Ok(())
+    }
+
+    async fn create_machine(&self) -> Result<Arc<MachineRow>, End> {
+        let config = &self.version.config;
+        let template = loop {
+            match self.app.templates.find(&config.template) {
+                Ok(template) => break template,
+                Err(error) if error.code == code::TEMPLATE_NOT_READY => {}
+                Err(error) => {
+                    return Err(End::broke(format!("starting failed: {}", error.message)));
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(TEMPLATE_POLL) => {}
+                () = self.cancel.cancelled() => return Err(End::cancelled()),
+            }
+        };
+        let workdir = agent_config::trimmed(&config.workdir).to_owned();
+        let path = template
+            .env
+            .iter()
+            .find(|(name, _)| name == "PATH")
+            .map_or(DEFAULT_PATH, |(_, path)| path);
+        let mut envs = agent_run::environment(&self.row, &workdir, path);
+        for (name, value) in self.envs.iter().flatten() {
+            // Who a run is, is not the caller's to say; everything else is.
+            if !agent_config::IDENTITY.contains(&name.as_str()) {
+                envs.insert(name.clone(), value.clone());
+            }
+        }
+        let metadata = Map::from_iter([
+            (
+                "agent_deployment_id".into(),
+                Value::from(self.row.deployment_id.clone()),
+            ),
+            ("agent_run_id".into(), Value::from(self.row.id.clone())),
+        ]);
+        let resources = &config.resources;
+        let defaults = NewMachine::from_template(&self.app, template);
+        let new = NewMachine {
+            layers: vec![bundle::path(&self.app.data_dir, &self.version.bundle)],
+            vcpus: resources
+                .vcpus
+                .and_then(|count| u32::try_from(count).ok())
+                .unwrap_or(defaults.vcpus),
+            memory_mb: resources.memory_mb.unwrap_or(defaults.memory_mb),
+            disk_mb: resources.disk_mb,
+            internet_access: config.permissions.internet_access.unwrap_or(true),
+            envs,
+            cwd: workdir,
+            metadata,
+            key_id: self.row.key_id.clone(),
+            owner: Some(self.row.id.clone()),
+            ..defaults
+        };
+        match machine::create(&self.app, new, None).await {
+            Ok(machine::Created::New(row) | machine::Created::Replayed(row)) => Ok(row),
+            Err(error) => Err(End::broke(format!(
+                "starting a machine failed: {}",
+                error.message
+            ))),
+        }
+    }
+
+    /// Puts the run's input where programs look that do not read the environment.
+    async fn deliver_input(&mut self) -> Result<(), End> {
+        let query = WriteQuery {
+            path: format!(
+                "{}/.nullspace/run.json",
+                agent_config::trimmed(&self.version.config.workdir)
+            ),
+            ..WriteQuery::default()
+        };
+        let guest = self.guest("starting").await?;
+        let input = Bytes::from(self.row.input.clone());
+        let input = futures_util::stream::iter([Ok(input)]);
+        match guest.write(&query, input).await {
+            Ok(_) => Ok(()),
+            Err(GuestError::Lost { .. }) => Err(self.machine_lost("starting").await),
+            Err(error) => Err(End::broke(format!(
+                "starting failed: the input could not be delivered: {error}"
+            ))),
+        }
+    }
+
+    /// The guest, as long as the machine runs.
+    pub(super) async fn guest(&mut self, phase: &str) -> Result<GuestClient, End> {
+        for _ in 0..ATTEMPTS {
+            let Some(handle) = self.handle.clone() else {
+                break;
+            };
+            match handle.guest(&*self.app.engine).await {
+                Ok(guest) => return Ok(guest),
+                Err(error) if error.code == code::MACHINE_NOT_READY => break,
+                Err(_) => self.pause().await?,
+            }
+        }
+        Err(self.machine_lost(phase).await)
+    }
+
+    /// Waits a little before the guest is asked again.
+    pub(super) async fn pause(&self) -> Result<(), End> {
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(200)) => Ok(()),
+            () = self.cancel.cancelled() => Err(End::cancelled()),
+        }
+    }
+
+    /// Says what became of the machine.
+    pub(super) async fn machine_lost(&self, phase: &str) -> End {
+        let id = self
+            .row
+            .machine_id
+            .clone()
+            .or_else(|| self.handle.as_ref().map(|h| h.id.clone()));
+        let row = match &id {
+            Some(id) => machine::get(&self.app, id).await.ok(),
+            None => None,
+        };
+        let what = match row.as_deref() {
+            Some(row) if row.state == "destroyed" => "the machine was deleted".to_owned(),
+            Some(row) => match &row.failure_reason {
+                Some(reason) => format!("the machine was lost ({reason})"),
+                None => "the machine does not answer".to_owned(),
+            },
+            None => "the machine was lost".to_owned(),
+        };
+        End::broke(format!("{what} during {phase}"))
+    }
+}

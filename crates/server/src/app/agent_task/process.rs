@@ -1,0 +1,233 @@
+//! The processes of a run: starting the install command and the entry point, or finding them again, and
+//! reading what they write into the log.
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use nullspace_api::time;
+use nullspace_lifecycle::run::Input;
+use nullspace_protocol::{ExecRequest, GuestClient, GuestError, OutputQuery, Retain, frame::Frame};
+use nullspace_store::agent_log::NewLog;
+
+use super::{ATTEMPTS, Command, End, Exit, Task};
+use crate::app::{
+    agent_config,
+    agent_log::{self, Source, Writer},
+};
+
+/// Lines and bytes that are recorded together at most.
+const BATCH_EVENTS: usize = 2000;
+const BATCH_BYTES: usize = 1 << 20;
+
+/// Why following a process stopped before its end.
+enum Stopped {
+    /// The run ends.
+    End(End),
+    /// The connection broke; the machine may be fine.
+    Lost(String),
+}
+
+impl From<GuestError> for Stopped {
+    fn from(error: GuestError) -> Self {
+        match error {
+            GuestError::Lost { .. } => Self::Lost(error.to_string()),
+            other => Self::End(End::broke(format!("the output could not be read: {other}"))),
+        }
+    }
+}
+
+impl Task {
+    /// Runs a command of the version to its end, or goes on with one that runs.
+    pub(super) async fn execute(
+        &mut self,
+        command: Command,
+        line: &str,
+        resumed: bool,
+    ) -> Result<Exit, End> {
+        let known = match command {
+            Command::Install => self.row.install_process_id,
+            Command::Entrypoint => self.row.process_id,
+        };
+        let pid = match known {
+            Some(pid) => pid,
+            None => {
+                let pid = match self.begun(command, line, resumed).await? {
+                    Some(pid) => pid,
+                    None => self.begin(command, line).await?,
+                };
+                self.row.output_offset = 0;
+                let input = match command {
+                    Command::Install => {
+                        self.row.install_process_id = Some(pid);
+                        Input::InstallStarted
+                    }
+                    Command::Entrypoint => {
+                        self.row.process_id = Some(pid);
+                        self.row.started_at = Some(time::now());
+                        Input::EntrypointStarted
+                    }
+                };
+                self.step(input, line.to_owned(), Some(pid)).await;
+                pid
+            }
+        };
+        let writer = Writer {
+            phase: command.as_str(),
+            process_id: pid,
+        };
+        let exit = self.follow(writer).await?;
+        // What ends with its machine was not its own doing.
+        if exit.code != 0
+            && self
+                .handle
+                .as_ref()
+                .is_some_and(|h| h.row().state != "running")
+        {
+            return Err(self.machine_lost(writer.phase).await);
+        }
+        Ok(exit)
+    }
+
+    /// The process, if a server before this one started it and did not get to record that.
+    async fn begun(
+        &mut self,
+        command: Command,
+        line: &str,
+        resumed: bool,
+    ) -> Result<Option<u32>, End> {
+        if !resumed {
+            return Ok(None);
+        }
+        let label = command.label(line);
+        for _ in 0..ATTEMPTS {
+            let guest = self.guest(command.as_str()).await?;
+            match guest.processes().await {
+                Ok(list) => {
+                    let found = list.into_iter().find(|process| process.command == label);
+                    return Ok(found.map(|process| process.pid));
+                }
+                Err(_) => self.pause().await?,
+            }
+        }
+        Err(self.machine_lost(command.as_str()).await)
+    }
+
+    async fn begin(&mut self, command: Command, line: &str) -> Result<u32, End> {
+        let request = ExecRequest {
+            argv: vec!["/bin/sh".into(), "-c".into(), line.to_owned()],
+            cwd: Some(agent_config::trimmed(&self.version.config.workdir).to_owned()),
+            timeout_ms: u64::try_from(self.time_limit(command).as_millis()).ok(),
+            retain: Retain::UntilAcknowledged,
+            label: Some(command.label(line)),
+            ..ExecRequest::default()
+        };
+        let guest = self.guest(command.as_str()).await?;
+        match guest.spawn(&request).await {
+            Ok(pid) => Ok(pid),
+            Err(GuestError::Refused(body)) => Err(End::broke(format!(
+                "{} could not be started: {}",
+                command.as_str(),
+                body.message
+            ))),
+            Err(_) => {
+                // It may run: whoever asks the guest again finds out.
+                self.pause().await?;
+                match self.begun(command, line, true).await? {
+                    Some(pid) => Ok(pid),
+                    None => Err(self.machine_lost(command.as_str()).await),
+                }
+            }
+        }
+    }
+
+    /// Reads a process's output into the log until it ends.
+    async fn follow(&mut self, writer: Writer) -> Result<Exit, End> {
+        let mut attempts = 0;
+        loop {
+            let guest = self.guest(writer.phase).await?;
+            let before = self.row.output_offset;
+            match self.follow_once(&guest, writer).await {
+                Ok(exit) => return Ok(exit),
+                Err(Stopped::End(end)) => return Err(end),
+                Err(Stopped::Lost(reason)) => {
+                    tracing::debug!(run = self.row.id, reason, "lost the guest of a run");
+                    attempts = if self.row.output_offset > before {
+                        0
+                    } else {
+                        attempts + 1
+                    };
+                    if attempts == ATTEMPTS {
+                        return Err(self.machine_lost(writer.phase).await);
+                    }
+                    self.pause().await?;
+                }
+            }
+        }
+    }
+
+    async fn follow_once(&mut self, guest: &GuestClient, writer: Writer) -> Result<Exit, Stopped> {
+        let query = OutputQuery {
+            from: self.row.output_offset,
+            follow: true,
+        };
+        let mut stream = guest.output(writer.process_id, query).await?;
+        loop {
+            let mut next = tokio::select! {
+                frame = stream.next() => frame,
+                () = self.cancel.cancelled() => return Err(Stopped::End(End::cancelled())),
+            };
+            let mut events = Vec::new();
+            let mut bytes = 0;
+            let mut ended = None;
+            // What is there already is recorded together.
+            loop {
+                match next {
+                    Ok(Some(Frame::Started(_))) => {}
+                    Ok(Some(Frame::Stdout(offset, data))) => {
+                        bytes += data.len();
+                        self.take(writer, Source::Stdout, offset, &data, &mut events);
+                    }
+                    Ok(Some(Frame::Stderr(offset, data))) => {
+                        bytes += data.len();
+                        self.take(writer, Source::Stderr, offset, &data, &mut events);
+                    }
+                    Ok(Some(Frame::Exit {
+                        code, timed_out, ..
+                    })) => {
+                        agent_log::finish(&mut self.row, writer, &mut events);
+                        ended = Some(Ok(Exit { code, timed_out }));
+                    }
+                    Ok(None) => ended = Some(Err(Stopped::Lost("the output ended early".into()))),
+                    Err(error) => ended = Some(Err(error.into())),
+                }
+                if ended.is_some() || events.len() >= BATCH_EVENTS || bytes >= BATCH_BYTES {
+                    break;
+                }
+                match stream.next().now_or_never() {
+                    Some(frame) => next = frame,
+                    None => break,
+                }
+            }
+            if bytes > 0 || !events.is_empty() {
+                self.record(&events, false).await;
+            }
+            if let Some(ended) = ended {
+                return ended;
+            }
+            guest
+                .acknowledge(writer.process_id, self.row.output_offset)
+                .await?;
+        }
+    }
+
+    fn take(
+        &mut self,
+        writer: Writer,
+        source: Source,
+        offset: u64,
+        data: &Bytes,
+        events: &mut Vec<NewLog>,
+    ) {
+        agent_log::take(&mut self.row, writer, source, data, events);
+        self.row.output_offset = offset + data.len() as u64;
+    }
+}
