@@ -1,5 +1,6 @@
 """Machines with the published SDK 0.1.9; address and key in the environment."""
 
+import asyncio
 import hashlib
 import os
 import tempfile
@@ -7,8 +8,16 @@ import time
 import uuid
 from pathlib import Path
 
-from nullspace import Sandbox
-from nullspace.errors import ConflictError, NotFoundError, SandboxError
+from nullspace import AsyncSandbox, Sandbox, SandboxQuery
+from nullspace.errors import (
+    AuthError,
+    BatchWriteError,
+    ConflictError,
+    NotFoundError,
+    NotImplementedError,
+    PermissionError,
+    SandboxError,
+)
 
 
 def raises(kind, code, work):
@@ -45,10 +54,9 @@ def life():
     assert box.get_info(fields=["id", "status"]) == {"id": box.id, "status": "running"}
     raises(SandboxError, "invalid_fields", lambda: box.get_info(fields=["nothing"]))
 
-    same = Sandbox.connect(box.id)
+    same = Sandbox.connect(box.id, timeout=900)
     assert same.commands.run("true").exit_code == 0
-    from nullspace import SandboxQuery
-
+    assert same.get_info().timeout_ms == 900_000
     found = Sandbox.list(query=SandboxQuery(metadata={"tag": tag}))
     assert [i.id for i in found.items] == [box.id]
     box.kill()
@@ -73,15 +81,61 @@ def one_key_one_machine():
     first.kill()
 
 
-def pages():
-    boxes = [Sandbox.create(template="host", metadata={"pages": "yes"}) for _ in range(5)]
-    from nullspace import SandboxQuery
+def options():
+    """What else can be asked for."""
+    with Sandbox.create(
+        template="host", disk_mb=64, internet_access=False, network={"allow_public_traffic": False}, timeout_action="destroy",
+        warm_pool="pool_none", warm_pool_mode="prefer", metadata={"nested": {"a": [1, None, "ü"]}},
+    ) as box:
+        info = box.get_info()
+        assert info.metadata == {"nested": {"a": [1, None, "ü"]}}
+        assert box.get_info(fields="internet_access,timeout_action") == {"internet_access": False, "timeout_action": "destroy"}
+        assert box.is_running()
+    assert not box_is_running(box.id)
+    assert Sandbox.run_once("sh", ["-c", "echo $A; exit 3"], template="host", envs={"A": "b"}).exit_code == 3
+    assert Sandbox.list().items == []
+    raises(AuthError, "unauthorized", lambda: Sandbox.list(api_key="ns_live_wrong"))
+    raises(AuthError, "unauthorized", lambda: Sandbox.create(template="host", api_key="ns_live_wrong"))
+    raises(SandboxError, "invalid_request", lambda: Sandbox.create(auto_resume=True))
+    raises(SandboxError, "invalid_request", lambda: Sandbox.create(cwd="relative"))
+    raises(SandboxError, "invalid_request", lambda: Sandbox.create(envs={"A=B": "c"}))
+
+
+def box_is_running(id):
+    return Sandbox.get_info_by_id(id).status == "running"
+
+
+def lists():
+    boxes = [Sandbox.create(template="host", metadata={"pages": "yes", "n": n}) for n in range(5)]
+    other = Sandbox.create(template="base", metadata={"pages": "no"})
+    newest_first = [box.id for box in reversed(boxes)]
+
+    def ids(**filters):
+        return [info.id for info in Sandbox.list(**filters).items]
 
     query = SandboxQuery(metadata={"pages": "yes"})
-    seen = [info.id for info in Sandbox.list(query=query, limit=2)]
-    assert seen == [box.id for box in reversed(boxes)], seen
+    assert [info.id for info in Sandbox.list(query=query, limit=2)] == newest_first
+    # Page by page.
+    first = Sandbox.list(query=query, limit=2)
+    assert [info.id for info in first.items] == newest_first[:2] and first.has_next
+    token, seen = first.next_token, newest_first[:2]
+    while token:
+        page = Sandbox.list(query=query, limit=2, next_token=token)
+        seen += [info.id for info in page.items]
+        token = page.next_token
+    assert seen == newest_first, seen
+    assert ids() == [other.id, *newest_first]
+    assert ids(query=SandboxQuery(template="base")) == [other.id]
+    assert ids(query=SandboxQuery(metadata={"pages": "yes", "n": 3})) == [boxes[3].id]
+    assert ids(query=SandboxQuery(metadata={"pages": "maybe"})) == []
+    assert ids(state="running") == ids() and ids(state="paused") == []
+    assert Sandbox.list(query=SandboxQuery(template="base"), fields=["id", "template"]) == [{"id": other.id, "template": "base"}]
+    raises(SandboxError, "invalid_fields", lambda: Sandbox.list(fields=["nothing"]))
+    raises(SandboxError, "invalid_request", lambda: Sandbox.list(limit=0))
+    Sandbox.kill_by_id(other.id)
     for box in boxes:
         box.kill()
+    assert ids() == []
 
 
 def times_out():
@@ -114,6 +168,23 @@ def commands(box):
     logs = box.commands.get_logs(done.pid)
     assert (logs.stdout, logs.stderr) == ("a\n", "b\n") and sorted(logs.output.split()) == ["a", "b"]
     raises(NotFoundError, "not_found", lambda: box.commands.get_logs(999999))
+    # What a process reads: whole lines in order, any text, and nothing once it ended.
+    sort = run("head -n 3 | sort", shell=True, background=True)
+    for line in ["ü\n", "b\n", "a\n"]:
+        box.commands.send_stdin(sort.pid, line)
+    until(lambda: box.commands.get_logs(sort.pid).exit_code == 0)
+    assert box.commands.get_logs(sort.pid).stdout == "a\nb\nü\n"
+    raises(SandboxError, "invalid_request", lambda: box.commands.send_stdin(sort.pid, "more"))
+    raises(NotFoundError, "not_found", lambda: box.commands.send_stdin(999999, "more"))
+    raises(NotFoundError, "not_found", lambda: box.commands.kill(999999))
+    # A whole tree is killed, not its first process alone.
+    tree = run("sleep 7777 & sleep 7777 & wait", shell=True, background=True)
+    count = lambda: int(run("ps ax -o args= | grep -c '^sleep 7777'", shell=True).stdout)
+    until(lambda: count() == 2)
+    box.commands.kill(tree.pid)
+    until(lambda: count() == 0)
+    assert not any(p.pid == tree.pid and p.running for p in box.commands.list())
+
     assert box.process.code_run("print(6 * 7)").stdout.strip() == "42"
 
 
@@ -142,6 +213,44 @@ def files(box):
     raises(SandboxError, "invalid_request", lambda: f.read("/data"))
     raises(SandboxError, "invalid_request", lambda: f.write("/workspace/.nullspace/x", "no"))
 
+    # Names and contents of every kind.
+    for name in ["with space", "ünï çødé", "a+b%20&c=d?e#f", "-rf", "x" * 255]:
+        path = f"/data/names/{name}"
+        f.write(path, name)
+        assert f.read(path) == name and f.info(path).name == name, name
+    assert len(f.list("/data/names")) == 5
+    f.write("/data/empty", "")
+    assert f.read("/data/empty") == "" and f.info("/data/empty").size == 0
+    f.write("/data/note.txt", "shorter")
+    assert f.read("/data/note.txt") == "shorter"
+    box.commands.run("ln", ["-s", "note.txt", "/data/link"])
+    assert f.info("/data/link").symlink_target == "note.txt" and f.read("/data/link") == "shorter"
+    f.remove("/data/link")
+    assert f.exists("/data/note.txt") and not f.exists("/data/link")
+    # As another user.
+    f.write("/tmp/mine", "x", user="nobody")
+    assert f.info("/tmp/mine").owner == "nobody"
+    raises(PermissionError, "permission_denied", lambda: f.write("/etc/theirs", "x", user="nobody"))
+    raises(SandboxError, "invalid_request", lambda: f.read("/tmp/mine", user="nobody-here"))
+    raises(PermissionError, "permission_denied", lambda: f.write("/sys/kernel/x", "x"))
+    # Some of a batch.
+    try:
+        f.write_files([("/data/batch/1", "one"), ("/sys/kernel/x", "two"), ("/data/batch/3", "three")])
+    except BatchWriteError as error:
+        assert (len(error.successes), len(error.failures)) == (2, 1), error.failures
+        assert error.failures[0].path == "/sys/kernel/x"
+    else:
+        raise AssertionError("the whole batch was written")
+    assert f.read("/data/batch/3") == "three"
+    # Whole files as bytes, which the SDK sends as base64, and as an upload of the SDK's.
+    blob = os.urandom(47 << 20)
+    f.write("/data/whole", blob)
+    assert f.read("/data/whole", format="bytes") == blob
+    small = Path(tempfile.mkdtemp()) / "small"
+    small.write_bytes(blob[: 8 << 20])
+    assert f.upload(small, "/data/uploaded").transport == "direct"
+    assert f.read("/data/uploaded", format="bytes") == blob[: 8 << 20]
+
     # Streamed both ways, through the raw route.
     size = 64 << 20
     source = Path(tempfile.mkdtemp()) / "big"
@@ -161,16 +270,45 @@ def files(box):
 
 def later(box):
     """What belongs to later is refused by name."""
-    raises(SandboxError, "not_implemented", box.hibernate)
-    raises(SandboxError, "not_implemented", lambda: Sandbox.create(template="host", on_timeout="pause"))
-    raises(SandboxError, "not_implemented", lambda: Sandbox.create(snapshot_id="snap_x"))
+    raises(NotImplementedError, "not_implemented", box.hibernate)
+    raises(NotImplementedError, "not_implemented", lambda: box.files.download_url("/etc/passwd"))
+    raises(NotImplementedError, "not_implemented", lambda: box.files.upload_url("/data/x"))
+    raises(NotImplementedError, "not_implemented", lambda: box.files.search_files("/etc", "root"))
+    raises(NotImplementedError, "not_implemented", lambda: box.files.upload(tempfile.mkdtemp(), "/data/tree"))
+    raises(NotImplementedError, "not_implemented", box.get_metrics)
+    raises(NotImplementedError, "not_implemented", lambda: box.get_host(80))
+    raises(NotImplementedError, "not_implemented", box.fork)
+    raises(NotImplementedError, "not_implemented", lambda: Sandbox.create(template="host", on_timeout="pause"))
+    raises(NotImplementedError, "not_implemented", lambda: Sandbox.create(snapshot_id="snap_x"))
+
+
+async def asynchronous():
+    boxes = await asyncio.gather(*(AsyncSandbox.create(template="host", metadata={"n": n}) for n in range(4)))
+    done = await asyncio.gather(*(box.commands.run(f"echo {n}", shell=True) for n, box in enumerate(boxes)))
+    assert [d.stdout for d in done] == ["0\n", "1\n", "2\n", "3\n"]
+    box = boxes[0]
+    await box.files.write("/data/a", b"\x00\xff")
+    assert await box.files.read("/data/a", format="bytes") == b"\x00\xff"
+    assert not await box.files.exists("/data/none")
+    seen = [info.id async for info in await AsyncSandbox.list(limit=3)]
+    assert sorted(seen) == sorted(box.id for box in boxes), seen
+    try:
+        await box.files.read("/data/none")
+    except NotFoundError as error:
+        assert error.code == "not_found"
+    else:
+        raise AssertionError("read a file that is not there")
+    await asyncio.gather(*(box.kill() for box in boxes))
+    assert not box_is_running(box.id)
 
 
 def main():
     life()
+    options()
     one_key_one_machine()
-    pages()
+    lists()
     times_out()
+    asyncio.run(asynchronous())
     box = Sandbox.create(template="base")
     commands(box)
     files(box)

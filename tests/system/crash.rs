@@ -281,10 +281,44 @@ async fn killed_in_a_burst_nothing_is_half_made() {
             }
             assert!(all.insert(id), "one machine for two keys");
         }
-        assert_eq!(world.settled().await, all);
+        let now = world.settled().await;
+        assert!(now == all, "{:?}", now.symmetric_difference(&all));
         let done = world.nullspace(&["machine", "kill", "--all"]);
         assert!(done.status.success(), "{done:?}");
         assert_eq!(world.settled().await, BTreeSet::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_creation_that_was_cut_off_is_asked_for_again() {
+    let mut world = World::start().await;
+    let client = reqwest::Client::new();
+    // The launcher, stopped in the middle, goes on while the server is away, or goes with it.
+    for goes_on in [true, false] {
+        let url = format!("{}/v1/machines", world.base_url());
+        let key = format!("key-{goes_on}");
+        let launcher = world.host.launcher().expect("a launcher").to_string();
+        run("kill", &["-STOP", &launcher]);
+        let cut_off = tokio::spawn({
+            let (client, url, key) = (client.clone(), url.clone(), key.clone());
+            async move { ask(&client, &url, &key).await }
+        });
+        world
+            .until_at("/v1/machines", |page| {
+                page["items"][0]["status"] == "creating"
+            })
+            .await;
+        world.kill();
+        assert_eq!(cut_off.await.unwrap(), None);
+        run(
+            "kill",
+            &[if goes_on { "-CONT" } else { "-KILL" }, &launcher],
+        );
+        world.serve().await;
+        let id = ask(&client, &url, &key).await.expect("an answer");
+        assert_eq!(world.out(&id, "echo here").await, "here");
+        assert_eq!(world.settled().await, [id.clone()].into());
+        world.delete(&format!("/v1/machines/{id}")).await;
     }
 }
 

@@ -25,6 +25,39 @@ async fn both_spellings_are_one_machine() {
         let (_, list) = world.get(&format!("/v1/{prefix}")).await;
         assert_eq!(list["items"][0]["id"], json!(id));
     }
+    // What is begun under one is seen under the other.
+    let body = json!({"command": "sleep", "args": ["600"], "background": true});
+    let (_, started) = world.post(&format!("/v1/sandboxes/{id}/exec"), body).await;
+    let (_, list) = world.get(&format!("/v1/machines/{id}/processes")).await;
+    assert!(
+        list.as_array()
+            .unwrap()
+            .iter()
+            .any(|process| process["pid"] == started["pid"] && process["running"] == true),
+        "{list}"
+    );
+    let (status, _) = world
+        .post(
+            &format!("/v1/machines/{id}/timeout"),
+            json!({"timeout_ms": 500_000}),
+        )
+        .await;
+    assert_eq!(status, StatusCode::OK);
+    let (_, machine) = world
+        .get(&format!("/v1/sandboxes/{id}?fields=timeout_ms"))
+        .await;
+    assert_eq!(machine, json!({"timeout_ms": 500_000}));
+    let content = json!({"path": "/note", "content": "one"});
+    world
+        .post(&format!("/v1/machines/{id}/files/write"), content)
+        .await;
+    let (_, read) = world
+        .post(
+            &format!("/v1/sandboxes/{id}/files/read"),
+            json!({"path": "/note"}),
+        )
+        .await;
+    assert_eq!(read["content"], "one");
     for (prefix, noun) in [("machines", "machine"), ("sandboxes", "sandbox")] {
         let (status, body) = world.get(&format!("/v1/{prefix}/mch_none")).await;
         assert_eq!(
@@ -36,6 +69,14 @@ async fn both_spellings_are_one_machine() {
     assert_eq!(status, StatusCode::OK);
     let (_, machine) = world.get(&format!("/v1/machines/{id}")).await;
     assert_eq!(machine["status"], "destroyed");
+    for (prefix, noun) in [("machines", "machine"), ("sandboxes", "sandbox")] {
+        let body = json!({"command": "true"});
+        let (status, body) = world.post(&format!("/v1/{prefix}/{id}/exec"), body).await;
+        assert_eq!(
+            (status, &body["code"]),
+            (StatusCode::CONFLICT, &json!(format!("{noun}_not_ready")))
+        );
+    }
 }
 
 /// Half a gibibyte in and out: what neither the server nor the guest could hold.
