@@ -165,16 +165,16 @@ impl World {
 
     /// `SIGTERM`; answers with how it ended.
     pub fn terminate(&mut self) -> std::process::ExitStatus {
-        let mut child = self.serve.take().unwrap();
-        run("kill", &["-TERM", &child.id().to_string()]);
+        self.host.look();
+        run("kill", &["-TERM", &self.serve_pid().to_string()]);
         let deadline = Instant::now() + LIMIT;
         while Instant::now() < deadline {
-            if let Some(ended) = child.try_wait().unwrap() {
+            if let Some(ended) = self.serve.as_mut().unwrap().try_wait().unwrap() {
+                self.serve = None;
                 return ended;
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        let _ = child.kill();
         panic!("serve did not end when told to");
     }
 
