@@ -172,6 +172,7 @@ fn read(path: &Path) -> Result<(SettingsFile, Vec<String>), CliError> {
     let document = toml::Deserializer::new(&text);
     let file = serde_ignored::deserialize(document, |key| unknown.push(key.to_string()))
         .map_err(|error| wrong(&error))?;
+    unknown.sort();
     Ok((file, unknown))
 }
 
