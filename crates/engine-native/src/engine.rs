@@ -381,6 +381,8 @@ impl Shared {
 
 /// Removes what machines left, one at a time: it is nobody's hurry.
 fn empty_bin(mut bin: mpsc::UnboundedReceiver<PathBuf>) {
+    // Of this thread alone, as the kernel counts.
+    let _ = rustix::process::setpriority_process(None, 10);
     while let Some(path) = bin.blocking_recv() {
         if let Err(error) = std::fs::remove_dir_all(&path)
             && error.kind() != io::ErrorKind::NotFound

@@ -318,10 +318,10 @@ async fn only_the_internet_can_be_reached() {
         ("169.254.169.254".to_owned(), port(&everywhere)),
     ];
     let outward = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a socket");
-    if outward.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).is_ok() {
-        if let Ok(IpAddr::V4(primary)) = outward.local_addr().map(|a| a.ip()) {
-            targets.push((primary.to_string(), port(&everywhere)));
-        }
+    if outward.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).is_ok()
+        && let Ok(IpAddr::V4(primary)) = outward.local_addr().map(|a| a.ip())
+    {
+        targets.push((primary.to_string(), port(&everywhere)));
     }
     let results = try_connect(&one, &targets).await;
     for (target, result) in targets.iter().zip(results) {

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, Seek, SeekFrom, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -233,18 +233,26 @@ pub(crate) async fn read(guest: &Guest, query: ReadQuery) -> Result<(FileInfo, C
         })
         .await?;
     let (sender, receiver) = mpsc::channel(IN_FLIGHT);
-    let mut file = file.take(query.length.unwrap_or(u64::MAX));
+    let mut left = query.length.unwrap_or(u64::MAX);
     tokio::task::spawn_blocking(move || {
-        loop {
-            let mut chunk = Vec::with_capacity(CHUNK);
-            let result = file.by_ref().take(CHUNK as u64).read_to_end(&mut chunk);
-            let done = !matches!(result, Ok(n) if n > 0);
-            let item = match result {
+        while left > 0 {
+            let room = CHUNK.min(usize::try_from(left).unwrap_or(CHUNK));
+            let mut chunk = Vec::with_capacity(room);
+            // The whole chunk in one call: the library's own loops begin with small pieces.
+            let item = match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut chunk)) {
                 Ok(0) => return,
-                Ok(_) => Ok(chunk.into()),
-                Err(error) => Err(error),
+                Ok(_) => {
+                    chunk.truncate(room);
+                    left -= chunk.len() as u64;
+                    Ok(chunk.into())
+                }
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => {
+                    left = 0;
+                    Err(error.into())
+                }
             };
-            if sender.blocking_send(item).is_err() || done {
+            if sender.blocking_send(item).is_err() {
                 return;
             }
         }

@@ -156,7 +156,8 @@ impl Live {
         let size = bytes >> 20;
         let inside = format!("{} exec {}", self.program, self.id);
         let script = if reading {
-            format!("{inside} cat {file} > /dev/null")
+            // Through a pipe: `cat` on its own would not move a byte to `/dev/null`.
+            format!("{inside} cat {file} | cat > /dev/null")
         } else {
             format!("head -c {size}M /dev/zero | {inside} sh -c 'cat > {file}'")
         };

@@ -333,7 +333,7 @@ fn start_over(common: &Common, directory: &Path) -> Step<()> {
         let _ = rustix::mount::mount_move(&from, &to);
     }
     let _ = rustix::mount::unmount(&root, UnmountFlags::DETACH);
-    let _ = rustix::mount::unmount(&scratch.join("w"), UnmountFlags::DETACH);
+    let _ = rustix::mount::unmount(scratch.join("w"), UnmountFlags::DETACH);
     for n in 1.. {
         let at = scratch.join(format!("l{n}"));
         if !at.exists() {
