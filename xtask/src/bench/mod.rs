@@ -4,6 +4,9 @@
 //! The server is the release build, in a data directory of its own. Peers are bare processes (`crun run`
 //! and the like) over the same root file system; a peer that is not installed or does not work here is
 //! left out with its reason. Ratios of medians are what counts: absolute times differ from host to host.
+//!
+//! crun refuses hosts that have cgroup v1 next to a v2 with controllers of its own. There, hide the latter:
+//! `unshare --mount sh -c 'umount /sys/fs/cgroup/unified; cargo xtask bench'`.
 
 mod api;
 mod density;
