@@ -28,9 +28,13 @@ fn environment(variable: &str, version: &str) -> PathBuf {
     if let Some(path) = std::env::var_os(variable) {
         return path.into();
     }
-    let all = repository().join("target/clients");
+    install(&repository().join("target/clients"), version)
+}
+
+/// The Python of a release, in a directory of its own in this one.
+fn install(all: &Path, version: &str) -> PathBuf {
     let at = all.join(version);
-    std::fs::create_dir_all(&all).unwrap();
+    std::fs::create_dir_all(all).unwrap();
     // Programs in an environment name its path, so it cannot be made elsewhere and moved: a mark says it is whole.
     let lock = File::create(all.join(format!("{version}.lock"))).unwrap();
     flock(&lock, FlockOperation::LockExclusive).unwrap();
