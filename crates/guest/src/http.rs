@@ -1,9 +1,9 @@
 //! The guest's routes. Each is one line here and one function in the module of its noun.
 
-use std::{convert::Infallible, io};
+use std::{convert::Infallible, io, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{StreamExt, stream};
+use futures_util::{Stream, StreamExt, stream};
 use http_body::Frame as BodyFrame;
 use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
@@ -25,6 +25,8 @@ use crate::{
 
 /// The most JSON a request may carry: a command line and its environment.
 const MAX_JSON: usize = 8 << 20;
+/// Output is sent once that many bytes of it are there, or there is no more for now.
+const PIECE: usize = 64 << 10;
 /// The most standard input one request may carry.
 const MAX_STDIN: usize = 64 << 20;
 
@@ -65,8 +67,12 @@ async fn answer(
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }),
         (&Method::POST, ["exec"]) => {
-            let process = process::start(guest, json(body).await?, true)?;
-            Ok(output(process, 0, true, true))
+            let request: ExecRequest = json(body).await?;
+            let collect = request.collect;
+            let mut frames = Box::pin(attached(process::start(guest, request, true)?, collect));
+            // The head of the answer waits as well: one piece is one wake-up of the other end.
+            let first = if collect { frames.next().await } else { None };
+            Ok(framed(stream::iter(first).chain(frames)))
         }
         (&Method::POST, ["spawn"]) => {
             let request: ExecRequest = json(body).await?;
@@ -84,7 +90,7 @@ async fn answer(
                     "output before byte {base} was acknowledged and is gone"
                 )));
             }
-            Ok(output(process, query.from, query.follow, false))
+            Ok(framed(output(process, query.from, query.follow)))
         }
         (&Method::POST, ["processes", pid, "acknowledge"]) => {
             let query: OutputQuery = form(query)?;
@@ -145,77 +151,106 @@ struct TunnelQuery {
     port: u16,
 }
 
-/// Frames of a process's output from `from` on. Attached: what was sent is forgotten, and a caller that
-/// goes away takes the process tree with it.
-fn output(
-    process: std::sync::Arc<Process>,
-    from: u64,
-    follow: bool,
-    attached: bool,
-) -> Response<Body> {
-    struct Reader {
-        process: std::sync::Arc<Process>,
-        attached: bool,
-        done: bool,
-    }
-    impl Drop for Reader {
-        fn drop(&mut self) {
-            if self.attached && !self.done {
-                let _ = self.process.signal(9);
-                self.process.log.abandon();
-            }
-        }
-    }
-    let mut first = BytesMut::new();
-    if attached {
-        Frame::Started(process.pid).encode(&mut first);
-    }
+/// Encoded frames of a process's output.
+type Piece = io::Result<BodyFrame<Bytes>>;
+
+/// Frames of a process's output from `from` on.
+fn output(process: Arc<Process>, from: u64, follow: bool) -> impl Stream<Item = Piece> {
     let reader = Reader {
         process,
-        attached,
+        attached: false,
         done: false,
     };
-    let frames = stream::unfold(
-        (reader, from, first),
-        move |(mut reader, mut at, mut out)| async move {
-            if reader.done {
-                return None;
-            }
-            loop {
-                // Asked before the look, so that nothing pushed in between is slept through.
-                let process = reader.process.clone();
-                let grown = process.log.grown();
-                tokio::pin!(grown);
-                grown.as_mut().enable();
+    reader.frames(from, follow, BytesMut::new(), 1)
+}
+
+/// Frames of a process that belongs to one caller: what was sent is forgotten, and a caller that goes away
+/// takes the process tree with it. With `collect` nothing comes before a whole piece is there or the process
+/// ended.
+fn attached(process: Arc<Process>, collect: bool) -> impl Stream<Item = Piece> {
+    let mut first = BytesMut::new();
+    Frame::Started(process.pid).encode(&mut first);
+    let reader = Reader {
+        process,
+        attached: true,
+        done: false,
+    };
+    reader.frames(0, true, first, if collect { PIECE } else { 1 })
+}
+
+/// One follower of a process's output.
+struct Reader {
+    process: Arc<Process>,
+    attached: bool,
+    done: bool,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if self.attached && !self.done {
+            let _ = self.process.signal(9);
+            self.process.log.abandon();
+        }
+    }
+}
+
+impl Reader {
+    /// Pieces of at least `least` bytes, but for the last, and not much more than [`PIECE`].
+    fn frames(
+        self,
+        from: u64,
+        follow: bool,
+        first: BytesMut,
+        least: usize,
+    ) -> impl Stream<Item = Piece> {
+        stream::unfold(
+            (self, from, first),
+            move |(mut reader, mut at, mut out)| async move {
+                if reader.done {
+                    return None;
+                }
                 loop {
-                    match process.log.next(at) {
-                        (Next::Frame(frame), next) => {
-                            frame.encode(&mut out);
-                            at = next;
-                            if matches!(frame, Frame::Exit { .. }) {
-                                reader.done = true;
+                    // Asked before the look, so that nothing pushed in between is slept through.
+                    let process = reader.process.clone();
+                    let grown = process.log.grown();
+                    tokio::pin!(grown);
+                    grown.as_mut().enable();
+                    loop {
+                        match process.log.next(at) {
+                            (Next::Frame(frame), next) => {
+                                frame.encode(&mut out);
+                                at = next;
+                                if matches!(frame, Frame::Exit { .. }) {
+                                    reader.done = true;
+                                }
                             }
+                            (Next::Gone(_), _) => reader.done = true,
+                            (Next::Wait, _) => reader.done = !follow,
                         }
-                        (Next::Gone(_), _) => reader.done = true,
-                        (Next::Wait, _) => reader.done = !follow,
+                        if reader.done
+                            || out.len() >= PIECE
+                            || matches!(process.log.next(at).0, Next::Wait)
+                        {
+                            break;
+                        }
                     }
-                    if reader.done
-                        || out.len() >= 64 << 10
-                        || matches!(process.log.next(at).0, Next::Wait)
-                    {
-                        break;
+                    if reader.attached {
+                        process.log.acknowledge(at);
                     }
+                    if out.len() >= least || reader.done {
+                        return Some((
+                            Ok(BodyFrame::data(out.split().freeze())),
+                            (reader, at, out),
+                        ));
+                    }
+                    grown.await;
                 }
-                if reader.attached {
-                    process.log.acknowledge(at);
-                }
-                if !out.is_empty() || reader.done {
-                    return Some((Ok(BodyFrame::data(out.split().freeze())), (reader, at, out)));
-                }
-                grown.await;
-            }
-        },
-    );
+            },
+        )
+    }
+}
+
+fn framed(frames: impl Stream<Item = Piece> + Send + 'static) -> Response<Body> {
     Response::new(StreamBody::new(frames).boxed_unsync())
 }
 

@@ -1,18 +1,18 @@
 //! The host's end of the protocol.
 
-use std::{convert::Infallible, pin::Pin, sync::Arc};
+mod connection;
+
+use std::{pin::Pin, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, StreamExt, stream};
-use http::{Method, Request, Response, StatusCode};
-use http_body::Frame as BodyFrame;
-use http_body_util::{BodyExt, Empty, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
-use hyper::{body::Incoming, client::conn::http2::SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use futures_util::{Stream, stream};
+use h2::RecvStream;
+use http::{Method, Response, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
 
+use self::connection::Connection;
 use crate::{
-    BoxedIo, CONNECTION_WINDOW, MAX_FRAME, PROTOCOL_VERSION, STREAM_WINDOW,
+    BoxedIo, PROTOCOL_VERSION,
     frame::{self, Frame, FrameError},
     types::{
         ErrorBody, ErrorKind, ExecRequest, FileInfo, Hello, OutputQuery, PathRequest,
@@ -23,8 +23,6 @@ use crate::{
 
 /// The most JSON a guest may answer with: a list of some 100,000 files.
 const MAX_JSON: usize = 64 << 20;
-
-type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// Why a request to a guest failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -69,7 +67,7 @@ pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes, std::io::Error>> +
 /// A handle on one machine's guest. Clones share the connection.
 #[derive(Clone, Debug)]
 pub struct GuestClient {
-    sender: SendRequest<Body>,
+    connection: Connection,
     hello: Arc<Hello>,
 }
 
@@ -80,21 +78,8 @@ impl GuestClient {
     /// # Errors
     /// [`GuestError::Lost`] when the stream breaks, [`GuestError::Protocol`] for a guest that is too new.
     pub async fn connect(io: BoxedIo) -> Result<Self, GuestError> {
-        let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_frame_size(MAX_FRAME)
-            .max_send_buf_size(STREAM_WINDOW as usize)
-            .handshake(TokioIo::new(io))
-            .await
-            .map_err(|e| GuestError::lost("opening the connection", e))?;
-        // Ends when the peer closes or all handles are gone; its error reaches every open request.
-        tokio::spawn(async move {
-            let _ = connection.await;
-        });
         let mut client = Self {
-            sender,
+            connection: Connection::open(io).await?,
             hello: Arc::new(Hello {
                 protocol: 0,
                 version: String::new(),
@@ -120,7 +105,7 @@ impl GuestClient {
     /// Whether the connection is known to be closed; requests on it fail.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.sender.is_closed()
+        self.connection.is_closed()
     }
 
     /// Starts a process and streams its output until it ends. Dropping the stream kills the process
@@ -168,7 +153,7 @@ impl GuestClient {
     pub async fn output(&self, pid: u32, query: OutputQuery) -> Result<OutputStream, GuestError> {
         let path = format!("/processes/{pid}/output?{}", query_string(&query));
         let response = self
-            .send(Method::GET, &path, empty(), "reading output")
+            .send(Method::GET, &path, Bytes::new(), "reading output")
             .await?;
         Ok(OutputStream::new(response.into_body()))
     }
@@ -179,7 +164,7 @@ impl GuestClient {
     /// `NotFound`.
     pub async fn acknowledge(&self, pid: u32, offset: u64) -> Result<(), GuestError> {
         let path = format!("/processes/{pid}/acknowledge?from={offset}");
-        self.send(Method::POST, &path, empty(), "acknowledging output")
+        self.send(Method::POST, &path, Bytes::new(), "acknowledging output")
             .await
             .map(drop)
     }
@@ -201,7 +186,7 @@ impl GuestClient {
     /// `NotFound`; `Invalid` when it has no open standard input.
     pub async fn stdin(&self, pid: u32, data: Bytes, close: bool) -> Result<(), GuestError> {
         let path = format!("/processes/{pid}/stdin?close={close}");
-        self.send(Method::POST, &path, full(data), "writing standard input")
+        self.send(Method::POST, &path, data, "writing standard input")
             .await
             .map(drop)
     }
@@ -237,7 +222,7 @@ impl GuestClient {
     pub async fn read(&self, query: &ReadQuery) -> Result<(FileInfo, ByteStream), GuestError> {
         let path = format!("/files/raw?{}", query_string(query));
         let response = self
-            .send(Method::GET, &path, empty(), "reading a file")
+            .send(Method::GET, &path, Bytes::new(), "reading a file")
             .await?;
         let info = response
             .headers()
@@ -255,7 +240,7 @@ impl GuestClient {
     pub async fn tar(&self, query: &ReadQuery) -> Result<ByteStream, GuestError> {
         let path = format!("/files/tar?{}", query_string(query));
         let response = self
-            .send(Method::GET, &path, empty(), "reading a directory")
+            .send(Method::GET, &path, Bytes::new(), "reading a directory")
             .await?;
         Ok(byte_stream(response.into_body()))
     }
@@ -270,12 +255,11 @@ impl GuestClient {
         S: Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static,
     {
         let path = format!("/files/raw?{}", query_string(query));
-        let body = StreamBody::new(data.map(|chunk| chunk.map(BodyFrame::data))).boxed_unsync();
-        json(
-            self.send(Method::PUT, &path, body, "writing a file")
-                .await?,
-        )
-        .await
+        let step = "writing a file";
+        let response = (self.connection)
+            .send_stream(Method::PUT, &path, data, step)
+            .await?;
+        json(accepted(&path, response).await?).await
     }
 
     /// Makes a directory and its parents; one that exists is fine.
@@ -329,18 +313,20 @@ impl GuestClient {
         let (upload, mut download) = tokio::io::split(theirs);
         let upload = tokio_util::io::ReaderStream::with_capacity(upload, 64 << 10);
         let path = format!("/tunnel?port={port}");
-        let body = StreamBody::new(upload.map(|chunk| chunk.map(BodyFrame::data))).boxed_unsync();
-        let response = self
-            .send(Method::POST, &path, body, "opening a port")
+        let step = "opening a port";
+        let (response, stream) = (self.connection)
+            .request(Method::POST, &path, false, step)
             .await?;
+        let upload = tokio::spawn(connection::pump(stream, upload));
+        let response = match response.await {
+            Ok(response) => accepted(&path, response).await,
+            Err(error) => Err(GuestError::lost(step, error)),
+        };
+        let mut body = response.inspect_err(|_| upload.abort())?.into_body();
         tokio::spawn(async move {
-            let mut body = response.into_body();
-            while let Some(Ok(frame)) = body.frame().await {
-                if let Ok(data) = frame.into_data()
-                    && tokio::io::AsyncWriteExt::write_all(&mut download, &data)
-                        .await
-                        .is_err()
-                {
+            while let Some(Ok(data)) = connection::next(&mut body).await {
+                let written = tokio::io::AsyncWriteExt::write_all(&mut download, &data);
+                if written.await.is_err() {
                     return;
                 }
             }
@@ -354,7 +340,7 @@ impl GuestClient {
         path: &str,
         step: &'static str,
     ) -> Result<T, GuestError> {
-        json(self.send(Method::GET, path, empty(), step).await?).await
+        json(self.send(Method::GET, path, Bytes::new(), step).await?).await
     }
 
     async fn post<T: Serialize>(
@@ -362,56 +348,51 @@ impl GuestClient {
         path: &str,
         body: &T,
         step: &'static str,
-    ) -> Result<Response<Incoming>, GuestError> {
+    ) -> Result<Response<RecvStream>, GuestError> {
         let body = serde_json::to_vec(body).map_err(|e| GuestError::Protocol(e.to_string()))?;
-        self.send(Method::POST, path, full(body.into()), step).await
+        self.send(Method::POST, path, body.into(), step).await
     }
 
     async fn send(
         &self,
         method: Method,
         path: &str,
-        body: Body,
+        body: Bytes,
         step: &'static str,
-    ) -> Result<Response<Incoming>, GuestError> {
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("http://guest{path}"))
-            .body(body)
-            .map_err(|e| GuestError::Protocol(e.to_string()))?;
-        let mut sender = self.sender.clone();
-        sender
-            .ready()
-            .await
-            .map_err(|e| GuestError::lost(step, e))?;
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|e| GuestError::lost(step, e))?;
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        let status = response.status();
-        let body = collect(response.into_body()).await?;
-        Err(match serde_json::from_slice(&body) {
-            Ok(error) => GuestError::Refused(error),
-            Err(_) if status == StatusCode::NOT_FOUND => {
-                GuestError::Protocol(format!("this guest does not know {path}"))
-            }
-            Err(_) => GuestError::Protocol(format!("status {status} without a reason")),
-        })
+    ) -> Result<Response<RecvStream>, GuestError> {
+        let response = self.connection.send(method, path, body, step).await?;
+        accepted(path, response).await
     }
+}
+
+/// The answer, unless it is a refusal.
+async fn accepted(
+    path: &str,
+    response: Response<RecvStream>,
+) -> Result<Response<RecvStream>, GuestError> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let body = connection::collect(response.into_body(), MAX_JSON).await?;
+    Err(match serde_json::from_slice(&body) {
+        Ok(error) => GuestError::Refused(error),
+        Err(_) if status == StatusCode::NOT_FOUND => {
+            GuestError::Protocol(format!("this guest does not know {path}"))
+        }
+        Err(_) => GuestError::Protocol(format!("status {status} without a reason")),
+    })
 }
 
 /// Frames of a process's output. See [`GuestClient::exec`] and [`GuestClient::output`].
 #[derive(Debug)]
 pub struct OutputStream {
-    body: Incoming,
+    body: RecvStream,
     buffer: BytesMut,
 }
 
 impl OutputStream {
-    fn new(body: Incoming) -> Self {
+    fn new(body: RecvStream) -> Self {
         Self {
             body,
             buffer: BytesMut::new(),
@@ -432,61 +413,27 @@ impl OutputStream {
                     return Err(GuestError::Protocol(error.to_string()));
                 }
             }
-            match self.body.frame().await {
+            match connection::next(&mut self.body).await {
                 None if self.buffer.is_empty() => return Ok(None),
                 None => return Err(GuestError::lost("reading output", "cut inside a frame")),
                 Some(Err(error)) => return Err(GuestError::lost("reading output", error)),
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.buffer.extend_from_slice(&data);
-                    }
-                }
+                Some(Ok(data)) => self.buffer.extend_from_slice(&data),
             }
         }
     }
 }
 
-async fn json<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T, GuestError> {
-    let body = collect(response.into_body()).await?;
+async fn json<T: DeserializeOwned>(response: Response<RecvStream>) -> Result<T, GuestError> {
+    let body = connection::collect(response.into_body(), MAX_JSON).await?;
     serde_json::from_slice(&body)
         .map_err(|e| GuestError::Protocol(format!("unexpected answer: {e}")))
 }
 
-async fn collect(body: Incoming) -> Result<Bytes, GuestError> {
-    match Limited::new(body, MAX_JSON).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) => Err(GuestError::Lost {
-            step: "reading an answer",
-            reason: error.to_string(),
-        }),
-    }
-}
-
-fn byte_stream(body: Incoming) -> ByteStream {
+fn byte_stream(body: RecvStream) -> ByteStream {
     Box::pin(stream::unfold(body, |mut body| async move {
-        loop {
-            match body.frame().await? {
-                Ok(frame) => {
-                    if let Ok(data) = frame.into_data() {
-                        return Some((Ok(data), body));
-                    }
-                }
-                Err(error) => return Some((Err(std::io::Error::other(error)), body)),
-            }
-        }
+        let piece = connection::next(&mut body).await?;
+        Some((piece.map_err(std::io::Error::other), body))
     }))
-}
-
-fn empty() -> Body {
-    Empty::new()
-        .map_err(|never: Infallible| match never {})
-        .boxed_unsync()
-}
-
-fn full(data: Bytes) -> Body {
-    Full::new(data)
-        .map_err(|never: Infallible| match never {})
-        .boxed_unsync()
 }
 
 /// Form-encodes a flat struct: the values are numbers, booleans, strings or absent.

@@ -49,6 +49,10 @@ pub struct ExecRequest {
     /// What lists show as the command; derived from `argv` when absent.
     #[serde(default)]
     pub label: Option<String>,
+    /// Of an attached process: send nothing before it ended or wrote 64 KiB. For a caller that shows nothing
+    /// before the end either: a short command is then answered in one piece.
+    #[serde(default)]
+    pub collect: bool,
 }
 
 /// A process was started.

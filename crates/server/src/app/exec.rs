@@ -9,7 +9,7 @@ use nullspace_protocol::{
     frame::Frame,
 };
 
-use super::{App, machine};
+use super::{App, AppState, machine};
 use crate::error::{Error, Kind, Result};
 
 /// Time limit of a command that asks for none.
@@ -18,23 +18,6 @@ const DEFAULT_TIMEOUT_SECS: u64 = 30;
 const MAX_TIMEOUT_SECS: u64 = 24 * 3600;
 /// Bytes of each stream that an answer holds; what comes later is read and dropped.
 const MAX_STREAM: usize = 32 << 20;
-
-/// A foreground command that was started (or could not be, in a way that a shell would report).
-pub enum Running {
-    /// It runs; [`Running::finish`] collects it. Dropping it kills the command.
-    Streaming(OutputStream, u64),
-    /// It never ran: 127 or 126.
-    Never(ExecResponse),
-}
-
-impl std::fmt::Debug for Running {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Streaming(..) => "Streaming",
-            Self::Never(_) => "Never",
-        })
-    }
-}
 
 /// A command that ended.
 #[derive(Clone, Debug, Default)]
@@ -45,12 +28,13 @@ pub struct Finished {
     pub timed_out: Option<u64>,
 }
 
-/// Starts a foreground command.
+/// Runs a foreground command to its end. Dropping the future kills it.
 ///
 /// # Errors
 /// `invalid_request` for a bad request or working directory, `exec_failed` when the machine cannot run
-/// anything, and those of [`machine::guest`].
-pub async fn start(app: &App, id: &str, request: ExecRequest) -> Result<Running> {
+/// anything or goes away meanwhile, and those of [`machine::guest`]. All but the last come before anything
+/// runs.
+pub async fn run(app: AppState, id: String, request: ExecRequest) -> Result<Finished> {
     let timeout = request.timeout_secs.unwrap_or(DEFAULT_TIMEOUT_SECS);
     if timeout == 0 || timeout > MAX_TIMEOUT_SECS {
         return Err(Error::invalid(format!(
@@ -59,19 +43,24 @@ pub async fn start(app: &App, id: &str, request: ExecRequest) -> Result<Running>
     }
     let exec = GuestExec {
         timeout_ms: Some(timeout * 1000),
+        collect: true,
         ..guest_request(request)?
     };
-    let guest = machine::guest(app, id).await?;
+    let guest = machine::guest(&app, &id).await?;
     match guest.exec(&exec).await {
-        Ok(stream) => Ok(Running::Streaming(stream, timeout)),
-        Err(error) => not_started(&guest, &exec, error).await.map(Running::Never),
+        Ok(stream) => finish(stream, timeout).await,
+        Err(GuestError::Lost { reason, .. }) => Err(went_away(reason)),
+        Err(error) => Ok(Finished {
+            response: not_started(&guest, &exec, error).await?,
+            timed_out: None,
+        }),
     }
 }
 
 /// Starts a background command. Its time limit does not apply: it runs until it ends.
 ///
 /// # Errors
-/// As [`start`].
+/// As [`run`].
 pub async fn spawn(app: &App, id: &str, request: ExecRequest) -> Result<u32> {
     let exec = GuestExec {
         stdin: true,
@@ -177,62 +166,43 @@ async fn cwd_is_fine(guest: &GuestClient, cwd: Option<&str>) -> bool {
     matches!(guest.stat(&request).await, Ok(info) if info.kind == nullspace_protocol::FileKind::Dir)
 }
 
-impl Running {
-    /// Collects the output until the command ends.
-    ///
-    /// # Errors
-    /// `exec_failed` when the machine went away meanwhile.
-    pub async fn finish(self) -> Result<Finished> {
-        let (mut stream, limit) = match self {
-            Self::Streaming(stream, limit) => (stream, limit),
-            Self::Never(response) => {
+/// Collects the output until the command ends.
+async fn finish(mut stream: OutputStream, limit: u64) -> Result<Finished> {
+    let mut out = Capped::default();
+    let mut err = Capped::default();
+    let mut pid = None;
+    loop {
+        match stream.next().await.map_err(|e| went_away(e.to_string()))? {
+            Some(Frame::Started(id)) => pid = Some(id),
+            Some(Frame::Stdout(_, data)) => out.push(&data),
+            Some(Frame::Stderr(_, data)) => err.push(&data),
+            Some(Frame::Exit {
+                code, timed_out, ..
+            }) => {
                 return Ok(Finished {
-                    response,
-                    timed_out: None,
+                    response: ExecResponse {
+                        // Clients end with this number, and systems keep eight bits of it.
+                        exit_code: code & 0xff,
+                        stdout: out.text(),
+                        stderr: err.text(),
+                        pid,
+                        truncated: out.dropped || err.dropped,
+                    },
+                    timed_out: timed_out.then_some(limit),
                 });
             }
-        };
-        let mut out = Capped::default();
-        let mut err = Capped::default();
-        let mut pid = None;
-        loop {
-            let frame = stream.next().await.map_err(|error| {
-                Error::new(
-                    Kind::Machine,
-                    code::EXEC_FAILED,
-                    "the machine went away while the command ran",
-                )
-                .with_context(error.to_string())
-            })?;
-            match frame {
-                Some(Frame::Started(id)) => pid = Some(id),
-                Some(Frame::Stdout(_, data)) => out.push(&data),
-                Some(Frame::Stderr(_, data)) => err.push(&data),
-                Some(Frame::Exit {
-                    code, timed_out, ..
-                }) => {
-                    return Ok(Finished {
-                        response: ExecResponse {
-                            // Clients end with this number, and systems keep eight bits of it.
-                            exit_code: code & 0xff,
-                            stdout: out.text(),
-                            stderr: err.text(),
-                            pid,
-                            truncated: out.dropped || err.dropped,
-                        },
-                        timed_out: timed_out.then_some(limit),
-                    });
-                }
-                None => {
-                    return Err(Error::new(
-                        Kind::Machine,
-                        code::EXEC_FAILED,
-                        "the machine went away while the command ran",
-                    ));
-                }
-            }
+            None => return Err(went_away("the output ended before the command".into())),
         }
     }
+}
+
+fn went_away(context: String) -> Error {
+    Error::new(
+        Kind::Machine,
+        code::EXEC_FAILED,
+        "the machine went away while the command ran",
+    )
+    .with_context(context)
 }
 
 impl Finished {

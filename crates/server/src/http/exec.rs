@@ -55,8 +55,7 @@ async fn run(
         return Ok(Json(ExecStarted { pid }).into_response());
     }
     let patience = Duration::from_millis(app.config.exec_patience_ms);
-    let running = exec::start(&app, &id, request).await?;
-    let mut finish: Finish = Box::pin(running.finish());
+    let mut finish: Finish = Box::pin(exec::run(app, id, request));
     match tokio::time::timeout(patience, &mut finish).await {
         Ok(finished) => Ok(Json(finished?.or_timeout()?).into_response()),
         Err(_) => Ok(trickled(finish)),
