@@ -212,10 +212,12 @@ pub(crate) fn start(guest: &Guest, request: ExecRequest, attached: bool) -> Resu
         };
         let (out_read, out_write) = pipe()?;
         let (err_read, err_write) = pipe()?;
-        let readers = (
-            pipe::Receiver::from_owned_fd(out_read)?,
-            pipe::Receiver::from_owned_fd(err_read)?,
-        );
+        // They are what they have to be: the checked constructor asks the kernel five times.
+        let reader = |pipe: OwnedFd| {
+            rustix::io::ioctl_fionbio(&pipe, true)?;
+            pipe::Receiver::from_owned_fd_unchecked(pipe)
+        };
+        let readers = (reader(out_read)?, reader(err_read)?);
         Ok((stdin_read, stdin_write, out_write, err_write, readers))
     };
     let (stdin_read, stdin_write, out_write, err_write, (stdout, stderr)) =

@@ -8,6 +8,7 @@ use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd},
     ptr,
+    sync::OnceLock,
 };
 
 /// What to start.
@@ -64,6 +65,26 @@ pub fn spawn(command: &Command<'_>) -> io::Result<i32> {
     Ok(pid)
 }
 
+/// The signals that this process ignores: exec(2) resets handlers by itself, but a program would go on
+/// ignoring these. Asked for once, because it takes a system call for every signal there is; a process that
+/// forks can have its children know already by calling this. Signals that are ignored later are missed.
+pub fn ignored_signals() -> &'static [libc::c_int] {
+    static IGNORED: OnceLock<Vec<libc::c_int>> = OnceLock::new();
+    IGNORED.get_or_init(|| {
+        (1..=libc::SIGRTMAX())
+            .filter(|signal| {
+                // SAFETY: sigaction is plain data, for which zeroes are valid; with a null new action the
+                // call only writes the old one, and refuses numbers that are no signals.
+                unsafe {
+                    let mut old: libc::sigaction = std::mem::zeroed();
+                    libc::sigaction(*signal, ptr::null(), &raw mut old) == 0
+                        && old.sa_sigaction == libc::SIG_IGN
+                }
+            })
+            .collect()
+    })
+}
+
 struct Actions(libc::posix_spawn_file_actions_t);
 
 impl Actions {
@@ -99,8 +120,8 @@ struct Attributes(libc::posix_spawnattr_t);
 impl Attributes {
     fn new() -> io::Result<Self> {
         let mut raw = std::mem::MaybeUninit::uninit();
-        // SAFETY: as in Actions::new; the signal sets are initialised by sigemptyset and sigfillset before
-        // they are read, and are copied by the setters.
+        // SAFETY: as in Actions::new; the signal set is initialised by sigemptyset before it is read, and is
+        // copied by the setters.
         unsafe {
             check(libc::posix_spawnattr_init(raw.as_mut_ptr()))?;
             let mut this = Self(raw.assume_init());
@@ -110,7 +131,9 @@ impl Attributes {
                 &raw mut this.0,
                 &raw const set,
             ))?;
-            libc::sigfillset(&raw mut set);
+            for signal in ignored_signals() {
+                libc::sigaddset(&raw mut set, *signal);
+            }
             check(libc::posix_spawnattr_setsigdefault(
                 &raw mut this.0,
                 &raw const set,
