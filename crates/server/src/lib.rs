@@ -9,6 +9,7 @@
 
 pub mod app;
 mod config;
+mod eager;
 pub mod error;
 pub mod http;
 mod serve;

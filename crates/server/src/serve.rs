@@ -23,6 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     app::{self, App, AppState, key, machine, template},
     config::Config,
+    eager::Eager,
     error::Error,
 };
 
@@ -315,7 +316,7 @@ async fn accept(listener: TcpListener, app: AppState, connections: TaskTracker) 
         match accepted {
             Ok((stream, _)) => {
                 let served = connection(stream, router.clone(), app.stopping.clone());
-                connections.spawn(served);
+                connections.spawn(Eager::new(served));
             }
             Err(error) => {
                 // Out of descriptors, most likely: requests under way free some.
