@@ -13,7 +13,7 @@
 //! `paused` has its place (hibernate, a later piece of work) but nothing leads there yet.
 //!
 //! The happy path: `Requested` records `creating`; the engine builds; `Built` records `running` and arms
-//! the time limit; `Destroy` records `destroyed`, and then the engine ends the machine. Facts found at
+//! the time limit; `Destroy` records `destroyed` while the engine ends the machine. Facts found at
 //! start-up (`Alive`, `Gone`) bring record and reality together again: the record follows reality, except
 //! that what was recorded as ended is ended.
 
@@ -120,7 +120,8 @@ pub enum Input {
     Gone,
 }
 
-/// What the owner does after the new state is on disk. All of it is harmless when repeated.
+/// What the owner does once the new state is on disk; ending the machine it does at the same time. All of it is
+/// harmless when repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Start counting the time limit from now.

@@ -1,7 +1,9 @@
 //! The owner of one live machine: the only task that changes its state.
 //!
 //! It builds the machine or takes it over, then waits for messages and for the time limit. Every change
-//! is decided by `nullspace_lifecycle`, recorded in one transaction, published, and only then done.
+//! is decided by `nullspace_lifecycle`, recorded in one transaction, published, and only then done; but a machine
+//! is ended while that is being recorded. If the server dies in between, the next one finds a record without a
+//! machine or a machine without a future, and makes both agree.
 
 use std::{sync::Arc, time::Duration};
 
@@ -84,6 +86,8 @@ pub(super) fn spawn(app: &AppState, row: MachineRow, place: Place, start: Start)
         messages,
         handle,
         deadline: None,
+        is_ending: false,
+        is_gone: false,
         _place: place,
     };
     tokio::spawn(owner.run(start));
@@ -156,6 +160,10 @@ struct Owner {
     messages: mpsc::Receiver<Message>,
     handle: Arc<Handle>,
     deadline: Option<Instant>,
+    /// The engine was told to end it.
+    is_ending: bool,
+    /// The engine has ended it. Said in the log once the one who asked has the answer.
+    is_gone: bool,
     _place: Place,
 }
 
@@ -183,6 +191,9 @@ impl Owner {
         }
         // Nobody finds the machine here any more; who waits in the queue is sent to the record.
         self.app.machines.remove(&self.row.id);
+        if self.is_gone {
+            ended(&self.app, &self.row.id, self.state() == State::Destroyed);
+        }
         self.messages.close();
         while let Some(message) = self.messages.recv().await {
             if let Message::Destroy { reply, .. } | Message::SetTimeLimit { reply, .. } = message {
@@ -234,6 +245,10 @@ impl Owner {
             Message::Destroy { key_id, reply } => {
                 let result = self.step(Input::Destroy, key_id.as_deref(), None).await;
                 let _ = reply.send(result.map(|()| Arc::new(self.row.clone())));
+                if self.is_ending && !self.state().has_ended() {
+                    // The caller knows that it is not on record yet.
+                    self.must(Input::Destroy, None).await;
+                }
             }
             Message::SetTimeLimit {
                 timeout_ms,
@@ -273,13 +288,21 @@ impl Owner {
         let step = lifecycle::step(self.state(), input)
             .map_err(|refused| Error::not_ready(&self.row.id, refused.state.as_str()))?;
         let row = stepped(&self.row, &step, time::now());
-        record_step(&self.app.store, &row, &step, key_id, message).await?;
+        let app = self.app.clone();
+        let recording = record_step(&app.store, &row, &step, key_id, message);
+        if step.actions.contains(&Action::EndMachine) {
+            // Side by side, because either takes about as long as the other and whoever asked waits for both.
+            let (recorded, ()) = tokio::join!(recording, self.end());
+            recorded?;
+        } else {
+            recording.await?;
+        }
         self.row = row;
         self.publish.send_replace(Arc::new(self.row.clone()));
         for action in step.actions {
             match action {
                 Action::StartClock | Action::KeepClock => self.set_deadline(),
-                Action::EndMachine => self.end().await,
+                Action::EndMachine => {}
             }
         }
         Ok(())
@@ -303,21 +326,22 @@ impl Owner {
         });
     }
 
-    /// Has the engine end what is left. The record says already that the machine is no more, so a failure
-    /// is no news for the caller; it is tried again behind the scenes.
+    /// Has the engine end what is left. A failure is no news for the caller, for whom the machine is no more;
+    /// it is tried again behind the scenes.
     async fn end(&mut self) {
-        *self.handle.guest.lock().await = None;
+        self.is_ending = true;
         let (app, id) = (self.app.clone(), self.row.id.clone());
-        let destroyed = self.state() == State::Destroyed;
         match app.engine.destroy(&id).await {
-            Ok(()) => ended(&app, &id, destroyed),
+            Ok(()) => self.is_gone = true,
             Err(error) => {
                 tracing::error!(machine = id, %error, "the engine could not end a machine; trying again");
+                let record = self.publish.subscribe();
                 tokio::spawn(async move {
                     let mut pause = RETRY;
                     loop {
                         tokio::time::sleep(pause).await;
                         if app.engine.destroy(&id).await.is_ok() {
+                            let destroyed = record.borrow().state == State::Destroyed.as_str();
                             return ended(&app, &id, destroyed);
                         }
                         pause = (pause * 2).min(Duration::from_secs(60));
@@ -325,6 +349,8 @@ impl Owner {
                 });
             }
         }
+        // Not before: saying goodbye to the guest would only hold up its end.
+        *self.handle.guest.lock().await = None;
     }
 }
 
