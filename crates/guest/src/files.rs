@@ -399,7 +399,14 @@ impl Upload {
             ),
             Err(_) => (mode.unwrap_or(0o644), None),
         };
-        fs::create_dir_all(parent).map_err(fail)?;
+        fs::create_dir_all(parent).map_err(|error| match error.kind() {
+            // Said of a directory that is to be made where a file is.
+            io::ErrorKind::AlreadyExists => Error::invalid(format!(
+                "{}: the directory it should be in is a file",
+                target.shown
+            )),
+            _ => fail(error),
+        })?;
         // Through a link the file it points at is replaced, as a plain write would do.
         let real = fs::canonicalize(&target.real).unwrap_or_else(|_| target.real.clone());
         let target = Target { real, ..target };

@@ -168,6 +168,12 @@ async fn refusals() {
         ),
         ("mkdir", json!({"path": "/f"}), 409, "conflict"),
         (
+            "write",
+            json!({"path": "/f/below", "content": "x"}),
+            400,
+            "invalid_request",
+        ),
+        (
             "rename",
             json!({"old_path": "/none", "new_path": "/x"}),
             404,
