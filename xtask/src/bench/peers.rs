@@ -107,7 +107,9 @@ impl Bundle {
                 "--rm",
                 "--network=none",
                 "--cgroups=disabled",
-                "--ulimit=host",
+                // Its defaults ask for more than a host without CAP_SYS_RESOURCE may give.
+                "--ulimit=nofile=1024:1024",
+                "--ulimit=nproc=1024:1024",
                 "--rootfs",
             ]);
             command
