@@ -44,10 +44,10 @@ impl Host {
     /// The launcher's process. Its helpers, spare machines and guests have its command line too: it is the one
     /// that none of them is the parent of.
     pub fn launcher(&self) -> Option<i32> {
-        let data = self.data.to_str().unwrap();
+        let name = format!(" launcher {}", self.instance);
         let family: Vec<i32> = processes()
             .into_iter()
-            .filter(|(_, line)| line.contains(" launcher ") && line.contains(data))
+            .filter(|(_, line)| line.trim_end().ends_with(&name))
             .map(|(pid, _)| pid)
             .collect();
         family

@@ -288,7 +288,6 @@ async fn no_process_in_a_machine_has_anything_of_the_host() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the launcher's command line, the overlay's options and the guest's socket name the data directory"]
 async fn a_machine_cannot_tell_where_the_host_keeps_it() {
     no_path_of_the_host(&[
         "cat /proc/self/mountinfo",

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    io,
+    io::{self, Write},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -35,13 +35,17 @@ use crate::{
 /// How often a launcher that goes away while it is spoken to for the first time is replaced.
 const ATTEMPTS: usize = 3;
 
+/// How long the files of an ended machine are left alone: whoever ended it is being answered at that moment, and
+/// removing files keeps the disk busy.
+const AFTERWARDS: Duration = Duration::from_millis(20);
+
 /// How the engine finds or starts its launcher.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where machines, layers and sockets live.
     pub data_dir: PathBuf,
-    /// The program and first arguments that run [`crate::launcher_main`]; one more argument follows, the
-    /// launcher's configuration.
+    /// The program and first arguments that run [`crate::launcher_main`]; one more argument follows, which tells
+    /// it from other launchers in lists of processes.
     pub launcher: Vec<String>,
     /// The program and first arguments of the DNS resolver; the address follows. Empty for none.
     pub resolver: Vec<String>,
@@ -264,15 +268,20 @@ impl NativeEngine {
             .create(true)
             .append(true)
             .open(run.join("launcher.log"))?;
-        Command::new(&config.launcher[0])
+        let mut child = Command::new(&config.launcher[0])
             .args(&config.launcher[1..])
-            .arg(serde_json::to_string(&launcher)?)
-            .stdin(Stdio::null())
+            .arg(&launcher.instance)
+            .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)
             // A Ctrl-C at the server's terminal is not for it.
             .process_group(0)
-            .spawn()
+            .spawn()?;
+        // Fits the pipe. One that ends at once leaves the reason elsewhere.
+        if let Some(mut stdin) = child.stdin.take() {
+            let _ = stdin.write_all(&serde_json::to_vec(&launcher)?);
+        }
+        Ok(child)
     }
 }
 
@@ -282,7 +291,7 @@ impl NativeEngine {
 /// # Errors
 /// When the launcher is there and does not answer, or what is left cannot be removed.
 pub fn shutdown(data_dir: &Path) -> io::Result<()> {
-    use std::io::{Read, Write};
+    use std::io::Read;
     if let Ok(mut stream) =
         std::os::unix::net::UnixStream::connect(data_dir.join("run/launcher.sock"))
     {
@@ -383,11 +392,16 @@ impl Shared {
 fn empty_bin(mut bin: mpsc::UnboundedReceiver<PathBuf>) {
     // Of this thread alone, as the kernel counts.
     let _ = rustix::process::setpriority_process(None, 10);
-    while let Some(path) = bin.blocking_recv() {
-        if let Err(error) = std::fs::remove_dir_all(&path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(path = %path.display(), error = %error, "machine files not removed");
+    while let Some(first) = bin.blocking_recv() {
+        std::thread::sleep(AFTERWARDS);
+        let mut next = Some(first);
+        while let Some(path) = next {
+            if let Err(error) = std::fs::remove_dir_all(&path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(path = %path.display(), error = %error, "machine files not removed");
+            }
+            next = bin.try_recv().ok();
         }
     }
 }

@@ -11,7 +11,7 @@ pub(crate) const MAX_MESSAGE: usize = 8 << 20;
 /// Version of these messages. The launcher outlives `serve`, so a newer `serve` may meet an older one.
 pub(crate) const VERSION: u32 = 1;
 
-/// What a launcher must know; given to it as its one argument, in JSON.
+/// What a launcher must know; given to it on its standard input, in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LauncherConfig {
     /// Holds `run/` and `machines/`.

@@ -79,9 +79,7 @@ pub(crate) fn helper_process(argv: &[OsString]) -> Option<ExitCode> {
             .unwrap_or_default()
     };
     let result = match argv.get(1)?.to_str()? {
-        LAUNCHER => {
-            nullspace_engine_native::launcher_main(argument()).map_err(|error| error.to_string())
-        }
+        LAUNCHER => nullspace_engine_native::launcher_main().map_err(|error| error.to_string()),
         RESOLVER => resolver(argument()),
         _ => return None,
     };

@@ -1,8 +1,7 @@
 //! The launcher alone, for tests and benchmarks of the engine; the product runs it as `nullspace launcher`.
 
 fn main() -> std::process::ExitCode {
-    let config = std::env::args().nth(1).unwrap_or_default();
-    match nullspace_engine_native::launcher_main(&config) {
+    match nullspace_engine_native::launcher_main() {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");

@@ -153,8 +153,11 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>) -> Step<()> {
     let stage = prepare_mounts(common, users.as_fd(), first_id)?;
     link.make(&host).named("make the network link")?;
     drop(host);
-    let listener =
-        UnixListener::bind(directory.join("guest.sock")).named("make the guest's socket")?;
+    // By its name alone: a machine can list the sockets of its network.
+    let listener = rustix::process::chdir(directory)
+        .map_err(io::Error::from)
+        .and_then(|()| UnixListener::bind("guest.sock"))
+        .named("make the guest's socket")?;
     let mut root = None;
     if !lower.is_empty() {
         // Layers may be gone by now: whoever asks for them will be told.
@@ -288,28 +291,29 @@ fn make_root(
 ) -> Step<MachineRoot> {
     let files = directory.join("fs");
     make_writable_layer(&files, stage.first_id).named("make the writable layer")?;
-    let scratch = &common.scratch;
-    let mut layers = vec![scratch.join("l0").display().to_string()];
+    // Everything is named from here: a machine can read what its overlay was told.
+    rustix::process::chdir(&common.scratch).named("enter the scratch file system")?;
+    let mut layers = vec!["l0".to_owned()];
     let mut seen = Vec::new();
     for (n, layer) in lower.iter().enumerate() {
-        let at = scratch.join(format!("l{}", n + 1));
+        let at = format!("l{}", n + 1);
         fs::create_dir(&at).named("make a mount point")?;
         seen.push((layer.clone(), which_directory(layer)));
-        mount_layer(layer, &at, users)?;
-        layers.push(at.display().to_string());
+        mount_layer(layer, Path::new(&at), users)?;
+        layers.push(at);
     }
-    let writable = scratch.join("w");
+    let writable = Path::new("w");
     let own = Attributes {
         no_dev: true,
         ..Attributes::default()
     };
     clone_path(&files, own)
-        .and_then(|tree| attach(&tree, &writable))
+        .and_then(|tree| attach(&tree, writable))
         .named("mount the writable layer")?;
-    let root = scratch.join("root");
-    let overlay = new_overlay(&layers.join(":"), &writable)?;
-    attach(&overlay, &root).named("mount the root")?;
-    let inside = Root::open(&root, stage.first_id).named("open the root")?;
+    let root = Path::new("root");
+    let overlay = new_overlay(&layers.join(":"), writable)?;
+    attach(&overlay, root).named("mount the root")?;
+    let inside = Root::open(root, stage.first_id).named("open the root")?;
     for path in ["/dev", "/proc", "/sys"] {
         let move_it = || {
             let tree = stage.look_up(path, OFlags::PATH)?;

@@ -60,13 +60,14 @@ const SPARE: &str = "spare";
 /// How long a launcher that ends may take until the next one has its place.
 const HANDOVER: Duration = Duration::from_secs(10);
 
-/// Runs the launcher with the JSON configuration its engine gave it, until it is of no use any more.
+/// Runs the launcher with the JSON configuration that its engine writes to its standard input, until it is of no
+/// use any more. Not on the command line: machines are copies of this process and can read that.
 ///
 /// # Errors
 /// When another launcher has the data directory, or the host lacks something that machines need; the
 /// reason is also left in `run/launcher.error` for the engine.
-pub fn main(config: &str) -> io::Result<()> {
-    let config: LauncherConfig = serde_json::from_str(config)?;
+pub fn main() -> io::Result<()> {
+    let config: LauncherConfig = serde_json::from_reader(io::stdin().lock())?;
     let error_file = config.data_dir.join("run/launcher.error");
     let _ = fs::remove_file(&error_file);
     let result = Launcher::open(config).and_then(Launcher::run);
@@ -243,6 +244,8 @@ impl Launcher {
         spread(&spare);
         let _ = rustix::process::setsid();
         namespace::set_name("nullspace launch");
+        // Every machine's process 1 is a copy of this process and knows it from here.
+        nullspace_sys::spawn::ignored_signals();
         // A thousand machines are a few thousand descriptors.
         namespace::limit(namespace::Resource::OpenFiles, 1 << 16)
             .map_err(context("raise the limit of open files"))?;

@@ -62,7 +62,7 @@ impl World {
             let name = std::fs::read_to_string(entry.path().join("comm")).ok()?;
             // Machines are forked from it and show its command line.
             let is_it = name.starts_with("nullspace launc")
-                && line.contains(&format!("{:?}", self.path().display().to_string()));
+                && line.trim_end_matches('\0').ends_with(&self.instance());
             is_it.then(|| rustix::process::Pid::from_raw(pid)).flatten()
         })
     }
