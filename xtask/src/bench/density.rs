@@ -10,13 +10,11 @@ use super::{
     table::{Samples, Table},
 };
 
-pub(crate) async fn run(
-    machines: usize,
-    server: &mut Server,
-    table: &mut Table,
-    create_p50: f64,
-) -> Result<()> {
+pub(crate) async fn run(machines: usize, server: &mut Server, table: &mut Table) -> Result<()> {
     let mut client = server.client().await?;
+    // One after the other without a pause, as below: nothing but the other machines may differ.
+    let alone = cycles(&mut client).await?;
+    table.row("create → true, again and again", &alone, &[]);
     let before = available()?;
     let mut ids = Vec::new();
     for _ in 0..machines {
@@ -36,19 +34,11 @@ pub(crate) async fn run(
     table.note(format!(
         "serve with {machines} machines: {own} MB resident (goal ≤ 150)"
     ));
-    let mut times = Vec::new();
-    for _ in 0..100 {
-        let start = Instant::now();
-        let id = client.create().await?;
-        client.exec(&id, "true").await?;
-        times.push(start.elapsed());
-        client.delete(&id).await?;
-    }
-    let name = format!("create → true with {machines} alive");
+    let crowded = cycles(&mut client).await?;
     table.row(
-        &name,
-        &Samples::new(times),
-        &[("with none alive", Some(create_p50), Some(2.0))],
+        &format!("the same with {machines} alive"),
+        &crowded,
+        &[("with none alive", Some(alone.p50()), Some(2.0))],
     );
 
     server.kill();
@@ -73,6 +63,19 @@ pub(crate) async fn run(
         start.elapsed().as_secs_f64() * 1e3 / machines as f64
     ));
     Ok(())
+}
+
+/// Machines that are asked for, run `true` and are deleted: the time to the result.
+async fn cycles(client: &mut Client) -> Result<Samples> {
+    let mut times = Vec::new();
+    for _ in 0..100 {
+        let start = Instant::now();
+        let id = client.create().await?;
+        client.exec(&id, "true").await?;
+        times.push(start.elapsed());
+        client.delete(&id).await?;
+    }
+    Ok(Samples::new(times))
 }
 
 /// `MemAvailable` in KiB.
