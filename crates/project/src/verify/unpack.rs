@@ -2,7 +2,7 @@
 
 use super::{BundleError, Sink, write_error};
 use crate::manifest::Entry;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, RawMode};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,6 +10,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Mode of directories the manifest does not name.
 const IMPLIED_DIR_MODE: u32 = 0o755;
+
+/// Permission bits as the system has them: some have 16 bits for a mode, which is enough.
+fn permissions(mode: u32) -> Mode {
+    Mode::from_raw_mode(mode as RawMode)
+}
 
 pub(super) struct Unpack<'r, 'm> {
     root: BorrowedFd<'r>,
@@ -100,7 +105,7 @@ impl<'m> Sink<'m> for Unpack<'_, 'm> {
 
     fn finish(&mut self, entry: &'m Entry, file: Option<File>) -> Result<(), BundleError> {
         let Some(file) = file else { return Ok(()) };
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(entry.archived_mode()))
+        rustix::fs::fchmod(&file, permissions(entry.archived_mode()))
             .map_err(|error| write_error(entry, error.into()))
     }
 
@@ -115,7 +120,7 @@ impl<'m> Sink<'m> for Unpack<'_, 'm> {
         for (path, mode) in std::mem::take(&mut self.made).into_iter().rev() {
             let result = self
                 .open_dir(path)
-                .and_then(|dir| rustix::fs::fchmod(dir, Mode::from_raw_mode(mode)));
+                .and_then(|dir| rustix::fs::fchmod(dir, permissions(mode)));
             result.map_err(|error| BundleError::Write {
                 path: path.to_owned(),
                 source: error.into(),
