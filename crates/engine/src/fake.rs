@@ -25,6 +25,8 @@ pub struct FakeEngine {
     machines: Mutex<HashMap<String, Machine>>,
     exits: broadcast::Sender<MachineExit>,
     failing: Mutex<BTreeSet<String>>,
+    /// Held while no machine may end.
+    ending: tokio::sync::Mutex<()>,
 }
 
 struct Machine {
@@ -53,6 +55,7 @@ impl FakeEngine {
             machines: Mutex::default(),
             exits: broadcast::Sender::new(64),
             failing: Mutex::default(),
+            ending: tokio::sync::Mutex::default(),
         })
     }
 
@@ -73,6 +76,11 @@ impl FakeEngine {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(id_or_hostname.to_owned());
+    }
+
+    /// Makes every [`Engine::destroy`] wait until what this returns is dropped.
+    pub async fn hold_destroys(&self) -> impl Drop + '_ {
+        self.ending.lock().await
     }
 
     /// The folder that is a machine's `/`.
@@ -212,6 +220,7 @@ impl Engine for FakeEngine {
     }
 
     async fn destroy(&self, id: &str) -> Result<(), EngineError> {
+        let _may_end = self.ending.lock().await;
         let machine = self.lock().remove(id);
         if let Some(machine) = machine {
             machine.end();

@@ -161,6 +161,28 @@ fn lines<'a>(events: &'a [Value], source: &str) -> Vec<&'a str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn outputs_of_a_run_that_is_over_do_not_come_from_its_machine() {
+    let world = World::new().await;
+    let project = Project::new("[outputs]\npaths = ['kept']\n", "echo kept > kept\n");
+    let deployment = world.deploy(&project).await;
+    let engine = world.engine.clone();
+    let held = engine.hold_destroys().await;
+    let run = world.run(&deployment, json!({"input": {}})).await;
+    let run = world.finished(&run).await;
+    // The machine is on its way out and still answers.
+    let machine = run["sandbox_id"].as_str().unwrap();
+    let (_, info) = world.get(&format!("/v1/sandboxes/{machine}")).await;
+    assert_eq!(info["status"], "running", "{info}");
+    let inside = engine.machine_root(machine).join("workspace/project/kept");
+    std::fs::write(inside, "changed\n").unwrap();
+    let file = format!("/v1/sandboxes/{machine}/file?path=/workspace/project/kept");
+    let (status, body) = world.get(&file).await;
+    assert_eq!((status, body), (StatusCode::OK, json!("kept\n")));
+    drop(held);
+    world.until(machine, "destroyed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_from_deploy_to_outputs() {
     let world = World::new().await;
     let project = Project::new(

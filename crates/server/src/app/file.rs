@@ -9,6 +9,7 @@ use nullspace_api::{
     file::{Encoding, FileInfo},
     time,
 };
+use nullspace_lifecycle::machine::State;
 use nullspace_protocol::{
     ByteStream, ErrorKind, FileInfo as GuestInfo, FileKind, GuestClient, GuestError, PathRequest,
     PermissionsRequest, ReadQuery, RenameRequest, WriteQuery,
@@ -29,16 +30,23 @@ pub struct Files {
 }
 
 impl Files {
-    /// Reaches the machine.
+    /// Reaches the machine. One whose run is over counts as gone already: it would be gone before much of a file was
+    /// read, and what was kept of it is all there.
     ///
     /// # Errors
     /// Those of [`machine::guest`].
     pub async fn open(app: &App, id: &str, user: Option<String>) -> Result<Self> {
         let guest = machine::guest(app, id).await?;
-        let cwd = machine::get(app, id).await?.cwd.clone();
+        let row = machine::get(app, id).await?;
+        if let (Some(_), Some(outputs)) = (&row.owner, app.outputs.get()) {
+            let leaving = outputs.is_leaving(id).await;
+            if leaving.map_err(|e| Error::internal(format!("looking for a machine's run: {e}")))? {
+                return Err(Error::not_ready(id, State::Destroyed.as_str()));
+            }
+        }
         Ok(Self {
             guest,
-            cwd,
+            cwd: row.cwd.clone(),
             user: user.filter(|user| !user.is_empty()),
         })
     }

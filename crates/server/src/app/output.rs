@@ -15,6 +15,10 @@ pub struct KeptFile {
 /// Where files are looked for when the machine is gone. Paths are absolute, as they were in the machine.
 #[async_trait]
 pub trait Outputs: Send + Sync + 'static {
+    /// Whether what the machine was for is over, and it will be ended if it is not ended yet. What is kept of it is all
+    /// there.
+    async fn is_leaving(&self, machine_id: &str) -> std::io::Result<bool>;
+
     /// The file that was at `path`, if it was kept.
     async fn open(&self, machine_id: &str, path: &str) -> std::io::Result<Option<KeptFile>>;
 

@@ -8,7 +8,10 @@ use std::{
 
 use async_trait::async_trait;
 use nullspace_api::{agent::Output, file::FileInfo, time};
-use nullspace_store::{Store, agent_run as runs};
+use nullspace_store::{
+    Store,
+    agent_run::{self as runs, RunRow},
+};
 use rustix::fs::{Mode, OFlags};
 
 use super::{beneath, manifest, open_dir, plain, root};
@@ -37,14 +40,19 @@ impl Kept {
         Self { store, data_dir }
     }
 
-    async fn place(&self, machine_id: &str, path: &str) -> io::Result<Option<Place>> {
+    /// The run that the machine was made for.
+    async fn run(&self, machine_id: &str) -> io::Result<Option<RunRow>> {
         let machine_id = machine_id.to_owned();
-        let run = self
-            .store
+        self.store
             .read(move |db| runs::by_machine(db, &machine_id))
             .await
-            .map_err(io::Error::other)?;
-        let Some(run) = run else { return Ok(None) };
+            .map_err(io::Error::other)
+    }
+
+    async fn place(&self, machine_id: &str, path: &str) -> io::Result<Option<Place>> {
+        let Some(run) = self.run(machine_id).await? else {
+            return Ok(None);
+        };
         let manifest = manifest(run.outputs.as_deref()).unwrap_or_default();
         let root = root(&self.data_dir).join(&run.id);
         Ok(find(&manifest.outputs, path).map(|(number, rest)| Place {
@@ -100,6 +108,11 @@ impl Place {
 
 #[async_trait]
 impl Outputs for Kept {
+    async fn is_leaving(&self, machine_id: &str) -> io::Result<bool> {
+        let run = self.run(machine_id).await?;
+        Ok(run.is_some_and(|run| run.completed_at.is_some() && run.retained_until.is_none()))
+    }
+
     async fn open(&self, machine_id: &str, path: &str) -> io::Result<Option<KeptFile>> {
         let Some(place) = self.place(machine_id, path).await? else {
             return Ok(None);
