@@ -446,8 +446,10 @@ fn enter(users: &OwnedFd, filter: &Filter) -> Step<()> {
     namespace::limit(Resource::OpenFiles, OPEN_FILES).named("limit open files")?;
     namespace::limit(Resource::CoreSize, 0).named("limit core dumps")?;
     namespace::limit(Resource::LockedMemory, 8 << 20).named("limit locked memory")?;
-    // When memory runs out, anything else in the machine goes before its process 1.
-    let _ = fs::write("/proc/self/oom_score_adj", "-999");
+    // Written with the host's rights, this is also the least that anything in the machine can set for itself: when
+    // the host runs out of memory a machine must not outlive the host's own programs. The guest starts its programs
+    // with more, so they go before it does.
+    let _ = fs::write("/proc/self/oom_score_adj", "0");
     namespace::enter_user(users.as_fd()).named("enter the user namespace")?;
     let keep = CAPABILITIES.iter().fold(0, |bits, n| bits | (1 << n));
     namespace::drop_capabilities(keep).named("drop capabilities")?;
@@ -691,7 +693,6 @@ fn mask(root: &Root) -> Step<()> {
         "/proc/key-users",
         "/proc/timer_list",
         "/proc/latency_stats",
-        "/proc/sysrq-trigger",
         "/proc/kallsyms",
         "/proc/config.gz",
     ] {
@@ -712,7 +713,13 @@ fn mask(root: &Root) -> Step<()> {
         .named("clone a mask")?;
         over(&tree, &at).map_err(|e| (format!("mask {path}"), e))?;
     }
-    for path in ["/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs"] {
+    for path in [
+        "/proc/sys",
+        "/proc/irq",
+        "/proc/bus",
+        "/proc/fs",
+        "/proc/sysrq-trigger",
+    ] {
         let Ok(at) = root.look_up(path, OFlags::PATH) else {
             continue;
         };

@@ -80,8 +80,11 @@ impl World {
         let mounts = std::fs::read_to_string("/proc/mounts").expect("mounts");
         mounts
             .lines()
-            .filter(|line| line.starts_with("cgroup"))
-            .filter_map(|line| line.split(' ').nth(1))
+            .filter_map(|line| {
+                let mut fields = line.split(' ').skip(1);
+                let (at, kind) = (fields.next()?, fields.next()?);
+                kind.starts_with("cgroup").then_some(at)
+            })
             .map(|at| Path::new(at).join(format!("nullspace-{}", self.instance())))
             .filter(|group| group.exists())
             .collect()
