@@ -19,6 +19,8 @@
 pub const GENERAL: u8 = 1;
 /// The command line or the request makes no sense.
 pub const USAGE: u8 = 2;
+/// No key, or a wrong one.
+pub const UNAUTHENTICATED: u8 = 4;
 /// Interrupted by the user.
 pub const INTERRUPTED: u8 = 130;
 
@@ -32,14 +34,14 @@ pub fn of_code(code: &str) -> u8 {
     };
     let token = ["missing", "expired", "invalid", "revoked", "scope_mismatch"];
     match code.as_str() {
-        "unauthorized" | "unauthenticated" | "missing_api_key" => 4,
+        "unauthorized" | "unauthenticated" | "missing_api_key" => UNAUTHENTICATED,
         _ if after(
             "edge_token_",
             &["missing", "expired", "invalid", "scope_mismatch"],
         ) || after("preview_grant_", &["invalid", "revoked"])
             || after("preview_proxy_token_", &token) =>
         {
-            4
+            UNAUTHENTICATED
         }
         "forbidden" | "permission_denied" | "volume_read_only" => 5,
         _ if code.ends_with("_permission_denied") => 5,

@@ -72,17 +72,14 @@ pub(crate) async fn follow(
         // Of a target that has ended nothing more comes, so there is nothing to wait for.
         query.wait_ms = (!ended).then_some(WAIT.as_millis() as u64);
         let asked = Instant::now();
-        let step = async {
-            let page = client.get_logs(deployment, target, &query).await?;
-            Ok::<_, Error>((page, asked.elapsed()))
-        };
-        let (page, waited) = match step.await {
-            Ok(step) => step,
+        let page = match client.get_logs(deployment, target, &query).await {
+            Ok(page) => page,
             Err(error) => {
                 wait_for_server(&mut lost, error, show).await?;
                 continue;
             }
         };
+        let waited = asked.elapsed();
         for event in &page.events {
             show(Seen::Line(event))?;
         }
@@ -127,12 +124,13 @@ async fn wait_for_server(
         Error::Api(api) => matches!(api.status, 502..=504) || api.code == "shutting_down",
         _ => false,
     };
-    let since = *lost.get_or_insert_with(Instant::now);
-    if !may_pass || since.elapsed() > PATIENCE {
+    if !may_pass || lost.is_some_and(|since| since.elapsed() > PATIENCE) {
         return Err(error.into());
     }
-    if since.elapsed() < Duration::from_millis(1) {
+    // Told once, however long it takes.
+    if lost.is_none() {
         show(Seen::Lost(&error))?;
+        *lost = Some(Instant::now());
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     Ok(())

@@ -8,6 +8,17 @@ use serde_json::{Map, Value};
 
 use crate::error::CliError;
 
+/// An id or a name. An empty one comes from a `$(…)` that printed nothing; asking the server about it would only hide that.
+///
+/// # Errors
+/// If it is empty.
+pub(crate) fn named(text: &str) -> Result<String, &'static str> {
+    if text.trim().is_empty() {
+        return Err("it is empty; did the command that should have printed it fail?");
+    }
+    Ok(text.to_owned())
+}
+
 /// A JSON object from the text after `flag`.
 ///
 /// # Errors

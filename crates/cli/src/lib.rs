@@ -111,15 +111,26 @@ fn refuse(error: &clap::Error, json: bool) -> u8 {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
     );
     if json && !asked {
-        let text = error.render().to_string();
-        let message = text.lines().next().unwrap_or_default();
-        let message = message.strip_prefix("error: ").unwrap_or(message);
-        Ui::new(true).failure(&CliError::usage(message));
+        Ui::new(true).failure(&usage_error(&error.render().to_string()));
         return exit::USAGE;
     }
     // Help that nobody reads is no error.
     let _ = error.print();
     if asked { 0 } else { exit::USAGE }
+}
+
+/// What the parser says, without what only helps people: the message is its first paragraph, the hint its tip.
+fn usage_error(text: &str) -> CliError {
+    let mut paragraphs = text.split("\n\n").map(|paragraph| {
+        let lines: Vec<_> = paragraph.lines().map(str::trim).collect();
+        lines.join(" ")
+    });
+    let message = paragraphs.next().unwrap_or_default();
+    let error = CliError::usage(message.strip_prefix("error: ").unwrap_or(&message));
+    match paragraphs.find_map(|paragraph| Some(paragraph.strip_prefix("tip: ")?.to_owned())) {
+        Some(tip) => error.hint(tip),
+        None => error,
+    }
 }
 
 fn dispatch(command: Command, app: &App) -> Outcome {
@@ -158,6 +169,28 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_refused_command_line_is_told_whole() {
+        let told = |line: &str| {
+            let argv = line.split(' ').map(OsString::from);
+            let error = Cli::try_parse_from(argv).expect_err(line);
+            let error = usage_error(&error.render().to_string());
+            assert_eq!(error.exit(), exit::USAGE);
+            (error.message, error.hint.unwrap_or_default())
+        };
+        let (message, hint) = told("nullspace machine exec mch_1");
+        assert_eq!(
+            message,
+            "the following required arguments were not provided: <COMMAND>"
+        );
+        assert!(hint.contains("--help"), "{hint}");
+        let (message, hint) = told("nullspace machine crate");
+        assert_eq!(message, "unrecognized subcommand 'crate'");
+        assert!(hint.contains("'create'"), "{hint}");
+        let (message, _) = told("nullspace machine get ");
+        assert!(message.contains("it is empty"), "{message}");
     }
 
     /// Flags of the published CLI 0.1.9, each with a value where it takes one.

@@ -60,10 +60,10 @@ pub(crate) async fn latest_service(
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct TargetArgs {
     /// This run.
-    #[arg(long, value_name = "RUN_ID", conflicts_with = "service")]
+    #[arg(long, value_name = "RUN_ID", conflicts_with = "service", value_parser = crate::input::named)]
     pub(crate) run: Option<String>,
     /// This service instance.
-    #[arg(long, value_name = "SERVICE_ID")]
+    #[arg(long, value_name = "SERVICE_ID", value_parser = crate::input::named)]
     pub(crate) service: Option<String>,
 }
 

@@ -124,7 +124,9 @@ impl Ui {
             }
             return;
         }
-        self.note(format!("{} {}", self.paint("31", "error:"), error.message));
+        // The text may repeat what a machine named, a file for instance.
+        let message = tame(&error.message);
+        self.note(format!("{} {message}", self.paint("31", "error:")));
         if let Some(action) = &error.suggested_action {
             self.note(format!("{} {action}", self.paint("36", "hint:")));
         } else if let Some(hint) = &error.hint {
@@ -206,17 +208,56 @@ pub fn between(start: Option<&str>, end: Option<&str>) -> Option<String> {
     })
 }
 
-/// Text from a machine without the control characters that could play with a terminal. Colours stay if `color`.
+/// Text from a machine without what could play with a terminal: control characters, and whole escape sequences, so that
+/// no `[31m` is left of a colour.
 #[must_use]
 pub fn tame(text: &str) -> String {
-    text.chars()
-        .filter(|c| !c.is_control() || matches!(c, '\t' | '\n'))
-        .collect()
+    let mut tamed = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\x1b' => match chars.peek() {
+                // Parameters, and the letter that ends them.
+                Some('[') => {
+                    chars.next();
+                    while chars.next_if(|c| matches!(c, ' '..='?')).is_some() {}
+                    chars.next_if(|c| matches!(c, '@'..='~'));
+                }
+                // Titles and links: up to a bell, or to an escape and a backslash.
+                Some(']') => {
+                    let end = chars.by_ref().find(|c| matches!(c, '\x07' | '\x1b'));
+                    if end == Some('\x1b') {
+                        chars.next_if_eq(&'\\');
+                    }
+                }
+                _ => {}
+            },
+            '\t' | '\n' => tamed.push(c),
+            c if c.is_control() => {}
+            c => tamed.push(c),
+        }
+    }
+    tamed
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn text_of_machines_cannot_play_with_the_terminal() {
+        for (given, tamed) in [
+            ("plain\ttext\n", "plain\ttext\n"),
+            ("\x1b[1;31mred\x1b[0m.", "red."),
+            ("a\x1b]0;title\x07b\x1b]8;;http://x\x1b\\c", "abc"),
+            ("\x1b[2J\x1b[Hgone\r\x08\u{9b}31m", "gone31m"),
+            ("cut \x1b[31", "cut "),
+            ("cut \x1b]0;t", "cut "),
+            ("cut \x1b", "cut "),
+        ] {
+            assert_eq!(tame(given), tamed, "{given:?}");
+        }
+    }
 
     #[test]
     fn times_are_shown_as_the_published_cli_shows_them() {

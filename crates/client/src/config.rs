@@ -79,8 +79,8 @@ pub struct Config {
     pub timeout: Duration,
 }
 
-/// Values given by the caller; they go before all others.
-#[derive(Clone, Debug, Default)]
+/// Values given by the caller; they go before all others. One may be a key, so they cannot be printed.
+#[derive(Clone, Default)]
 pub struct Arguments {
     /// Address of the server. A blank one means [`DEFAULT_BASE_URL`], whatever the environment says.
     pub base_url: Option<String>,
@@ -88,8 +88,9 @@ pub struct Arguments {
     pub api_key: Option<String>,
 }
 
-/// What of the process decides: its environment and directories. A test makes its own.
-#[derive(Clone, Debug, Default)]
+/// What of the process decides: its environment and directories. A test makes its own. The environment may hold secrets,
+/// so it cannot be printed.
+#[derive(Clone, Default)]
 pub struct Surroundings {
     /// Environment variables.
     pub env: BTreeMap<String, String>,

@@ -76,7 +76,11 @@ fn run(db: &Connection, jobs: &Receiver<Job>) {
                 Err(_) => break,
             }
         } else {
-            let quiet = if since_checkpoint < ENOUGH { QUIET } else { PAUSE };
+            let quiet = if since_checkpoint < ENOUGH {
+                QUIET
+            } else {
+                PAUSE
+            };
             match jobs.recv_timeout(quiet) {
                 Ok(job) => job,
                 Err(RecvTimeoutError::Timeout) => {

@@ -193,12 +193,19 @@ async fn key_validity(app: &App, client: &Client, reachable: bool) -> Probe {
     };
     match tokio::time::timeout(LIMIT, client.list_machine_fields(&query)).await {
         Ok(Ok(_)) => Probe::new("key_validity", "pass", "the server knows the key"),
-        Ok(Err(error)) if reachable || error.code() != "transport_error" => Probe::new(
+        Ok(Err(error)) if exit::of_code(error.code()) == exit::UNAUTHENTICATED => Probe::new(
             "key_validity",
             "fail",
             format!("the server refuses the key: {error}"),
         )
         .fix("Save the right key with `nullspace auth login`.")
+        .details(json!({"code": error.code()})),
+        Ok(Err(error)) if reachable || error.code() != "transport_error" => Probe::new(
+            "key_validity",
+            "fail",
+            format!("not checked, as the server answers: {error}"),
+        )
+        .fix("Is that a Nullspace server? Its log may say more.")
         .details(json!({"code": error.code()})),
         _ => Probe::new(
             "key_validity",

@@ -120,6 +120,13 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
         let _ = rustix::process::setsid();
     }
     let settings = Settings::resolve(args, app)?;
+    if !rustix::process::geteuid().is_root() {
+        return Err(CliError::new(
+            "permission_denied",
+            "the server needs root to make machines",
+        )
+        .hint("Run it with sudo or as a system service; everything else works without."));
+    }
     let bars = MultiProgress::new();
     log_to_stderr(&settings.log, bars.clone())?;
     for key in &settings.unknown {
@@ -153,8 +160,9 @@ async fn serve(settings: &Settings, app: &App, bars: MultiProgress) -> Outcome {
                 ),
                 &error,
             )
-            .hint("Give another one with --data-dir, or run as root.")
+            .hint("Give another one with --data-dir.")
         })?;
+    refuse_second(&settings.data_dir)?;
     let stop = stop_signal()?;
     let ca_bundle = settings.trust_host_certificates.then(ca_bundle).flatten();
     let ca_file = ca_bundle
@@ -170,7 +178,7 @@ async fn serve(settings: &Settings, app: &App, bars: MultiProgress) -> Outcome {
     .await
     .map_err(|error| {
         CliError::new("engine_unavailable", error.to_string())
-            .hint("The server needs root and what `nullspace doctor` checks.")
+            .hint("See what this host lacks with `nullspace doctor`.")
     })?;
     let options = ServeOptions {
         listen: settings.listen,
@@ -199,6 +207,21 @@ async fn serve(settings: &Settings, app: &App, bars: MultiProgress) -> Outcome {
         .note("Stopping: requests under way may finish, machines stay.");
     server.stop().await;
     Ok(0)
+}
+
+/// Refuses a data directory that another server uses, before the engine looks at it: what the other is just making would
+/// look like remains to it. The server takes the lock for good when it starts.
+fn refuse_second(data_dir: &Path) -> Result<(), CliError> {
+    use rustix::fs::{FlockOperation, flock};
+    let Ok(lock) = std::fs::File::open(data_dir.join("serve.lock")) else {
+        return Ok(());
+    };
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(start_error(&ServeError::InUse(data_dir.to_owned())))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Completes when the process is asked to end.
@@ -232,7 +255,7 @@ fn start_error(error: &ServeError) -> CliError {
             "local_error",
             "Something else listens there, or it is no address of this host: give another --listen.",
         ),
-        ServeError::DataDir { .. } => ("local_error", "Give another --data-dir, or run as root."),
+        ServeError::DataDir { .. } => ("local_error", "Give another --data-dir."),
         ServeError::Key(_) => (
             "local_error",
             "Set NULLSPACE_BOOTSTRAP_API_KEY to a key of your own.",

@@ -11,10 +11,10 @@ use crate::reference;
 )]
 pub(super) struct Args {
     /// Id or name.
-    #[arg(value_name = "DEPLOYMENT")]
+    #[arg(value_name = "DEPLOYMENT", value_parser = crate::input::named)]
     deployment: String,
     /// This run; without it the latest.
-    #[arg(long, value_name = "RUN_ID")]
+    #[arg(long, value_name = "RUN_ID", value_parser = crate::input::named)]
     run: Option<String>,
     /// Kept with the run.
     #[arg(long)]

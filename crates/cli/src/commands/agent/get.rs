@@ -8,7 +8,7 @@ use crate::reference;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Id or name.
-    #[arg(value_name = "DEPLOYMENT")]
+    #[arg(value_name = "DEPLOYMENT", value_parser = crate::input::named)]
     deployment: String,
 }
 

@@ -17,7 +17,7 @@ use crate::ui::{tame, time};
   nullspace agent logs report --run adrun_123 --follow --json     one JSON object per line")]
 pub(super) struct Args {
     /// Id or name.
-    #[arg(value_name = "DEPLOYMENT")]
+    #[arg(value_name = "DEPLOYMENT", value_parser = crate::input::named)]
     deployment: String,
     #[command(flatten)]
     target: TargetArgs,

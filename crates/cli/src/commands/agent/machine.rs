@@ -15,7 +15,7 @@ service, that of its live instance."
 )]
 pub(super) struct Args {
     /// Id or name.
-    #[arg(value_name = "DEPLOYMENT")]
+    #[arg(value_name = "DEPLOYMENT", value_parser = crate::input::named)]
     deployment: String,
     #[command(flatten)]
     target: TargetArgs,

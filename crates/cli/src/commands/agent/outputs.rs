@@ -19,10 +19,10 @@ use crate::ui::Ui;
   nullspace agent outputs report --run adrun_123 --download ./results")]
 pub(super) struct Args {
     /// Id or name.
-    #[arg(value_name = "DEPLOYMENT")]
+    #[arg(value_name = "DEPLOYMENT", value_parser = crate::input::named)]
     deployment: String,
     /// This run; without it the latest.
-    #[arg(long, value_name = "RUN_ID")]
+    #[arg(long, value_name = "RUN_ID", value_parser = crate::input::named)]
     run: Option<String>,
     /// Put all that is available into this directory.
     #[arg(long, value_name = "DIR")]

@@ -25,7 +25,7 @@ Variables that the project names under [env] are taken from --env, --env-file, t
 With --follow the exit code is 0 if the run succeeded and 1 if it did not; an interrupt leaves the run alone.")]
 pub(crate) struct Args {
     /// Id or name.
-    #[arg(value_name = "DEPLOYMENT")]
+    #[arg(value_name = "DEPLOYMENT", value_parser = crate::input::named)]
     deployment: String,
     /// A file with the input, a JSON object; - is standard input.
     #[arg(long, value_name = "FILE", group = "inputs", alias = "input-file")]

@@ -20,7 +20,7 @@ use crate::reference::{self, TargetArgs};
 Exits with the command's own code.")]
 pub(super) struct Args {
     /// Id or name.
-    #[arg(value_name = "DEPLOYMENT")]
+    #[arg(value_name = "DEPLOYMENT", value_parser = crate::input::named)]
     deployment: String,
     #[command(flatten)]
     target: TargetArgs,

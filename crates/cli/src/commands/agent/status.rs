@@ -15,7 +15,7 @@ use crate::ui::{tame, time};
 #[command(after_help = "Example:\n  nullspace agent status report --json")]
 pub(super) struct Args {
     /// Id or name.
-    #[arg(value_name = "DEPLOYMENT")]
+    #[arg(value_name = "DEPLOYMENT", value_parser = crate::input::named)]
     deployment: String,
     #[command(flatten)]
     target: TargetArgs,

@@ -1,9 +1,10 @@
 //! `nullspace machine exec`
 
 use nullspace_api::exec::{ExecRequest, ExecResponse};
+use nullspace_client::Error;
 
 use crate::app::App;
-use crate::error::Outcome;
+use crate::error::{CliError, Outcome};
 use crate::input;
 use crate::ui::Ui;
 
@@ -17,7 +18,7 @@ use crate::ui::Ui;
 Options of this program are taken wherever they stand before a --.")]
 pub(crate) struct Args {
     /// The machine's id.
-    #[arg(value_name = "MACHINE")]
+    #[arg(value_name = "MACHINE", value_parser = crate::input::named)]
     machine: String,
     /// The program; with --shell a script for /bin/sh.
     #[arg(value_name = "COMMAND")]
@@ -55,8 +56,19 @@ pub(super) async fn run(args: &Args, app: &App) -> Outcome {
         timeout_secs: Some(args.timeout),
     };
     let client = app.client()?;
+    let failed = |error: Error| match error.code() {
+        // `exec $(…) -- ls` where nothing was printed: the first word of the command stands in the id's place.
+        "machine_not_found" if !args.machine.starts_with(nullspace_api::id::MACHINE) => {
+            CliError::from(error).hint(format!(
+                "{:?} stands where the machine's id belongs, before the command.",
+                args.machine
+            ))
+        }
+        _ => error.into(),
+    };
     if args.background {
-        let started = client.exec_background(&args.machine, &request).await?;
+        let started = client.exec_background(&args.machine, &request).await;
+        let started = started.map_err(failed)?;
         if ui.json {
             ui.json(&started)?;
         } else {
@@ -64,7 +76,7 @@ pub(super) async fn run(args: &Args, app: &App) -> Outcome {
         }
         return Ok(0);
     }
-    let response = client.exec(&args.machine, &request).await?;
+    let response = client.exec(&args.machine, &request).await.map_err(failed)?;
     if ui.json {
         ui.json(&response)?;
     } else {

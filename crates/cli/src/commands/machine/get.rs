@@ -7,7 +7,7 @@ use crate::error::Outcome;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The machine's id.
-    #[arg(value_name = "MACHINE")]
+    #[arg(value_name = "MACHINE", value_parser = crate::input::named)]
     machine: String,
     /// Only these fields.
     #[arg(long, value_name = "A,B")]

@@ -15,6 +15,7 @@ pub(super) struct Args {
     /// The machines' ids.
     #[arg(
         value_name = "MACHINE",
+        value_parser = crate::input::named,
         required_unless_present = "all",
         conflicts_with = "all"
     )]
