@@ -752,14 +752,16 @@ impl Launcher {
             ..
         } = entry;
         self.active = Instant::now();
+        if let State::Ending { id, callers } = &state {
+            // Nothing of it runs any more; that it is still to be waited for is no news.
+            self.by_id.remove(id);
+            for caller in callers {
+                self.answer(*caller, Ok(Answer::Done));
+            }
+        }
         let ended = slot.wait();
         match state {
-            State::Ending { id, callers } => {
-                self.by_id.remove(&id);
-                for caller in callers {
-                    self.answer(caller, Ok(Answer::Done));
-                }
-            }
+            State::Ending { .. } => {}
             State::Live { id } => {
                 self.by_id.remove(&id);
                 let reason = if slot.group.out_of_memory() {
