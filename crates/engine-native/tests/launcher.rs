@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{fs::File, time::Duration};
 
 use nullspace_engine::{Engine, ExitReason, conformance};
 use nullspace_engine_native::{NativeEngine, shutdown};
@@ -18,24 +18,32 @@ async fn create(engine: &NativeEngine, world: &World, id: &str) {
     assert_eq!(code, 3);
 }
 
-/// A directory whose launcher was killed while it had a machine, with nobody to notice.
-async fn abandoned() -> Option<(World, String)> {
+/// A directory whose launcher was killed while it had a machine, with nobody to notice. The kernel takes a
+/// dead machine's network apart when it finds time; the file says when.
+async fn abandoned() -> Option<(World, String, File)> {
     let world = World::new()?;
     let engine = world.engine().await;
     create(&engine, &world, "one").await;
     let gateway = world.gateway().expect("a gateway");
     drop(engine);
+    let network = world.a_network();
     world.kill_launcher();
     let remains = world.remains(&gateway).join("\n");
-    for what in ["nullspace-", "packet filter", "address", "machines/one"] {
+    for what in [
+        "nullspace-",
+        "packet filter",
+        "address",
+        "interface",
+        "machines/one",
+    ] {
         assert!(remains.contains(what), "{what} in {remains}");
     }
-    Some((world, gateway))
+    Some((world, gateway, network))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_next_launcher_clears_what_a_killed_one_left() {
-    let Some((world, gateway)) = abandoned().await else {
+    let Some((world, gateway, _network)) = abandoned().await else {
         return;
     };
     let engine = world.engine().await;
@@ -50,7 +58,7 @@ async fn the_next_launcher_clears_what_a_killed_one_left() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shutdown_needs_no_launcher() {
-    let Some((world, gateway)) = abandoned().await else {
+    let Some((world, gateway, _network)) = abandoned().await else {
         return;
     };
     shutdown(world.path()).expect("shutdown");

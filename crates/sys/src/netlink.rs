@@ -30,6 +30,7 @@ const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -126,8 +127,9 @@ impl Netlink {
 }
 
 impl Batch {
-    /// A pair of linked interfaces: `host` here and `eth0` in the other network namespace.
-    pub fn add_veth(&mut self, host: &str, peer_namespace: BorrowedFd<'_>) {
+    /// A pair of linked interfaces: `host` here, in an interface group of the caller's choice, and `eth0` in
+    /// the other network namespace.
+    pub fn add_veth(&mut self, host: &str, group: u32, peer_namespace: BorrowedFd<'_>) {
         self.request(
             "make veth pair",
             libc::RTM_NEWLINK,
@@ -135,6 +137,7 @@ impl Batch {
             |m| {
                 m.interface(0, 0, 0);
                 m.string(IFLA_IFNAME, host);
+                m.attribute(IFLA_GROUP, &group.to_ne_bytes());
                 m.nest(IFLA_LINKINFO, |m| {
                     m.string(IFLA_INFO_KIND, "veth");
                     m.nest(IFLA_INFO_DATA, |m| {
@@ -150,6 +153,17 @@ impl Batch {
                 });
             },
         );
+    }
+
+    /// Removes every interface of a group, and what they are paired with. Fails if there is none, and refuses
+    /// group 0, which holds all that nobody put elsewhere.
+    pub fn delete_group(&mut self, group: u32) {
+        self.request("delete interfaces", libc::RTM_DELLINK, 0, |m| {
+            m.interface(0, 0, 0);
+            if group != 0 {
+                m.attribute(IFLA_GROUP, &group.to_ne_bytes());
+            }
+        });
     }
 
     /// Keeps the kernel from giving an interface an IPv6 address of its own making.

@@ -43,6 +43,7 @@ pub(super) struct Network {
 pub(super) struct Link {
     /// The host's end.
     name: String,
+    group: u32,
     pub(super) address: Ipv4Addr,
     gateway: Ipv4Addr,
 }
@@ -81,7 +82,8 @@ impl Network {
         Ok(network)
     }
 
-    /// Removes what a killed launcher of the instance left: its packet filter and the gateway's address.
+    /// Removes what a killed launcher of the instance left: its packet filter, the gateway's address and
+    /// links of machines that are dead, but that the kernel has not taken apart.
     pub(super) fn clear(instance: &str, run: &Path) -> io::Result<()> {
         let note = run.join("gateway");
         let left: Option<Ipv4Addr> = fs::read_to_string(&note)
@@ -91,7 +93,7 @@ impl Network {
         let Some(left) = left else {
             return Ok(());
         };
-        remove(&table(instance), left)?;
+        remove(instance, left)?;
         let _ = fs::remove_file(note);
         Ok(())
     }
@@ -149,6 +151,7 @@ impl Network {
         self.made += 1;
         Ok(Link {
             name,
+            group: group(&self.instance),
             address,
             gateway: self.gateway(),
         })
@@ -174,9 +177,9 @@ impl Network {
         )))
     }
 
-    /// Removes what the launcher of this instance put on the host. The links go with their machines.
+    /// Removes what the launcher of this instance put on the host.
     pub(super) fn close(&mut self) {
-        let _ = remove(&table(&self.instance), self.gateway());
+        let _ = remove(&self.instance, self.gateway());
         let _ = fs::remove_file(&self.note);
     }
 }
@@ -186,14 +189,23 @@ fn table(instance: &str) -> String {
     format!("nullspace_{instance}")
 }
 
-/// Takes a packet filter and a gateway's address off the host; either may be gone already.
-fn remove(table: &str, gateway: Ipv4Addr) -> io::Result<()> {
+/// The interface group that holds the links of an instance, and nothing else.
+fn group(instance: &str) -> u32 {
+    const OURS: u32 = 0x6e00_0000;
+    OURS | u32::from_str_radix(instance, 16).unwrap_or(0)
+}
+
+/// Takes a packet filter, a gateway's address and machines' links off the host; any may be gone already. A
+/// link goes with its machine, but the kernel takes its time over that.
+fn remove(instance: &str, gateway: Ipv4Addr) -> io::Result<()> {
+    let table = table(instance);
     nft(&format!(
         "table inet {table} {{}}\ndelete table inet {table}"
     ))?;
     let mut batch = Batch::default();
     let netlink = Netlink::open()?;
     batch.delete_address(netlink.index_of("lo")?, gateway);
+    batch.delete_group(group(instance));
     let _ = netlink.send(&batch);
     Ok(())
 }
@@ -217,7 +229,7 @@ impl Link {
     pub(super) fn make(&self, host: &Netlink) -> io::Result<()> {
         let own = fs::File::open("/proc/self/ns/net")?;
         let mut batch = Batch::default();
-        batch.add_veth(&self.name, own.as_fd());
+        batch.add_veth(&self.name, self.group, own.as_fd());
         host.send(&batch)?;
         let index = host.index_of(&self.name)?;
         let mut batch = Batch::default();

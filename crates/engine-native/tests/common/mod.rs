@@ -99,6 +99,17 @@ impl World {
         })
     }
 
+    /// The network namespace of some machine. It and its link stay while this is open.
+    pub fn a_network(&self) -> std::fs::File {
+        let groups = self.groups().into_iter();
+        let mut members = groups
+            .flat_map(|group| std::fs::read_dir(group).into_iter().flatten().flatten())
+            .filter_map(|m| std::fs::read_to_string(m.path().join("cgroup.procs")).ok())
+            .flat_map(|m| m.lines().map(str::to_owned).collect::<Vec<_>>());
+        let pid = members.next().expect("a machine lives");
+        std::fs::File::open(format!("/proc/{pid}/ns/net")).expect("its network")
+    }
+
     /// What tells this directory's things on the host from others'.
     fn instance(&self) -> String {
         let path = std::fs::canonicalize(self.path()).expect("a path");
