@@ -8,6 +8,7 @@
 #![cfg(target_os = "linux")]
 
 pub mod cred;
+pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod netlink;

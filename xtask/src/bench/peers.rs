@@ -11,6 +11,9 @@ use serde_json::{Value, json};
 
 use super::table::Samples;
 
+/// Where [`Live::cat`] puts its file.
+const CAT_FILE: &str = "/dev/shm/bench";
+
 /// Goes on in a mount namespace without the unified cgroup hierarchy, where that is mounted beside the others
 /// and has controllers: `crun` refuses such hosts. Both sides are measured there.
 pub(crate) fn hide_mixed_cgroups() -> Result<()> {
@@ -152,16 +155,25 @@ impl Live {
         })
     }
 
+    /// Removes what [`Self::cat`] wrote.
+    pub(crate) fn remove(&self) -> Result<()> {
+        let mut command = Command::new(self.program);
+        let status = command
+            .args(["exec", &self.id, "rm", "-f", CAT_FILE])
+            .status()?;
+        ensure!(status.success(), "{command:?}: {status}");
+        Ok(())
+    }
+
     /// Pipes so many zero bytes into `cat` in the container, and out of it again.
     pub(crate) fn cat(&self, bytes: usize, reading: bool) -> Result<Duration> {
-        let file = "/dev/shm/bench";
         let size = bytes >> 20;
         let inside = format!("{} exec {}", self.program, self.id);
         let script = if reading {
             // Through a pipe: `cat` on its own would not move a byte to `/dev/null`.
-            format!("{inside} cat {file} | cat > /dev/null")
+            format!("{inside} cat {CAT_FILE} | cat > /dev/null")
         } else {
-            format!("head -c {size}M /dev/zero | {inside} sh -c 'cat > {file}'")
+            format!("head -c {size}M /dev/zero | {inside} sh -c 'cat > {CAT_FILE}'")
         };
         let start = Instant::now();
         let status = Command::new("sh").arg("-c").arg(&script).status()?;

@@ -59,6 +59,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const SPARE: &str = "spare";
 /// How long a launcher that ends may take until the next one has its place.
 const HANDOVER: Duration = Duration::from_secs(10);
+/// Freed memory that a guest keeps while files go through it, in bytes: a few of its largest buffers.
+const KEEP_FREED: u32 = 4 << 20;
 
 /// Runs the launcher with the JSON configuration that its engine writes to its standard input, until it is of no
 /// use any more. Not on the command line: machines are copies of this process and can read that.
@@ -246,6 +248,7 @@ impl Launcher {
         namespace::set_name("nullspace launch");
         // Every machine's process 1 is a copy of this process and knows it from here.
         nullspace_sys::spawn::ignored_signals();
+        nullspace_sys::memory::keep_freed(KEEP_FREED);
         // A thousand machines are a few thousand descriptors.
         namespace::limit(namespace::Resource::OpenFiles, 1 << 16)
             .map_err(context("raise the limit of open files"))?;
