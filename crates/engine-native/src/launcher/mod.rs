@@ -52,7 +52,7 @@ const LINGER: Duration = Duration::from_secs(2);
 const PREPARING_AT_ONCE: usize = 8;
 /// How long nobody may have asked for anything before a spare slot is prepared: whoever got a machine is
 /// about to use it.
-const QUIET: Duration = Duration::from_millis(3);
+const QUIET: Duration = Duration::from_millis(10);
 /// How long a child may take to get ready before it is given up.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Where directories of machines are prepared, in the data directory.
