@@ -51,8 +51,10 @@ const LINGER: Duration = Duration::from_secs(2);
 /// because most of that time the kernel waits for itself.
 const PREPARING_AT_ONCE: usize = 8;
 /// How long nobody may have asked for anything before a spare slot is prepared: whoever got a machine is
-/// about to use it.
+/// about to use it, and may end it soon.
 const QUIET: Duration = Duration::from_millis(10);
+/// The same when none is left: long enough for a first command, so that the next machine need not wait.
+const QUIET_WITHOUT: Duration = Duration::from_millis(3);
 /// How long a child may take to get ready before it is given up.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Where directories of machines are prepared, in the data directory.
@@ -354,8 +356,7 @@ impl Launcher {
         }
     }
 
-    /// When the next spare slot should be prepared: when it is quiet, or at once if there is none. Not while
-    /// a machine starts.
+    /// When the next spare slot should be prepared: when it is quiet. Not while a machine starts.
     fn spare_wanted_in(&self) -> Option<Duration> {
         let starting = |e: &Entry| matches!(e.state, State::Starting { .. });
         if !self.wants_to_prepare()
@@ -365,10 +366,11 @@ impl Launcher {
         {
             return None;
         }
-        Some(match self.parked.is_empty() {
-            true => Duration::ZERO,
-            false => QUIET.saturating_sub(self.active.elapsed()),
-        })
+        let quiet = match self.parked.is_empty() {
+            true => QUIET_WITHOUT,
+            false => QUIET,
+        };
+        Some(quiet.saturating_sub(self.active.elapsed()))
     }
 
     fn preparing(&self) -> usize {
