@@ -43,6 +43,23 @@ async fn call(guest: &GuestClient, number: i64, arguments: &str) -> String {
     output(guest, &script).await
 }
 
+/// While a command starts, its process shares process 1's memory: a handler that ran there would be let in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_starting_command_runs_no_handler_of_process_1() {
+    let Some(world) = World::new() else {
+        return;
+    };
+    let engine = world.engine().await;
+    let guest = machine(&engine, &world, "one").await;
+    let handled = output(&guest, "grep SigCgt /proc/1/status").await;
+    let mask = u64::from_str_radix(handled.trim_start_matches("SigCgt:").trim(), 16);
+    let reset = nullspace_sys::spawn::HANDLED;
+    let reset = reset
+        .iter()
+        .fold(0, |mask, signal| mask | 1 << (signal - 1));
+    assert_eq!(mask, Ok(reset), "{handled}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn system_calls_that_lead_out_are_refused() {
     let Some(world) = world_with_perl() else {
