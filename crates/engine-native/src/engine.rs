@@ -17,13 +17,10 @@ use async_trait::async_trait;
 use nullspace_engine::{
     BoxedIo, Capabilities, Engine, EngineError, ExitReason, LiveMachine, MachineExit, MachineSpec,
 };
+use nullspace_sys::stream::LocalStream;
 use sha2::{Digest, Sha256};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{
-        UnixStream,
-        unix::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
     sync::{broadcast, mpsc, oneshot},
 };
 
@@ -206,7 +203,7 @@ impl NativeEngine {
     }
 
     async fn open_link(&self) -> Result<Link, EngineError> {
-        let (reader, writer) = self.find_or_start().await?.into_split();
+        let (reader, writer) = tokio::io::split(self.find_or_start().await?);
         let (requests, queue) = mpsc::unbounded_channel();
         let link = Link {
             requests,
@@ -223,10 +220,10 @@ impl NativeEngine {
         Ok(link)
     }
 
-    async fn find_or_start(&self) -> Result<UnixStream, EngineError> {
+    async fn find_or_start(&self) -> Result<LocalStream, EngineError> {
         let run = self.shared.config.data_dir.join("run");
         let socket = run.join("launcher.sock");
-        if let Ok(stream) = UnixStream::connect(&socket).await {
+        if let Ok(stream) = LocalStream::connect(&socket) {
             return Ok(stream);
         }
         std::fs::create_dir_all(&run).map_err(|e| unavailable("make the run directory", e))?;
@@ -237,7 +234,7 @@ impl NativeEngine {
             .map_err(|e| unavailable("start the launcher", e))?;
         // It listens once it has prepared the host: some tens of milliseconds.
         for _ in 0..3000 {
-            if let Ok(stream) = UnixStream::connect(&socket).await {
+            if let Ok(stream) = LocalStream::connect(&socket) {
                 // Its end is noticed on the socket; this only takes the zombie away.
                 std::thread::spawn(move || child.wait());
                 return Ok(stream);
@@ -330,16 +327,21 @@ fn is_id(id: &str) -> bool {
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
 }
 
-async fn write_requests(mut writer: OwnedWriteHalf, mut queue: mpsc::UnboundedReceiver<Vec<u8>>) {
+async fn write_requests(
+    mut writer: WriteHalf<LocalStream>,
+    mut queue: mpsc::UnboundedReceiver<Vec<u8>>,
+) {
     while let Some(bytes) = queue.recv().await {
         if writer.write_all(&bytes).await.is_err() {
             return;
         }
     }
+    // The launcher closes its side then, and the reader ends.
+    let _ = writer.shutdown().await;
 }
 
 async fn read_messages(
-    mut reader: OwnedReadHalf,
+    mut reader: ReadHalf<LocalStream>,
     waiting: Waiting,
     machines: Arc<Mutex<HashSet<String>>>,
     shared: std::sync::Weak<Shared>,
@@ -468,7 +470,7 @@ impl Engine for NativeEngine {
         if !is_id(id) {
             return Err(EngineError::NotFound(id.to_owned()));
         }
-        match UnixStream::connect(self.machine_dir(id).join("guest.sock")).await {
+        match LocalStream::connect(&self.machine_dir(id).join("guest.sock")) {
             Ok(stream) => Ok(Box::new(stream)),
             Err(_) => Err(EngineError::NotFound(id.to_owned())),
         }

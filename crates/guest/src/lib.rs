@@ -29,6 +29,7 @@ use std::{
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use nullspace_protocol::{CONNECTION_WINDOW, Io, MAX_FRAME, STREAM_WINDOW};
+use nullspace_sys::stream::LocalStream;
 
 /// What a guest must know of its machine.
 #[derive(Clone, Debug)]
@@ -134,7 +135,10 @@ pub fn run_as_init(listener: OwnedFd, config: Config) -> io::Result<()> {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let guest = guest.clone();
-                    tokio::spawn(async move { guest.serve(stream).await });
+                    // Not watched for want of memory, say: the host sees it close and dials again.
+                    if let Ok(stream) = stream.into_std().and_then(LocalStream::new) {
+                        tokio::spawn(async move { guest.serve(stream).await });
+                    }
                 }
                 // Out of descriptors or memory: the machine did that; wait for it to pass.
                 Err(_) => tokio::time::sleep(std::time::Duration::from_millis(20)).await,

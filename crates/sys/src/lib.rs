@@ -3,7 +3,7 @@
 //! Everything unsafe in Nullspace is in this crate, each block with the invariant it relies on; every
 //! other crate forbids unsafe code. What `rustix` offers safely is used from there and is not wrapped
 //! here again. Callers: `nullspace-guest` (starting commands, acting as a user) and
-//! `nullspace-engine-native` (namespaces, mounts, seccomp).
+//! `nullspace-engine-native` (namespaces, mounts, seccomp, the streams between host and guest).
 
 #![cfg(target_os = "linux")]
 
@@ -14,6 +14,7 @@ pub mod namespace;
 pub mod netlink;
 pub mod seccomp;
 pub mod spawn;
+pub mod stream;
 
 use std::io;
 
