@@ -219,3 +219,17 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     Resolver::bind(config)?.serve(shutdown).await;
     Ok(())
 }
+
+/// Hands bytes to both parsers, as a machine's question and as a name server's answer.
+#[cfg(fuzzing)]
+pub fn fuzz(bytes: &[u8]) {
+    use hickory_proto::op::Message;
+
+    let answer = Message::from_vec(bytes)
+        .ok()
+        .map(|message| answer::filtered(message, &hidden_by_default()));
+    if let (Ok(query), Some(answer)) = (query::read(bytes), answer) {
+        let reply = query::reply(&query, answer, query::Transport::Udp);
+        assert!(reply.is_none_or(|reply| reply.len() <= usize::from(u16::MAX)));
+    }
+}
