@@ -1,4 +1,4 @@
-//! Agent Deployments: deployments, versions, runs, log events, outputs; services as far as they can be looked at.
+//! Agent Deployments: deployments, versions, runs, services, log events, outputs.
 //!
 //! Published clients read these objects leniently (extra keys are fine), except [`CacheSummary`] and
 //! [`BuildSummary`], where an unknown key is an error. They index required keys directly, so nothing required
@@ -286,6 +286,9 @@ pub struct Run {
     pub output_manifest: Option<OutputManifest>,
     /// Until when the machine of a failed run is kept. RFC 3339.
     pub retained_until: Option<String>,
+    /// What happened when, in order.
+    #[serde(default)]
+    pub timeline: Vec<TimelineStep>,
     /// When the entry point was started. RFC 3339.
     pub started_at: Option<String>,
     /// RFC 3339.
@@ -296,6 +299,19 @@ pub struct Run {
     pub updated_at: String,
     /// What it was created with.
     pub idempotency_key: Option<String>,
+}
+
+/// A step of a run's life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TimelineStep {
+    /// `queued`, `machine_ready`, `bundle_unpacked`, `install_started`, `installed`, `entrypoint`, `first_output` or `end`.
+    pub step: String,
+    /// RFC 3339.
+    pub at: String,
+    /// Milliseconds since the step before; 0 for the first.
+    pub duration_ms: u64,
+    /// Milliseconds since the run was queued.
+    pub elapsed_ms: u64,
 }
 
 /// `POST …/runs/{rid}/cancel`.
@@ -476,10 +492,84 @@ pub struct Service {
     pub port: u16,
     /// Its machine.
     pub sandbox_id: Option<String>,
-    /// What readiness checks said.
+    /// Its machine, in the newer spelling.
+    pub machine_id: Option<String>,
+    /// The process of the entry point in the machine.
+    pub process_id: Option<u32>,
+    /// Where it can be opened, while it is ready and its config allows that.
+    pub public_url: Option<String>,
+    /// What readiness checks said: `ready`, `type`, `port`, `path`, `checked_at`, `error`.
     pub readiness_status: Map<String, Value>,
+    /// Why it failed, or why the last restart did.
+    pub failure_reason: Option<String>,
+    /// How often its entry point was started again after it had ended by itself.
+    pub restart_count: u32,
+    /// Until when the machine of a stopped or failed service is kept. RFC 3339.
+    pub retained_until: Option<String>,
+    /// When it first was ready. RFC 3339.
+    pub started_at: Option<String>,
+    /// RFC 3339.
+    pub stopped_at: Option<String>,
     /// RFC 3339.
     pub created_at: String,
     /// RFC 3339.
     pub updated_at: String,
+    /// What it was created with.
+    pub idempotency_key: Option<String>,
+}
+
+/// `POST …/services/{sid}/stop`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StopServiceRequest {
+    /// Shown in the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Keep the machine for a look inside.
+    #[serde(
+        default,
+        alias = "retain_machine",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub retain_sandbox: Option<bool>,
+}
+
+/// `POST …/services/{sid}/restart`.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RestartServiceRequest {
+    /// Shown in the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Environment from now on; none when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub envs: Option<BTreeMap<String, String>>,
+}
+
+impl std::fmt::Debug for RestartServiceRequest {
+    /// Without the values of the environment.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RestartServiceRequest")
+            .field("reason", &self.reason)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a service can be opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ServiceUrl {
+    /// The service.
+    pub service_id: String,
+    /// See [`Service::status`].
+    pub status: String,
+    /// Null unless the service takes traffic and its config has `permissions.public_url`.
+    pub public_url: Option<String>,
+    /// Where it listens in its machine.
+    pub port: u16,
+    /// The header that must carry the token, with `permissions.allow_public_traffic = false`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic_access_header: Option<String>,
+    /// The token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic_access_token: Option<String>,
 }

@@ -270,6 +270,7 @@ fn info(row: &RunRow) -> Run {
         failure_reason: row.failure_reason.clone(),
         output_manifest: agent_output::manifest(row.outputs.as_deref()),
         retained_until: row.retained_until.map(time::rfc3339),
+        timeline: Vec::new(),
         started_at: row.started_at.map(time::rfc3339),
         completed_at: row.completed_at.map(time::rfc3339),
         created_at: time::rfc3339(row.created_at),
