@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     io::{self, Write},
+    net::Ipv4Addr,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -21,16 +22,20 @@ use nullspace_sys::stream::LocalStream;
 use sha2::{Digest, Sha256};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
+    net::TcpSocket,
     sync::{broadcast, mpsc, oneshot},
 };
 
 use crate::{
-    launcher,
+    launcher, layer,
     wire::{self, Answer, LauncherConfig, Message, Refusal, Request, RequestBody},
 };
 
 /// How often a launcher that goes away while it is spoken to for the first time is replaced.
 const ATTEMPTS: usize = 3;
+
+/// How long a machine may take to take a connection: it is on the same host.
+const CONNECT: Duration = Duration::from_secs(3);
 
 /// How long the files of an ended machine are left alone: whoever ended it is being answered at that moment, and
 /// removing files keeps the disk busy.
@@ -76,6 +81,8 @@ struct Link {
     waiting: Waiting,
     /// The machines that end with this launcher.
     machines: Arc<Mutex<HashSet<String>>>,
+    /// Where machines are on the network, as far as that was asked.
+    addresses: Arc<Mutex<HashMap<String, Option<Ipv4Addr>>>>,
 }
 
 type Reply = Result<Answer, Refusal>;
@@ -136,6 +143,37 @@ impl NativeEngine {
                 let _ = self.shared.trash.send(entry.path());
             }
         }
+        Ok(())
+    }
+
+    /// Where a machine is on the network, asked once.
+    async fn address(&self, id: &str) -> Result<Option<Ipv4Addr>, EngineError> {
+        let link = self.link().await?;
+        if let Some(known) = lock(&link.addresses).get(id) {
+            return Ok(*known);
+        }
+        let asked = RequestBody::Address { id: id.to_owned() };
+        match self.ask_over(&link, asked).await? {
+            Answer::Address { address } => {
+                // One that ended meanwhile is not remembered: nobody would forget it again.
+                if lock(&link.machines).contains(id) {
+                    lock(&link.addresses).insert(id.to_owned(), address);
+                }
+                Ok(address)
+            }
+            other => Err(EngineError::Unavailable(format!(
+                "unexpected answer {other:?}"
+            ))),
+        }
+    }
+
+    /// Ends a machine; its files stay.
+    async fn end(&self, id: &str) -> Result<(), EngineError> {
+        let link = self.link().await?;
+        self.ask_over(&link, RequestBody::Destroy { id: id.to_owned() })
+            .await?;
+        lock(&link.machines).remove(id);
+        lock(&link.addresses).remove(id);
         Ok(())
     }
 
@@ -209,12 +247,14 @@ impl NativeEngine {
             requests,
             waiting: Arc::new(Mutex::new(Some(HashMap::new()))),
             machines: Arc::default(),
+            addresses: Arc::default(),
         };
         tokio::spawn(write_requests(writer, queue));
         tokio::spawn(read_messages(
             reader,
             link.waiting.clone(),
             link.machines.clone(),
+            link.addresses.clone(),
             Arc::downgrade(&self.shared),
         ));
         Ok(link)
@@ -344,6 +384,7 @@ async fn read_messages(
     mut reader: ReadHalf<LocalStream>,
     waiting: Waiting,
     machines: Arc<Mutex<HashSet<String>>>,
+    addresses: Arc<Mutex<HashMap<String, Option<Ipv4Addr>>>>,
     shared: std::sync::Weak<Shared>,
 ) {
     let mut buffer = Vec::new();
@@ -362,6 +403,7 @@ async fn read_messages(
                 }
                 Message::Ended { id, reason } => {
                     lock(&machines).remove(&id);
+                    lock(&addresses).remove(&id);
                     if let Some(shared) = shared.upgrade() {
                         shared.ended(id, reason);
                     }
@@ -449,12 +491,32 @@ impl Engine for NativeEngine {
         if !is_id(id) {
             return Ok(());
         }
-        let link = self.link().await?;
-        self.ask_over(&link, RequestBody::Destroy { id: id.to_owned() })
-            .await?;
-        lock(&link.machines).remove(id);
+        self.end(id).await?;
         let _ = self.shared.trash.send(self.machine_dir(id));
         Ok(())
+    }
+
+    async fn keep(&self, id: &str, target: &Path) -> Result<(), EngineError> {
+        if !is_id(id) {
+            return Err(EngineError::NotFound(id.to_owned()));
+        }
+        self.end(id).await?;
+        let (directory, target) = (self.machine_dir(id), target.to_owned());
+        let kept = tokio::task::spawn_blocking({
+            let directory = directory.clone();
+            move || layer::keep(&directory, &target)
+        })
+        .await;
+        let _ = self.shared.trash.send(directory);
+        let fail = |reason: String| EngineError::Step {
+            step: "keep the writable layer".into(),
+            reason,
+        };
+        match kept {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(fail(error.to_string())),
+            Err(error) => Err(fail(error.to_string())),
+        }
     }
 
     async fn list(&self) -> Result<Vec<LiveMachine>, EngineError> {
@@ -473,6 +535,25 @@ impl Engine for NativeEngine {
         match LocalStream::connect(&self.machine_dir(id).join("guest.sock")) {
             Ok(stream) => Ok(Box::new(stream)),
             Err(_) => Err(EngineError::NotFound(id.to_owned())),
+        }
+    }
+
+    async fn connect(&self, id: &str, port: u16) -> Result<Option<BoxedIo>, EngineError> {
+        let Some(address) = self.address(id).await? else {
+            return Ok(None);
+        };
+        let connect = async {
+            let socket = TcpSocket::new_v4()?;
+            socket2::SockRef::from(&socket).set_mark(launcher::MARK)?;
+            socket.connect((address, port).into()).await
+        };
+        match tokio::time::timeout(CONNECT, connect).await {
+            Ok(Ok(stream)) => {
+                // Requests are small, and whoever waits for them waits for each.
+                let _ = stream.set_nodelay(true);
+                Ok(Some(Box::new(stream)))
+            }
+            Ok(Err(_)) | Err(_) => Ok(None),
         }
     }
 

@@ -12,6 +12,7 @@
 
 mod engine;
 mod launcher;
+mod layer;
 mod wire;
 
 pub use engine::{Config, NativeEngine, shutdown};

@@ -1,7 +1,7 @@
 //! What the engine and its launcher say to each other over the launcher's unix socket: a length (u32,
 //! big-endian) and that many bytes of JSON, both ways. Answers carry the request's `tag`; news carry none.
 
-use std::path::PathBuf;
+use std::{net::Ipv4Addr, path::PathBuf};
 
 use nullspace_engine::{EngineError, ExitReason, MachineSpec};
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// The most bytes one message may have: a spec with a large environment.
 pub(crate) const MAX_MESSAGE: usize = 8 << 20;
 /// Version of these messages. The launcher outlives `serve`, so a newer `serve` may meet an older one.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// What a launcher must know; given to it on its standard input, in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +42,10 @@ pub(crate) enum RequestBody {
         id: String,
     },
     List,
+    /// Where a machine is on the host's network.
+    Address {
+        id: String,
+    },
     /// End every machine and the launcher.
     Shutdown,
 }
@@ -63,9 +67,18 @@ pub(crate) enum Message {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Answer {
-    Hello { version: u32, pid: u32 },
+    Hello {
+        version: u32,
+        pid: u32,
+    },
     Done,
-    List { ids: Vec<String> },
+    List {
+        ids: Vec<String>,
+    },
+    /// `None` for a machine that has no network, or is not alive.
+    Address {
+        address: Option<Ipv4Addr>,
+    },
 }
 
 /// An [`EngineError`] on its way to the engine.

@@ -41,6 +41,7 @@ pub async fn run(engine: &dyn Engine, lower: &[PathBuf]) {
     refuses_bad_specs(engine, lower).await;
     one_machine(engine, lower).await;
     many_at_once(engine, lower).await;
+    keeps_what_was_written(engine, lower).await;
 }
 
 /// Runs a shell script to its end: (exit code, stdout, stderr).
@@ -509,6 +510,42 @@ async fn isolation(guest: &GuestClient) {
         (0, "fine\n"),
         "its own files are its own"
     );
+}
+
+/// What was written in one machine is there in others that get it as a layer.
+async fn keeps_what_was_written(engine: &dyn Engine, lower: &[PathBuf]) {
+    let spec_of = |id: &str, layers: &[PathBuf]| spec(id, layers);
+    engine
+        .create(&spec_of("mch_keep1", lower))
+        .await
+        .expect("create");
+    let guest = connect(engine, "mch_keep1").await;
+    let script = "echo made > /workspace/kept";
+    assert_eq!(sh(&guest, &in_workspace(engine, script)).await.0, 0);
+    let home = tempfile::tempdir_in(lower[0].parent().expect("a parent")).expect("a directory");
+    let layer = home.path().join("layer");
+    engine.keep("mch_keep1", &layer).await.expect("keep");
+    assert!(
+        engine.dial("mch_keep1").await.is_err(),
+        "a kept machine has ended"
+    );
+    let layers: Vec<PathBuf> = [layer].into_iter().chain(lower.iter().cloned()).collect();
+    for id in ["mch_keep2", "mch_keep3"] {
+        engine.create(&spec_of(id, &layers)).await.expect("create");
+        let guest = connect(engine, id).await;
+        let script = "read word < /workspace/kept && echo $word && echo more > /workspace/kept";
+        let (code, out, error) = sh(&guest, &in_workspace(engine, script)).await;
+        assert_eq!((code, out.as_str()), (0, "made\n"), "{error}");
+        engine.destroy(id).await.expect("destroy");
+    }
+}
+
+/// Commands of an engine without isolation run on the host: there `/workspace` is where they start.
+fn in_workspace(engine: &dyn Engine, script: &str) -> String {
+    match engine.capabilities().isolated {
+        true => script.to_owned(),
+        false => script.replace("/workspace/", "./"),
+    }
 }
 
 async fn many_at_once(engine: &dyn Engine, lower: &[PathBuf]) {

@@ -228,6 +228,21 @@ impl Engine for FakeEngine {
         Ok(())
     }
 
+    async fn keep(&self, id: &str, target: &Path) -> Result<(), EngineError> {
+        let _may_end = self.ending.lock().await;
+        let machine = self
+            .lock()
+            .remove(id)
+            .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
+        let root = machine.root.clone();
+        let kept = copy_tree(&root, target);
+        machine.end();
+        kept.map_err(|e| EngineError::Step {
+            step: "keep".into(),
+            reason: e.to_string(),
+        })
+    }
+
     async fn list(&self) -> Result<Vec<LiveMachine>, EngineError> {
         Ok(self
             .lock()

@@ -82,12 +82,27 @@ pub trait Engine: Send + Sync + 'static {
     /// the background. Unknown ids are fine (`Ok`), so that a repeated call is harmless.
     async fn destroy(&self, id: &str) -> Result<(), EngineError>;
 
+    /// Ends a machine and hands over what was written in it: its writable layer becomes the directory `target`, a
+    /// finished tree that can be a lower layer of other machines (above the same layers), with owners as inside the
+    /// machine.
+    ///
+    /// The caller guarantees that `target` does not exist and lies in the data directory. On error the machine is
+    /// gone and `target` is not there, or is of no use.
+    async fn keep(&self, id: &str, target: &std::path::Path) -> Result<(), EngineError>;
+
     /// The machines that are alive now, also those that an earlier process of the caller created.
     async fn list(&self) -> Result<Vec<LiveMachine>, EngineError>;
 
     /// Opens a byte stream to the machine's guest, to speak `nullspace-protocol` over. Many streams
     /// may be open at once.
     async fn dial(&self, id: &str) -> Result<BoxedIo, EngineError>;
+
+    /// Opens a TCP connection to a port of a machine over its network, as fast as the engine has it. `None` when the
+    /// engine has no such way, the machine has no network, or nothing listens on the machine's address: the caller
+    /// then asks the guest, which also reaches what listens on the machine's own loopback.
+    async fn connect(&self, _id: &str, _port: u16) -> Result<Option<BoxedIo>, EngineError> {
+        Ok(None)
+    }
 
     /// Machines that ended without [`Engine::destroy`], from now on. A lagging receiver must call
     /// [`Engine::list`] to catch up.

@@ -51,7 +51,7 @@ use super::{
 };
 
 /// Ids of one machine.
-pub(super) const RANGE: u32 = 65_536;
+pub(crate) const RANGE: u32 = 65_536;
 /// Rights that the machine's root keeps inside its own user namespace: what installing packages and
 /// running servers as other users needs.
 const CAPABILITIES: &[u32] = &[

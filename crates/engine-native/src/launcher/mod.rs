@@ -43,6 +43,7 @@ use self::{
     slot::{Materials, Ranges, Slot},
     undertaker::Undertaker,
 };
+pub(crate) use self::{inside::RANGE, network::MARK};
 use crate::wire::{self, Answer, LauncherConfig, Message, Refusal, Request, RequestBody};
 
 /// How long the launcher stays when it has neither machine nor caller.
@@ -192,6 +193,8 @@ struct Entry {
     slot: Slot,
     state: State,
     since: Instant,
+    /// It was cut off from the network.
+    is_cut: bool,
     /// Its mounts, once it is ending.
     mounts: Option<File>,
 }
@@ -542,6 +545,13 @@ impl Launcher {
                     self.waiting.push_back((caller, spec));
                 }
             }
+            RequestBody::Address { id } => {
+                let entry = self.by_id.get(&id).and_then(|n| self.entries.get(n));
+                let address = entry
+                    .filter(|e| matches!(e.state, State::Live { .. }) && !e.is_cut)
+                    .map(|e| e.slot.link.address);
+                self.answer(caller, Ok(Answer::Address { address }));
+            }
             RequestBody::Destroy { id } => self.destroy(caller, &id),
             RequestBody::Shutdown => self.shutdown = Some(caller),
         }
@@ -629,6 +639,7 @@ impl Launcher {
                 slot,
                 state: State::Forked,
                 since: Instant::now(),
+                is_cut: false,
                 mounts: None,
             },
         );
@@ -641,6 +652,7 @@ impl Launcher {
             return;
         };
         let id = spec.id.clone();
+        let is_cut = !spec.internet;
         let directory = self.config.data_dir.join("machines").join(&id);
         let order = Order { spec, directory };
         let mut work = || -> Result<(), Refusal> {
@@ -668,6 +680,7 @@ impl Launcher {
                     text: Vec::new(),
                 };
                 entry.since = Instant::now();
+                entry.is_cut = is_cut;
                 self.by_id.insert(id, n);
             }
             Err(refusal) => {

@@ -1,4 +1,4 @@
-//! The machines' network: one point-to-point link each, NAT out, nothing in.
+//! The machines' network: one point-to-point link each, NAT out, nothing in but the server's own connections.
 //!
 //! ```text
 //!  machine eth0 10.x.y.z/32 ──veth── nv<instance>… host ──masquerade──▶ the internet
@@ -19,6 +19,8 @@ use std::{
 use nullspace_sys::netlink::{Batch, Netlink};
 use rustix::fd::AsFd;
 
+/// On the sockets through which the server reaches machines: nobody else's get through.
+pub(crate) const MARK: u32 = 0x6e73;
 /// Prefix of every interface that any launcher makes on the host.
 const PREFIX: &str = "nv";
 /// Addresses of one launcher: a /20, of which the first is the gateway's.
@@ -125,7 +127,12 @@ impl Network {
                     type filter hook input priority -10; policy accept;
                     iifname != \"{mine}\" accept
                     ip saddr {subnet} ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept
+                    ct state established ct direction reply accept
                     drop
+                }}
+                chain output {{
+                    type filter hook output priority -10; policy accept;
+                    oifname \"{mine}\" ct state new meta mark != {MARK} drop
                 }}
                 chain forward {{
                     type filter hook forward priority -10; policy accept;

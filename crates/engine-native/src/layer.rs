@@ -1,0 +1,81 @@
+//! Turning what a machine wrote into a layer for others.
+
+use std::{
+    fs, io,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+};
+
+use crate::launcher::RANGE;
+
+/// Moves the writable layer of an ended machine to `target`, with owners as the machine saw them and without what
+/// the launcher had put there. Whiteouts and the overlay's own marks stay: a lower layer has them too.
+///
+/// Nothing runs in the machine any more, and no link is followed.
+pub(crate) fn keep(machine: &Path, target: &Path) -> io::Result<()> {
+    let upper = machine.join("fs/upper");
+    // The layer's root belongs to the machine's root.
+    let first = fs::symlink_metadata(&upper)?.uid();
+    // Says this machine's name.
+    let _ = fs::remove_file(upper.join("etc/hosts"));
+    let _ = fs::remove_dir(upper.join("etc"));
+    shift(&upper, first)?;
+    fs::rename(&upper, target)
+}
+
+fn shift(path: &Path, first: u32) -> io::Result<()> {
+    let metadata = fs::symlink_metadata(path)?;
+    let own = |id: u32| id.checked_sub(first).filter(|inside| *inside < RANGE);
+    let (uid, gid) = (own(metadata.uid()), own(metadata.gid()));
+    // A file with several names was done under another of them; whiteouts are the host's.
+    if uid.is_some() || gid.is_some() {
+        std::os::unix::fs::lchown(path, uid, gid)?;
+        // Changing the owner takes these bits away.
+        if metadata.mode() & 0o6000 != 0 && metadata.is_file() {
+            fs::set_permissions(path, fs::Permissions::from_mode(metadata.mode() & 0o7777))?;
+        }
+    }
+    if metadata.is_dir() {
+        for entry in fs::read_dir(path)? {
+            shift(&entry?.path(), first)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owners_become_those_that_the_machine_saw() {
+        let directory = tempfile::tempdir().unwrap();
+        let machine = directory.path().join("m");
+        let upper = machine.join("fs/upper");
+        fs::create_dir_all(upper.join("etc")).unwrap();
+        fs::create_dir_all(upper.join("opt/a")).unwrap();
+        fs::write(upper.join("etc/hosts"), "127.0.0.1 mch-1").unwrap();
+        fs::write(upper.join("opt/a/tool"), "x").unwrap();
+        fs::hard_link(upper.join("opt/a/tool"), upper.join("opt/a/same")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", upper.join("opt/link")).unwrap();
+        let first = 5 << 16;
+        let chown = |path: &str, id: u32| {
+            std::os::unix::fs::lchown(upper.join(path), Some(id), Some(id)).unwrap();
+        };
+        for path in ["", "etc", "etc/hosts", "opt", "opt/a", "opt/link"] {
+            chown(path, first);
+        }
+        chown("opt/a/tool", first + 1000);
+        fs::set_permissions(upper.join("opt/a/tool"), fs::Permissions::from_mode(0o4755)).unwrap();
+        let before = fs::metadata("/etc/passwd").unwrap().uid();
+        let target = directory.path().join("layer");
+        keep(&machine, &target).unwrap();
+        assert!(!target.join("etc").exists() && !upper.exists());
+        let owner = |path: &str| fs::symlink_metadata(target.join(path)).unwrap().uid();
+        assert_eq!((owner(""), owner("opt/a"), owner("opt/link")), (0, 0, 0));
+        let tool = fs::metadata(target.join("opt/a/same")).unwrap();
+        assert_eq!((tool.uid(), tool.mode() & 0o7777), (1000, 0o4755));
+        assert_eq!(fs::metadata("/etc/passwd").unwrap().uid(), before);
+    }
+}
