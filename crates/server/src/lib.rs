@@ -9,7 +9,6 @@
 
 pub mod app;
 mod config;
-mod eager;
 pub mod error;
 pub mod http;
 mod serve;

@@ -11,24 +11,18 @@ use std::{
     time::Duration,
 };
 
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use hyper_util::service::TowerToHyperService;
 use nullspace_engine::Engine;
 use nullspace_store::{Store, StoreError};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     app::{self, App, AppState, key, machine, template},
     config::Config,
-    eager::Eager,
     error::Error,
 };
 
-/// How long a client may take to send a request's head, or may keep an idle connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// How often old records are forgotten.
 const FORGET_EVERY: Duration = Duration::from_secs(600);
 
@@ -188,7 +182,13 @@ impl Server {
             .map_err(step("carry on with agent runs"))?;
         tokio::spawn(forget(app.clone()));
         let connections = TaskTracker::new();
-        let accepting = tokio::spawn(accept(listener, app.clone(), connections.clone()));
+        let router = crate::http::router(app.clone());
+        let accepting = tokio::spawn(nullspace_gateway::accept(
+            listener,
+            move |_| TowerToHyperService::new(router.clone()),
+            app.stopping.clone(),
+            connections.clone(),
+        ));
         tracing::info!(%address, engine = app.engine.name(), "listening");
         Ok(Self {
             address,
@@ -303,47 +303,5 @@ async fn forget(app: AppState) {
             () = tokio::time::sleep(FORGET_EVERY) => {}
             () = app.stopping.cancelled() => return,
         }
-    }
-}
-
-async fn accept(listener: TcpListener, app: AppState, connections: TaskTracker) {
-    let router = crate::http::router(app.clone());
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = app.stopping.cancelled() => return,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let served = connection(stream, router.clone(), app.stopping.clone());
-                connections.spawn(Eager::new(served));
-            }
-            Err(error) => {
-                // Out of descriptors, most likely: requests under way free some.
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-async fn connection(stream: TcpStream, router: axum::Router, stopping: CancellationToken) {
-    // Small answers must not wait for the acknowledgement of the ones before.
-    let _ = stream.set_nodelay(true);
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
-        .with_upgrades();
-    tokio::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = stopping.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = result {
-        tracing::debug!(%error, "a connection ended early");
     }
 }
