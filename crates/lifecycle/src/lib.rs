@@ -5,3 +5,4 @@
 
 pub mod machine;
 pub mod run;
+pub mod service;

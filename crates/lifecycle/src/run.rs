@@ -1,4 +1,4 @@
-//! The life of a job run.
+//! The life of a run: of a job's, and of what backs a service.
 //!
 //! ```text
 //!          Begin            InstallStarted           EntrypointStarted        EntrypointExited(0)
@@ -14,6 +14,9 @@
 //! runs the install command in it if there is one, starts the entry point, follows its output, keeps what it
 //! left behind, and records the end. Work inside the machine goes on while the server is away: at start-up the
 //! task picks the run up in the state it is recorded in.
+//!
+//! What backs a service has an entry point without an end: it is started again (`EntrypointRestarted`) until somebody
+//! ends the service (`Cancelled`) or it is given up (`Broke`).
 //!
 //! The end of a run is recorded after its outputs were kept, so whoever sees a terminal status sees them too.
 
@@ -91,6 +94,10 @@ pub enum Phase {
     Install,
     /// The entry point.
     Entrypoint,
+    /// The checks before a service is ready.
+    Readiness,
+    /// The checks after that.
+    Health,
     /// Whatever happens when somebody cancels.
     Cancel,
 }
@@ -103,6 +110,8 @@ impl Phase {
             Self::Start => "startup",
             Self::Install => "install",
             Self::Entrypoint => "entrypoint",
+            Self::Readiness => "readiness",
+            Self::Health => "health",
             Self::Cancel => "cancel",
         }
     }
@@ -121,6 +130,8 @@ pub enum Input {
     InstallExited(i32),
     /// The entry point was started.
     EntrypointStarted,
+    /// The entry point of a service was started again.
+    EntrypointRestarted,
     /// The entry point ended with this code.
     EntrypointExited(i32),
     /// The time limit of the install command or of the entry point ended it.
@@ -181,7 +192,8 @@ const fn news(event_type: &'static str) -> Event {
 }
 
 /// Where a run that is in this state would fail.
-fn phase_of(state: State) -> Phase {
+#[must_use]
+pub fn phase_of(state: State) -> Phase {
     match state {
         State::Installing => Phase::Install,
         State::Running => Phase::Entrypoint,
@@ -225,6 +237,7 @@ pub fn step(state: State, input: Input) -> Result<Step, Refused> {
         (Installing, Input::InstallExited(0)) => goes_on(Installing, "install_finished"),
         (Installing, Input::InstallExited(_)) => failed(Phase::Install),
         (Starting | Installing, Input::EntrypointStarted) => goes_on(Running, "run_started"),
+        (Running, Input::EntrypointRestarted) => goes_on(Running, "run_restarted"),
         (Running, Input::EntrypointExited(0)) => {
             ends(Succeeded, "run_succeeded", None, Release::Destroy)
         }
@@ -248,6 +261,7 @@ pub fn step(state: State, input: Input) -> Result<Step, Refused> {
         | (_, Input::InstallStarted)
         | (_, Input::InstallExited(_))
         | (_, Input::EntrypointStarted)
+        | (_, Input::EntrypointRestarted)
         | (_, Input::EntrypointExited(_))
         | (_, Input::DeadlineReached) => Err(Refused { state }),
     }
@@ -266,6 +280,7 @@ mod tests {
             Just(Input::InstallStarted),
             (-1..3i32).prop_map(Input::InstallExited),
             Just(Input::EntrypointStarted),
+            Just(Input::EntrypointRestarted),
             (-1..3i32).prop_map(Input::EntrypointExited),
             Just(Input::DeadlineReached),
             Just(Input::Cancelled),

@@ -29,6 +29,14 @@ pub struct Config {
     /// How long a foreground command runs before its answer is begun, in milliseconds. Clients give up
     /// after 30 s of silence; once the answer is begun a time limit can only be an exit code.
     pub exec_patience_ms: u64,
+    /// How often in a row the entry point of a service is started again after it ended by itself.
+    pub service_restarts: u32,
+    /// Pause before the first of these, in milliseconds; each next is twice as long.
+    pub service_restart_pause_ms: u64,
+    /// The first of the ports that services are opened at.
+    pub gateway_first_port: u16,
+    /// The last of them.
+    pub gateway_last_port: u16,
     /// How long requests under way may take when the server is told to stop, in seconds.
     pub drain_secs: u64,
 }
@@ -47,6 +55,11 @@ impl Default for Config {
             ended_retention_secs: 7 * 24 * 3600,
             idempotency_retention_secs: 24 * 3600,
             exec_patience_ms: 15_000,
+            service_restarts: 5,
+            service_restart_pause_ms: 500,
+            // Below what the system takes for connections that go out.
+            gateway_first_port: 20_000,
+            gateway_last_port: 29_999,
             drain_secs: 10,
         }
     }

@@ -127,6 +127,13 @@ impl Error {
         )
     }
 
+    /// Says it in other words to the caller.
+    #[must_use]
+    pub fn with_message(mut self, message: impl Into<String>) -> Self {
+        self.message = message.into();
+        self
+    }
+
     /// Adds what the caller can do.
     #[must_use]
     pub fn with_action(mut self, action: impl Into<String>) -> Self {

@@ -23,6 +23,8 @@ use crate::{
     error::Error,
 };
 
+/// How long a server that ends may keep the data directory from the next one.
+const HANDOVER: Duration = Duration::from_secs(1);
 /// How often old records are forgotten.
 const FORGET_EVERY: Duration = Duration::from_secs(600);
 
@@ -140,7 +142,7 @@ impl Server {
     /// # Errors
     /// [`ServeError`].
     pub async fn start(options: ServeOptions, engine: Arc<dyn Engine>) -> Result<Self, ServeError> {
-        let lock = take(&options.data_dir)?;
+        let lock = take(&options.data_dir).await?;
         let store = Store::open(&database(&options.data_dir)?)?;
         let listener =
             TcpListener::bind(options.listen)
@@ -153,6 +155,11 @@ impl Server {
             address: options.listen,
             source,
         })?;
+        let seal =
+            app::seal::Seal::open(&options.data_dir).map_err(|source| ServeError::DataDir {
+                path: options.data_dir.join("keys"),
+                source,
+            })?;
         let app: AppState = Arc::new(App {
             config: options.config,
             data_dir: options.data_dir,
@@ -163,6 +170,11 @@ impl Server {
             keys: key::Ring::default(),
             machines: machine::Live::default(),
             outputs: OnceLock::new(),
+            seal,
+            doors: app::Doors {
+                address: address.ip(),
+                connections: TaskTracker::new(),
+            },
             agents: app::agent::Agents::default(),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -217,9 +229,11 @@ impl Server {
         self.app.stopping.cancel();
         self.connections.close();
         self.app.tasks.close();
+        self.app.doors.connections.close();
         let drained = async {
             let _ = self.accepting.await;
             self.connections.wait().await;
+            self.app.doors.connections.wait().await;
             self.app.tasks.wait().await;
         };
         if tokio::time::timeout(limit, drained).await.is_err() {
@@ -231,8 +245,9 @@ impl Server {
     }
 }
 
-/// Makes the data directory and locks it: two servers on one record would undo each other's work.
-fn take(data_dir: &Path) -> Result<std::fs::File, ServeError> {
+/// Makes the data directory and locks it: two servers on one record would undo each other's work. One that is ending
+/// is waited for a moment: so is a command that it is just starting, which has the lock open until it runs.
+async fn take(data_dir: &Path) -> Result<std::fs::File, ServeError> {
     let fail = |source| ServeError::DataDir {
         path: data_dir.to_owned(),
         source,
@@ -244,10 +259,18 @@ fn take(data_dir: &Path) -> Result<std::fs::File, ServeError> {
         .write(true)
         .open(data_dir.join("serve.lock"))
         .map_err(fail)?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(ServeError::InUse(data_dir.to_owned())),
-        Err(error) => Err(fail(error.into())),
+    let start = tokio::time::Instant::now();
+    loop {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() < HANDOVER => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(ServeError::InUse(data_dir.to_owned()));
+            }
+            Err(error) => return Err(fail(error.into())),
+        }
     }
 }
 

@@ -6,52 +6,13 @@ mod common;
 
 use std::{os::unix::fs::PermissionsExt, time::Duration};
 
-use common::{World, answer};
-use nullspace_project::{AgentConfig, Bundle};
+use common::{World, answer, project::Project};
+use nullspace_project::AgentConfig;
 use nullspace_server::Config;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 const BASE: &str = "/v1/agent-deployments";
-
-/// A project on disk and what is sent of it.
-struct Project {
-    dir: tempfile::TempDir,
-    config: AgentConfig,
-}
-
-impl Project {
-    /// A project whose `nullspace.agent.toml` has these lines, with a program that is its entry point.
-    fn new(toml: &str, script: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let text = format!("name = 'worker'\nentrypoint = 'sh main.sh'\n{toml}");
-        std::fs::write(dir.path().join("main.sh"), script).unwrap();
-        Self {
-            config: AgentConfig::from_toml(&text).unwrap(),
-            dir,
-        }
-    }
-
-    fn bundle(&self) -> Bundle {
-        Bundle::build(self.dir.path(), &self.config).unwrap()
-    }
-
-    fn version_request(&self) -> Value {
-        let bundle = self.bundle();
-        json!({
-            "bundle_digest": bundle.manifest().bundle_digest,
-            "bundle_manifest": bundle.manifest(),
-            "config": self.config.to_wire(),
-            "cache_policy": "auto",
-        })
-    }
-
-    fn archive(&self) -> Vec<u8> {
-        let mut archive = Vec::new();
-        self.bundle().write_archive(&mut archive).unwrap();
-        archive
-    }
-}
 
 trait Agents {
     async fn deployment(&self, name: &str, mode: &str) -> String;
@@ -726,7 +687,7 @@ async fn deployments_are_found_changed_and_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn services_can_be_deployed_but_not_started() {
+async fn what_belongs_to_the_other_mode_is_refused() {
     let world = World::new().await;
     let project = Project::new("mode = 'service'\n[service]\nport = 8000\n", "true");
     let deployment = world.deployment("worker", "service").await;
@@ -735,7 +696,8 @@ async fn services_can_be_deployed_but_not_started() {
     assert_eq!(version["service_port"], 8000);
     let base = format!("{BASE}/{deployment}");
     for (path, status, code) in [
-        ("services", StatusCode::NOT_IMPLEMENTED, "not_implemented"),
+        // Its version has no bundle yet.
+        ("services", StatusCode::CONFLICT, "conflict"),
         (
             "services/adsvc_x/stop",
             StatusCode::NOT_FOUND,

@@ -1,4 +1,4 @@
-//! The log of a run: lines of output and what happened, numbered from 0 without holes.
+//! Logs of runs and of services: lines of output and what happened, numbered from 0 without holes.
 
 use rusqlite::{Connection, Row, params};
 
@@ -48,12 +48,25 @@ pub struct LogRow {
     pub process_id: Option<u32>,
 }
 
+/// Whose log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Log {
+    /// A run's, by its place in the order.
+    Run(i64),
+    /// A service's, by its place in the order.
+    Service(i64),
+}
+
 /// The most events of one log.
 pub const MAX_EVENTS: u64 = (1 << 32) - 1;
 
-/// Where event `number` of a run lies.
-fn place(run_seq: i64, number: u64) -> i64 {
-    (run_seq << 32) | i64::try_from(number.min(MAX_EVENTS)).unwrap_or(i64::MAX)
+/// Where event `number` of a log lies: the logs of services below zero.
+fn place(log: Log, number: u64) -> i64 {
+    let log = match log {
+        Log::Run(seq) => seq,
+        Log::Service(seq) => -seq,
+    };
+    (log << 32) | i64::try_from(number.min(MAX_EVENTS)).unwrap_or(i64::MAX)
 }
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<LogRow> {
@@ -71,18 +84,18 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<LogRow> {
     })
 }
 
-/// Appends events to a run's log, the first with number `from`. The caller keeps the count.
+/// Appends events to a log, the first with number `from`. The caller keeps the count.
 ///
 /// # Errors
 /// When a number is taken.
-pub fn append(tx: &Tx<'_>, run_seq: i64, from: u64, events: &[NewLog]) -> Result<(), StoreError> {
+pub fn append(tx: &Tx<'_>, log: Log, from: u64, events: &[NewLog]) -> Result<(), StoreError> {
     let mut statement = tx.prepare_cached(
         "INSERT INTO agent_log (place, at, level, event_type, source, message, metadata, in_machine, \
          process_id) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9)",
     )?;
     for (number, event) in (from..).zip(events) {
         statement.execute(params![
-            place(run_seq, number),
+            place(log, number),
             event.at,
             event.level,
             event.event_type,
@@ -96,21 +109,26 @@ pub fn append(tx: &Tx<'_>, run_seq: i64, from: u64, events: &[NewLog]) -> Result
     Ok(())
 }
 
-/// Events of a run from number `from` on, in order, at most `limit`.
+/// Events of a log from number `from` on, in order, at most `limit`.
 ///
 /// # Errors
 /// Those of the database.
-pub fn page(
-    db: &Connection,
-    run_seq: i64,
-    from: u64,
-    limit: u32,
-) -> Result<Vec<LogRow>, StoreError> {
+pub fn page(db: &Connection, log: Log, from: u64, limit: u32) -> Result<Vec<LogRow>, StoreError> {
     let mut statement = db.prepare_cached(
         "SELECT place, at, level, event_type, source, message, metadata, in_machine, process_id \
          FROM agent_log WHERE place BETWEEN ?1 AND ?2 ORDER BY place LIMIT ?3",
     )?;
-    let bounds = (place(run_seq, from), place(run_seq, MAX_EVENTS));
+    let bounds = (place(log, from), place(log, MAX_EVENTS));
     let rows = statement.query_map(params![bounds.0, bounds.1, limit], from_row)?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Drops the events of a log before number `before`.
+///
+/// # Errors
+/// Those of the database.
+pub fn drop_before(tx: &Tx<'_>, log: Log, before: u64) -> Result<(), StoreError> {
+    tx.prepare_cached("DELETE FROM agent_log WHERE place >= ?1 AND place < ?2")?
+        .execute([place(log, 0), place(log, before)])?;
+    Ok(())
 }

@@ -1,5 +1,5 @@
-//! Job runs. The run's own task is the only one that changes a row, but for a request to cancel, which has
-//! columns and a function of its own.
+//! Runs: what a user asked a job for, and the backings of services. The run's own task is the only one that changes a
+//! row, but for a request to cancel, which has columns and a function of its own.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -16,6 +16,8 @@ pub struct RunRow {
     pub deployment_id: String,
     /// The version that runs.
     pub version_id: String,
+    /// The service that it backs.
+    pub service_id: Option<String>,
     /// See `nullspace_lifecycle::run`.
     pub status: String,
     /// JSON object.
@@ -58,10 +60,22 @@ pub struct RunRow {
     pub key_id: Option<String>,
     /// What it was created with.
     pub idempotency_key: Option<String>,
+    /// How often its entry point was started again.
+    pub restarts: u32,
     /// When it was recorded.
     pub created_at: i64,
     /// When it last changed.
     pub updated_at: i64,
+    /// When its machine was there.
+    pub machine_at: Option<i64>,
+    /// When the machine had its bundle and input.
+    pub unpacked_at: Option<i64>,
+    /// When the install command was started.
+    pub install_started_at: Option<i64>,
+    /// When the install command had ended well.
+    pub installed_at: Option<i64>,
+    /// When the entry point first wrote something.
+    pub first_output_at: Option<i64>,
     /// When the entry point was started.
     pub started_at: Option<i64>,
     /// When it ended.
@@ -71,7 +85,8 @@ pub struct RunRow {
 const COLUMNS: &str = "seq, id, deployment_id, version_id, status, input, has_envs, machine_id, \
      install_process_id, install_exit_code, process_id, exit_code, failure_reason, retain_seconds, \
      retained_until, cancel_requested_at, cancel_reason, output_offset, partial_stdout, partial_stderr, \
-     log_count, outputs, key_id, idempotency_key, created_at, updated_at, started_at, completed_at, log_bytes";
+     log_count, outputs, key_id, idempotency_key, created_at, updated_at, started_at, completed_at, log_bytes, service_id, \
+     restarts, machine_at, unpacked_at, install_started_at, installed_at, first_output_at";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<RunRow> {
     Ok(RunRow {
@@ -104,6 +119,13 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<RunRow> {
         started_at: row.get(26)?,
         completed_at: row.get(27)?,
         log_bytes: unsigned(row.get(28)?),
+        service_id: row.get(29)?,
+        restarts: row.get(30)?,
+        machine_at: row.get(31)?,
+        unpacked_at: row.get(32)?,
+        install_started_at: row.get(33)?,
+        installed_at: row.get(34)?,
+        first_output_at: row.get(35)?,
     })
 }
 
@@ -122,8 +144,8 @@ fn signed(value: u64) -> i64 {
 pub fn insert(tx: &Tx<'_>, row: &RunRow) -> Result<i64, StoreError> {
     tx.prepare_cached(
         "INSERT INTO agent_run (id, deployment_id, version_id, status, input, has_envs, retain_seconds, \
-         log_count, key_id, idempotency_key, created_at, updated_at) \
-         VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12)",
+         log_count, key_id, idempotency_key, created_at, updated_at, service_id) \
+         VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)",
     )?
     .execute(params![
         row.id,
@@ -138,6 +160,7 @@ pub fn insert(tx: &Tx<'_>, row: &RunRow) -> Result<i64, StoreError> {
         row.idempotency_key,
         row.created_at,
         row.updated_at,
+        row.service_id,
     ])?;
     Ok(tx.last_insert_rowid())
 }
@@ -151,7 +174,8 @@ pub fn update(tx: &Tx<'_>, row: &RunRow) -> Result<(), StoreError> {
         "UPDATE agent_run SET status = ?2, machine_id = ?3, install_process_id = ?4, install_exit_code = ?5, \
          process_id = ?6, exit_code = ?7, failure_reason = ?8, retained_until = ?9, output_offset = ?10, \
          partial_stdout = ?11, partial_stderr = ?12, log_count = ?13, outputs = ?14, updated_at = ?15, \
-         started_at = ?16, completed_at = ?17, log_bytes = ?18 WHERE seq = ?1",
+         started_at = ?16, completed_at = ?17, log_bytes = ?18, restarts = ?19, machine_at = ?20, unpacked_at = ?21, \
+         install_started_at = ?22, installed_at = ?23, first_output_at = ?24 WHERE seq = ?1",
     )?
     .execute(params![
         row.seq,
@@ -172,6 +196,12 @@ pub fn update(tx: &Tx<'_>, row: &RunRow) -> Result<(), StoreError> {
         row.started_at,
         row.completed_at,
         signed(row.log_bytes),
+        row.restarts,
+        row.machine_at,
+        row.unpacked_at,
+        row.install_started_at,
+        row.installed_at,
+        row.first_output_at,
     ])?;
     Ok(())
 }
@@ -184,7 +214,7 @@ pub fn update(tx: &Tx<'_>, row: &RunRow) -> Result<(), StoreError> {
 pub fn advance(tx: &Tx<'_>, row: &RunRow) -> Result<(), StoreError> {
     tx.prepare_cached(
         "UPDATE agent_run SET output_offset = ?2, partial_stdout = ?3, partial_stderr = ?4, log_count = ?5, \
-         log_bytes = ?6 WHERE seq = ?1",
+         log_bytes = ?6, first_output_at = ?7 WHERE seq = ?1",
     )?
     .execute(params![
         row.seq,
@@ -193,6 +223,7 @@ pub fn advance(tx: &Tx<'_>, row: &RunRow) -> Result<(), StoreError> {
         row.partial_stderr,
         signed(row.log_count),
         signed(row.log_bytes),
+        row.first_output_at,
     ])?;
     Ok(())
 }
@@ -290,5 +321,19 @@ pub fn unfinished(db: &Connection, deployment_id: Option<&str>) -> Result<Vec<Ru
          AND (?1 IS NULL OR deployment_id = ?1) ORDER BY seq"
     ))?;
     let rows = statement.query_map([deployment_id], from_row)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// The runs that back a service, oldest first: those that have not ended, and those that the service names.
+///
+/// # Errors
+/// Those of the database.
+pub fn of_service(db: &Connection, service_id: &str) -> Result<Vec<RunRow>, StoreError> {
+    let mut statement = db.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM agent_run WHERE service_id = ?1 AND (completed_at IS NULL OR id IN \
+         (SELECT run_id FROM agent_service WHERE id = ?1 UNION \
+         SELECT serving_run_id FROM agent_service WHERE id = ?1)) ORDER BY seq"
+    ))?;
+    let rows = statement.query_map([service_id], from_row)?;
     Ok(rows.collect::<Result<_, _>>()?)
 }

@@ -18,6 +18,7 @@
 pub mod agent_deployment;
 pub mod agent_log;
 pub mod agent_run;
+pub mod agent_service;
 pub mod agent_version;
 pub mod event;
 pub mod idempotency;

@@ -8,6 +8,7 @@ use crate::StoreError;
 const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0001_machines.sql"),
     include_str!("../migrations/0002_agents.sql"),
+    include_str!("../migrations/0003_services.sql"),
 ];
 
 /// Brings the database to the newest schema, each step in a transaction of its own.

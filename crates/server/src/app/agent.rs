@@ -6,11 +6,13 @@
 //!  agent_run: record `queued`, answer ──▶ agent_task: machine, install, entry point, outputs, end
 //!                                              │ lines, events          ▲ cancel
 //!                            agent_log ◀───────┘ (follower is woken)    agent_run
+//!
+//!  agent_service: record `starting`, answer ──▶ its supervisor ──▶ agent_task for each backing
 //! ```
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use nullspace_api::{error::code, page};
@@ -23,13 +25,16 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{App, AppState, agent_output, agent_task, agent_version, bundle, machine};
+use super::{
+    App, AppState, agent_output, agent_service, agent_task, agent_version, bundle, machine,
+};
 use crate::error::{Error, Kind, Result};
 
-/// The agent side's own state: the runs that have a task.
+/// The agent side's own state: the runs that have a task, and the services that have a supervisor.
 #[derive(Debug, Default)]
 pub struct Agents {
     live: Mutex<HashMap<String, Arc<Live>>>,
+    pub(super) services: agent_service::Live,
 }
 
 /// What others hold of a run that has not ended.
@@ -39,6 +44,10 @@ pub struct Live {
     pub cancel: CancellationToken,
     /// Events in the log, as recorded. Changes for the last time in the transaction that ends the run.
     pub log: watch::Sender<u64>,
+    /// Why it is to be ended, if that is a failure: set before `cancel`.
+    pub(super) failure: OnceLock<String>,
+    /// For how long the machine of a service is kept, in seconds: set before `cancel`.
+    pub(super) retain: OnceLock<u64>,
 }
 
 impl Agents {
@@ -56,6 +65,8 @@ impl Agents {
         let live = Arc::new(Live {
             cancel: CancellationToken::new(),
             log: watch::Sender::new(log_count),
+            failure: OnceLock::new(),
+            retain: OnceLock::new(),
         });
         self.lock().insert(run_id.to_owned(), live.clone());
         live
@@ -83,11 +94,15 @@ pub async fn start(app: &AppState) -> Result<()> {
     if !unfinished.is_empty() {
         tracing::info!(count = unfinished.len(), "carrying on with agent runs");
     }
-    for row in unfinished {
+    // The supervisors of services take care of their backings.
+    for row in unfinished
+        .into_iter()
+        .filter(|row| row.service_id.is_none())
+    {
         let version = agent_version::prepared(app, &row.version_id).await?;
         agent_task::resume(app, row, version);
     }
-    Ok(())
+    agent_service::resume_all(app).await
 }
 
 /// Machines of runs that ended: the server stopped before it could end them or set their time.

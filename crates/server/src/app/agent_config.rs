@@ -17,12 +17,16 @@ const DEFAULT_RETENTION_SECONDS: u64 = 3600;
 /// The longest input that is handed over in an environment variable, in bytes; Linux allows 128 KiB for one.
 pub(super) const MAX_INPUT_IN_ENV: usize = 100 << 10;
 /// Variables that say who a run is; a caller cannot set them.
-pub(super) const IDENTITY: [&str; 4] = [
+pub(super) const IDENTITY: [&str; 5] = [
     "NULLSPACE_RUN_ID",
+    "NULLSPACE_SERVICE_ID",
     "NULLSPACE_DEPLOYMENT_ID",
     "NULLSPACE_FUNCTION_ID",
     "NULLSPACE_VERSION_ID",
 ];
+
+/// How a service can show that it is ready.
+const READINESS: [&str; 3] = ["http", "tcp", "timeout"];
 
 /// Directories that belong to the system: a bundle cannot be shown in or over them.
 const SYSTEM: [&str; 14] = [
@@ -51,6 +55,7 @@ pub(super) fn read(app: &App, value: &Value) -> Result<AgentConfig> {
     check_workdir(&config.workdir)?;
     check_resources(app, &config)?;
     check_permissions(&config)?;
+    check_readiness(&config)?;
     if let Some(path) = config
         .outputs
         .paths
@@ -167,6 +172,27 @@ fn check_permissions(config: &AgentConfig) -> Result<()> {
     Ok(())
 }
 
+fn check_readiness(config: &AgentConfig) -> Result<()> {
+    let Some(readiness) = &config.service.readiness else {
+        return Ok(());
+    };
+    if let Some(kind) = &readiness.kind
+        && !READINESS.contains(&kind.as_str())
+    {
+        return Err(Error::invalid(format!(
+            "config.service.readiness.type: must be one of {}, not {kind:?}",
+            READINESS.join(", ")
+        )));
+    }
+    let bad = |path: &&String| !path.starts_with('/') || path.parse::<http::Uri>().is_err();
+    if let Some(path) = readiness.path.as_ref().filter(bad) {
+        return Err(Error::invalid(format!(
+            "config.service.readiness.path: {path:?} is not a path of a URL that starts with /"
+        )));
+    }
+    Ok(())
+}
+
 /// Seconds the entry point may take.
 pub(super) fn timeout_seconds(config: &AgentConfig) -> u64 {
     config.resources.timeout_seconds.unwrap_or_else(|| {
@@ -186,11 +212,15 @@ pub(super) fn retain_seconds(
         .or(config.debug.retain_on_failure)
         .or(config.permissions.retain_on_failure)
         .unwrap_or(false)
-        .then(|| {
-            seconds
-                .or(config.debug.retain_seconds)
-                .unwrap_or(DEFAULT_RETENTION_SECONDS)
-        })
+        .then(|| seconds.unwrap_or_else(|| retention(config)))
+}
+
+/// For how long a machine is kept that somebody wants kept, in seconds.
+pub(super) fn retention(config: &AgentConfig) -> u64 {
+    config
+        .debug
+        .retain_seconds
+        .unwrap_or(DEFAULT_RETENTION_SECONDS)
 }
 
 /// A declared output as an absolute path in the machine.

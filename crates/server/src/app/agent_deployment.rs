@@ -9,7 +9,7 @@ use nullspace_api::{
 };
 use nullspace_store::{
     agent_deployment::{self as rows, DeploymentRow},
-    agent_run as runs, agent_version as versions,
+    agent_run as runs, agent_service as services, agent_version as versions,
     idempotency::Claim,
 };
 use serde_json::{Map, Value};
@@ -17,6 +17,7 @@ use serde_json::{Map, Value};
 use super::{
     App, AppState, Caller,
     agent::{self, Recorded},
+    agent_service,
 };
 use crate::error::{Error, Result};
 
@@ -241,31 +242,45 @@ pub(super) fn activate(
     Ok(())
 }
 
-/// Deletes a deployment: its name is free at once, and its runs are cancelled. Deleting twice is fine.
+/// Deletes a deployment: its name is free at once, its runs are cancelled and its services stopped. Deleting
+/// twice is fine.
 ///
 /// # Errors
 /// `agent_deployment_not_found`.
 pub async fn delete(app: &AppState, reference: &str) -> Result<()> {
     let reference = reference.to_owned();
-    let cancelled = app
+    let (cancelled, stopped) = app
         .store
         .write(move |tx| {
             let mut row = agent::find(tx, &reference)?;
             if row.status == "deleted" {
-                return Ok(Vec::new());
+                return Ok((Vec::new(), Vec::new()));
             }
             let now = time::now();
             row.status = "deleted".into();
             row.deleted_at = Some(now);
             row.updated_at = now;
             rows::update(tx, &row)?;
-            let unfinished = runs::unfinished(tx, Some(&row.id))?;
-            for run in &unfinished {
-                runs::request_cancel(tx, &run.id, Some("its deployment was deleted"), now)?;
+            let reason = Some("its deployment was deleted");
+            let mut cancelled = Vec::new();
+            for run in runs::unfinished(tx, Some(&row.id))? {
+                // The backings of services end with them.
+                if run.service_id.is_none() {
+                    runs::request_cancel(tx, &run.id, reason, now)?;
+                    cancelled.push(run.id);
+                }
             }
-            Ok::<_, Error>(unfinished.into_iter().map(|run| run.id).collect())
+            let mut stopped = Vec::new();
+            for service in services::unfinished(tx, Some(&row.id))? {
+                services::request_stop(tx, &service.id, reason, None, now)?;
+                stopped.push(service);
+            }
+            Ok::<_, Error>((cancelled, stopped))
         })
         .await?;
+    for service in stopped {
+        agent_service::wake(app, &service.id, service.log_count);
+    }
     for run in cancelled {
         if let Some(live) = app.agents.get(&run) {
             live.cancel.cancel();

@@ -1,4 +1,4 @@
-//! Logs of runs: from bytes to lines, and pages of what is kept.
+//! Logs of runs and services: from bytes to lines, and pages of what is kept.
 //!
 //! ```text
 //!  frames of a process ──▶ Lines: cut at line ends ──▶ events, with how far the output is kept, in one transaction
@@ -16,10 +16,12 @@ use nullspace_lifecycle::run as lifecycle;
 use nullspace_store::{
     agent_log::{self as rows, LogRow, NewLog},
     agent_run::{self as runs, RunRow},
+    agent_service as services,
 };
 use serde_json::{Map, Value, json};
+use tokio::sync::watch;
 
-use super::{App, agent, agent_run};
+use super::{App, agent, agent_run, agent_service};
 use crate::error::{Error, Result};
 
 /// The longest line, in bytes; longer ones are cut into several.
@@ -100,7 +102,9 @@ fn whole_characters(line: &[u8]) -> usize {
 }
 
 fn push(row: &mut RunRow, writer: Writer, source: Source, line: &[u8], events: &mut Vec<NewLog>) {
-    if row.log_bytes >= MAX_BYTES {
+    // The log of a service drops its oldest lines instead.
+    let ends = row.service_id.is_none();
+    if ends && row.log_bytes >= MAX_BYTES {
         return;
     }
     row.log_bytes += line.len() as u64;
@@ -128,7 +132,7 @@ fn push(row: &mut RunRow, writer: Writer, source: Source, line: &[u8], events: &
         message,
         json!({"phase": writer.phase}),
     ));
-    if row.log_bytes >= MAX_BYTES {
+    if ends && row.log_bytes >= MAX_BYTES {
         let message = format!(
             "the log has {} MiB of output: the rest is not kept",
             MAX_BYTES >> 20
@@ -166,12 +170,79 @@ enum From {
     Newest(u32),
 }
 
-/// A page of a run's log, oldest first. With `wait_ms` an empty page waits for an event, as long as the
-/// run goes on.
+/// Whose log is asked for.
+#[derive(Clone, Copy, Debug)]
+pub enum Of<'a> {
+    /// A run's, by its id.
+    Run(&'a str),
+    /// A service's, by its id.
+    Service(&'a str),
+}
+
+/// A run or a service, as far as its log is concerned.
+struct Subject {
+    log: rows::Log,
+    count: u64,
+    /// The first event that is still there.
+    first: u64,
+    has_ended: bool,
+    deployment_id: String,
+    version_id: String,
+    run_id: Option<String>,
+    service_id: Option<String>,
+    machine_id: Option<String>,
+}
+
+impl Subject {
+    async fn find(app: &App, reference: &str, of: Of<'_>) -> Result<Self> {
+        match of {
+            Of::Run(id) => {
+                let run = agent_run::find(app, reference, id).await?;
+                Ok(Self {
+                    log: rows::Log::Run(run.seq),
+                    count: run.log_count,
+                    first: 0,
+                    has_ended: agent::is_terminal(&run.status),
+                    deployment_id: run.deployment_id,
+                    version_id: run.version_id,
+                    run_id: Some(run.id),
+                    service_id: None,
+                    machine_id: run.machine_id,
+                })
+            }
+            Of::Service(id) => {
+                let (service, run) = agent_service::find(app, reference, id).await?;
+                Ok(Self {
+                    log: rows::Log::Service(service.seq),
+                    count: service.log_count,
+                    first: service.log_first,
+                    has_ended: service.stopped_at.is_some(),
+                    deployment_id: service.deployment_id,
+                    version_id: service.version_id,
+                    run_id: None,
+                    service_id: Some(service.id),
+                    machine_id: run.and_then(|run| run.machine_id),
+                })
+            }
+        }
+    }
+
+    /// News of how many events there are, while it lives.
+    fn news(app: &App, of: Of<'_>) -> Option<watch::Receiver<u64>> {
+        match of {
+            Of::Run(id) => app.agents.get(id).map(|live| live.log.subscribe()),
+            Of::Service(id) => app.agents.services.get(id).map(|live| live.log.subscribe()),
+        }
+    }
+}
+
+/// A page of a log, oldest first. With `wait_ms` an empty page waits for an event, as long as the run or service
+/// goes on.
 ///
 /// # Errors
-/// `agent_deployment_not_found`, `agent_run_not_found`, `invalid_request` for a query that means nothing.
-pub async fn page(app: &App, reference: &str, run_id: &str, query: LogsQuery) -> Result<Logs> {
+/// `agent_deployment_not_found`, `agent_run_not_found`, `agent_service_not_found`, `invalid_request` for a query that
+/// means nothing.
+pub async fn page(app: &App, reference: &str, of: Of<'_>, query: LogsQuery) -> Result<Logs> {
     let tail = query.tail.map(|tail| tail.min(MAX_LOG_LIMIT));
     let limit = query.limit.or(tail).unwrap_or(DEFAULT_LOG_LIMIT);
     if tail == Some(0) {
@@ -195,31 +266,34 @@ pub async fn page(app: &App, reference: &str, run_id: &str, query: LogsQuery) ->
         (None, None) => From::Number(query.offset.unwrap_or(0)),
     };
     // Looked up before the record is read: what is written meanwhile is noticed.
-    let mut news = app.agents.get(run_id).map(|live| live.log.subscribe());
-    let mut run = agent_run::find(app, reference, run_id).await?;
-    let first = |run: &RunRow| match from {
-        From::Number(number) => number,
-        From::Newest(count) => run.log_count.saturating_sub(count.into()),
+    let mut news = Subject::news(app, of);
+    let mut subject = Subject::find(app, reference, of).await?;
+    let first = |subject: &Subject| match from {
+        From::Number(number) => number.max(subject.first),
+        From::Newest(count) => subject
+            .count
+            .saturating_sub(count.into())
+            .max(subject.first),
     };
     if let Some(news) = news
         .as_mut()
-        .filter(|_| wait > 0 && first(&run) >= run.log_count)
-        && !agent::is_terminal(&run.status)
+        .filter(|_| wait > 0 && first(&subject) >= subject.count)
+        && !subject.has_ended
     {
-        let start = first(&run);
+        let start = first(&subject);
         let more = news.wait_for(|count| *count > start);
         tokio::select! {
             // The sender is gone when the run has ended: what it wrote last is read below.
             _ = tokio::time::timeout(Duration::from_millis(wait), more) => {}
             () = app.stopping.cancelled() => {}
         }
-        run = agent_run::find(app, reference, run_id).await?;
+        subject = Subject::find(app, reference, of).await?;
     }
-    let start = first(&run);
-    let seq = run.seq;
+    let start = first(&subject);
+    let log = subject.log;
     let found = agent::kept(
         app.store
-            .read(move |db| rows::page(db, seq, start, limit))
+            .read(move |db| rows::page(db, log, start, limit))
             .await,
     )?;
     let next_cursor = match found.last() {
@@ -228,8 +302,8 @@ pub async fn page(app: &App, reference: &str, run_id: &str, query: LogsQuery) ->
     };
     let end = found.last().map_or(start, |last| last.number + 1);
     Ok(Logs {
-        has_more: end < run.log_count,
-        events: found.into_iter().map(|row| event(&run, row)).collect(),
+        has_more: end < subject.count,
+        events: found.into_iter().map(|row| event(&subject, row)).collect(),
         offset: start,
         limit,
         next_cursor,
@@ -246,7 +320,7 @@ fn number(cursor: &str) -> Result<u64> {
 }
 
 /// A kept event as the wire shows it.
-fn event(run: &RunRow, row: LogRow) -> LogEvent {
+fn event(subject: &Subject, row: LogRow) -> LogEvent {
     let mut metadata: Map<String, Value> = row
         .metadata
         .as_deref()
@@ -254,12 +328,20 @@ fn event(run: &RunRow, row: LogRow) -> LogEvent {
         .unwrap_or_default();
     metadata.insert("source".into(), row.source.clone().into());
     LogEvent {
-        id: format!("{}-{}", run.id, row.number),
-        deployment_id: run.deployment_id.clone(),
-        version_id: run.version_id.clone(),
-        run_id: Some(run.id.clone()),
-        service_instance_id: None,
-        sandbox_id: run.machine_id.clone().filter(|_| row.in_machine),
+        id: format!(
+            "{}-{}",
+            subject
+                .run_id
+                .as_deref()
+                .or(subject.service_id.as_deref())
+                .unwrap_or_default(),
+            row.number
+        ),
+        deployment_id: subject.deployment_id.clone(),
+        version_id: subject.version_id.clone(),
+        run_id: subject.run_id.clone(),
+        service_instance_id: subject.service_id.clone(),
+        sandbox_id: subject.machine_id.clone().filter(|_| row.in_machine),
         process_id: row.process_id,
         source: row.source,
         level: row.level,
@@ -270,20 +352,35 @@ fn event(run: &RunRow, row: LogRow) -> LogEvent {
     }
 }
 
-/// Appends events to the log and keeps the run as it is now, in the same transaction. The caller has counted
-/// the events already.
+/// Appends events to the log and keeps the run as it is now, in the same transaction, and answers how many events the
+/// log has then. The caller has counted the events of a run already; those of a backing are counted here, because two
+/// may write to the log of a service.
 pub(super) fn keep(
     tx: &nullspace_store::Tx<'_>,
     row: &RunRow,
     events: &[NewLog],
     whole: bool,
-) -> Result<(), nullspace_store::StoreError> {
-    rows::append(tx, row.seq, row.log_count - events.len() as u64, events)?;
+) -> Result<u64, nullspace_store::StoreError> {
+    let count = match &row.service_id {
+        Some(service) => {
+            let output = events
+                .iter()
+                .filter(|event| event.source.starts_with("std"));
+            let bytes = output.map(|event| event.message.len() as u64).sum();
+            services::take_log(tx, service, events, bytes)?
+        }
+        None => {
+            let from = row.log_count - events.len() as u64;
+            rows::append(tx, rows::Log::Run(row.seq), from, events)?;
+            row.log_count
+        }
+    };
     if whole {
-        runs::update(tx, row)
+        runs::update(tx, row)?;
     } else {
-        runs::advance(tx, row)
+        runs::advance(tx, row)?;
     }
+    Ok(count)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use nullspace_api::{
-    agent::{CreateRunRequest, ListQuery, Run},
+    agent::{CreateRunRequest, ListQuery, Run, TimelineStep},
     error::code,
     id,
     page::CursorPage,
@@ -13,6 +13,7 @@ use nullspace_api::{
 use nullspace_lifecycle::run as lifecycle;
 use nullspace_store::{
     agent_deployment as deployments,
+    agent_log::Log,
     agent_run::{self as rows, RunRow},
     agent_version as versions,
     idempotency::Claim,
@@ -81,7 +82,7 @@ pub async fn create(
             }
             room?;
             let deployment = agent::find_live(tx, &reference)?;
-            let version = runnable(tx, &deployment, version_id)?;
+            let version = runnable(tx, &deployment, "job", version_id)?;
             let prepared = agent_version::prepare(&version)?;
             require_envs(&prepared.config.env.required, &names)?;
             let mut row = RunRow {
@@ -93,7 +94,7 @@ pub async fn create(
             row.seq = rows::insert(tx, &row)?;
             let message = format!("run of version {}", version.number);
             let queued = agent_log::news(lifecycle::QUEUED, message, None, false);
-            nullspace_store::agent_log::append(tx, row.seq, 0, &[queued])?;
+            nullspace_store::agent_log::append(tx, Log::Run(row.seq), 0, &[queued])?;
             Ok::<_, Error>(Recorded::New((row, prepared)))
         })
         .await?;
@@ -111,18 +112,19 @@ pub async fn create(
     }
 }
 
-/// The version that is to run.
-fn runnable(
+/// The version that is to run, of a deployment in this mode.
+pub(super) fn runnable(
     db: &Connection,
     deployment: &deployments::DeploymentRow,
+    mode: &str,
     version_id: Option<String>,
 ) -> Result<versions::VersionRow> {
-    agent::require_mode(deployment, "job")?;
+    agent::require_mode(deployment, mode)?;
     let name = &deployment.name;
     if deployment.status == "paused" {
         return Err(Error::conflict(
             code::CONFLICT,
-            format!("deployment {name} is paused and takes no runs"),
+            format!("deployment {name} is paused and starts nothing"),
         )
         .with_action("set its status to active first"));
     }
@@ -148,7 +150,7 @@ fn runnable(
     Ok(version)
 }
 
-fn require_envs(required: &[String], given: &[String]) -> Result<()> {
+pub(super) fn require_envs(required: &[String], given: &[String]) -> Result<()> {
     let missing: Vec<&str> = required
         .iter()
         .filter(|name| !given.contains(name))
@@ -189,6 +191,18 @@ pub(super) async fn find(app: &App, reference: &str, run_id: &str) -> Result<Run
 /// `agent_deployment_not_found`, `agent_run_not_found`, `agent_mode_conflict`.
 pub async fn get(app: &App, reference: &str, run_id: &str) -> Result<Run> {
     find(app, reference, run_id).await.map(|row| info(&row))
+}
+
+/// One run, whatever deployment it is of.
+///
+/// # Errors
+/// `agent_run_not_found`.
+pub async fn by_id(app: &App, run_id: &str) -> Result<Run> {
+    let id = run_id.to_owned();
+    let row = app.store.read(move |db| rows::get(db, &id)).await?;
+    row.filter(|row| row.service_id.is_none())
+        .map(|row| info(&row))
+        .ok_or_else(|| no_run(run_id))
 }
 
 /// A page of runs, newest first.
@@ -270,7 +284,7 @@ fn info(row: &RunRow) -> Run {
         failure_reason: row.failure_reason.clone(),
         output_manifest: agent_output::manifest(row.outputs.as_deref()),
         retained_until: row.retained_until.map(time::rfc3339),
-        timeline: Vec::new(),
+        timeline: timeline(row),
         started_at: row.started_at.map(time::rfc3339),
         completed_at: row.completed_at.map(time::rfc3339),
         created_at: time::rfc3339(row.created_at),
@@ -279,10 +293,39 @@ fn info(row: &RunRow) -> Run {
     }
 }
 
+/// What happened when, in order.
+fn timeline(row: &RunRow) -> Vec<TimelineStep> {
+    let steps = [
+        ("queued", Some(row.created_at)),
+        ("machine_ready", row.machine_at),
+        ("bundle_unpacked", row.unpacked_at),
+        ("install_started", row.install_started_at),
+        ("installed", row.installed_at),
+        ("entrypoint", row.started_at),
+        ("first_output", row.first_output_at),
+        ("end", row.completed_at),
+    ];
+    let ms = |from: i64, to: i64| u64::try_from((to - from) / 1000).unwrap_or_default();
+    let mut before = row.created_at;
+    let happened = steps.into_iter().filter_map(|(step, at)| Some((step, at?)));
+    happened
+        .map(|(step, at)| TimelineStep {
+            step: step.into(),
+            at: time::rfc3339(at),
+            duration_ms: ms(std::mem::replace(&mut before, at), at),
+            elapsed_ms: ms(row.created_at, at),
+        })
+        .collect()
+}
+
 /// What a run's processes find in their environment, besides what the caller gave.
 pub(super) fn environment(row: &RunRow, workdir: &str, path: &str) -> BTreeMap<String, String> {
+    let (name, id) = match &row.service_id {
+        Some(service) => ("NULLSPACE_SERVICE_ID", service),
+        None => ("NULLSPACE_RUN_ID", &row.id),
+    };
     let mut env = BTreeMap::from([
-        ("NULLSPACE_RUN_ID".to_owned(), row.id.clone()),
+        (name.to_owned(), id.clone()),
         (
             "NULLSPACE_DEPLOYMENT_ID".to_owned(),
             row.deployment_id.clone(),

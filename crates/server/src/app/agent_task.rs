@@ -1,4 +1,5 @@
-//! What a run does: the one task that owns it, from its machine to its end.
+//! What a run does: the one task that owns it, from its machine to its end. The backing of a service is a run whose
+//! entry point is started again when it ends.
 //!
 //! ```text
 //!  machine (the bundle is a layer of it) ─▶ input ─▶ install ─▶ entry point ─▶ outputs ─▶ the end ─▶ release
@@ -11,15 +12,20 @@
 mod machine;
 mod process;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use nullspace_api::{agent::OutputManifest, error::code, time};
-use nullspace_lifecycle::run::{self as lifecycle, Input, Release, State};
+use nullspace_lifecycle::run::{self as lifecycle, Input, Phase, Release, State};
 use nullspace_store::{
     StoreError,
     agent_log::NewLog,
     agent_run::{self as runs, RunRow},
 };
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -28,6 +34,7 @@ use super::{
     agent_config,
     agent_log::{self, Writer},
     agent_output,
+    agent_service::ServiceLive,
     agent_version::Prepared,
     machine::{self as machines, Handle},
 };
@@ -39,6 +46,15 @@ const RETRY: Duration = Duration::from_secs(1);
 const ATTEMPTS: u32 = 10;
 /// `SIGKILL`.
 const KILL: i32 = 9;
+/// `SIGTERM`.
+const TERM: i32 = 15;
+/// How long the processes of a service may take to end when they are asked to.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long an entry point must have run for its end not to count with those before.
+const STEADY: Duration = Duration::from_secs(60);
+/// Lines of output that the reason for a failure repeats, and bytes of each.
+const LAST_LINES: usize = 5;
+const LAST_LINE: usize = 400;
 
 /// Takes a new run on.
 pub(super) fn start(
@@ -47,12 +63,52 @@ pub(super) fn start(
     version: Arc<Prepared>,
     envs: BTreeMap<String, String>,
 ) {
-    spawn(app, row, version, Some(envs));
+    spawn(app, row, version, Some(envs), None);
 }
 
 /// Takes a run on that an earlier server had begun.
 pub(super) fn resume(app: &AppState, row: RunRow, version: Arc<Prepared>) {
-    spawn(app, row, version, None);
+    spawn(app, row, version, None, None);
+}
+
+/// Takes the backing of a service on: a new one with the values of its environment, or one that an earlier server
+/// had begun.
+pub(super) fn back(
+    app: &AppState,
+    row: RunRow,
+    version: Arc<Prepared>,
+    envs: Option<BTreeMap<String, String>>,
+    service: &Arc<ServiceLive>,
+) -> Arc<Live> {
+    spawn(app, row, version, envs, Some(service.clone()))
+}
+
+/// What a backing tells the supervisor of its service.
+#[derive(Debug)]
+pub(super) enum News {
+    /// Its entry point runs (again).
+    Started {
+        /// Where.
+        machine: Arc<Handle>,
+    },
+    /// Its entry point ended and will be started again.
+    Crashed,
+    /// It has ended, and is on record.
+    Over {
+        /// Why, unless somebody wanted that.
+        failure: Option<Failure>,
+    },
+}
+
+/// Why a backing ended.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    /// For people.
+    pub(super) reason: String,
+    /// Where it was.
+    pub(super) phase: Phase,
+    /// Its machine was lost: another might fare better.
+    pub(super) machine_lost: bool,
 }
 
 fn spawn(
@@ -60,7 +116,8 @@ fn spawn(
     row: RunRow,
     version: Arc<Prepared>,
     envs: Option<BTreeMap<String, String>>,
-) {
+    service: Option<Arc<ServiceLive>>,
+) -> Arc<Live> {
     let live = app.agents.insert(&row.id, row.log_count);
     if row.cancel_requested_at.is_some() {
         live.cancel.cancel();
@@ -72,7 +129,10 @@ fn spawn(
         row,
         version,
         envs,
-        live,
+        live: live.clone(),
+        service,
+        last_lines: VecDeque::new(),
+        ending_at: None,
     };
     let stopping = app.stopping.clone();
     // Stopping in the middle is what being killed is: the next server goes on.
@@ -82,6 +142,7 @@ fn spawn(
             () = stopping.cancelled() => {}
         }
     });
+    live
 }
 
 fn app_handle(app: &AppState, row: &RunRow) -> Option<Arc<Handle>> {
@@ -97,6 +158,7 @@ struct End {
     input: Input,
     reason: Option<String>,
     exit_code: Option<i32>,
+    machine_lost: bool,
 }
 
 impl End {
@@ -105,6 +167,7 @@ impl End {
             input: Input::Cancelled,
             reason: None,
             exit_code: None,
+            machine_lost: false,
         }
     }
 
@@ -113,6 +176,7 @@ impl End {
             input: Input::Broke,
             reason: Some(reason.into()),
             exit_code: None,
+            machine_lost: false,
         }
     }
 }
@@ -139,9 +203,13 @@ impl Command {
         }
     }
 
-    /// How the process is listed in its machine. A server that starts again knows it by this.
-    fn label(self, line: &str) -> String {
-        format!("{}: {line}", self.as_str())
+    /// How the process is listed in its machine. A server that starts again knows it by this, so each start of an
+    /// entry point has its own.
+    fn label(self, line: &str, restarts: u32) -> String {
+        match restarts {
+            0 => format!("{}: {line}", self.as_str()),
+            n => format!("{} {}: {line}", self.as_str(), n + 1),
+        }
     }
 }
 
@@ -154,6 +222,12 @@ struct Task {
     handle: Option<Arc<Handle>>,
     cancel: CancellationToken,
     live: Arc<Live>,
+    /// The service that it backs.
+    service: Option<Arc<ServiceLive>>,
+    /// What was written last, for the reason of a failure.
+    last_lines: VecDeque<String>,
+    /// When the patience with a process that was asked to end is over.
+    ending_at: Option<Instant>,
 }
 
 impl Task {
@@ -194,10 +268,14 @@ impl Task {
                 return Ok(self.bad_exit(Command::Install, &exit));
             }
             self.row.install_exit_code = Some(0);
+            self.row.installed_at = Some(time::now());
             self.step(Input::InstallExited(0), "install finished".into(), None)
                 .await;
         }
         let line = self.version.config.entrypoint.clone().unwrap_or_default();
+        if self.service.is_some() {
+            return self.keep_running(&line, resumed).await;
+        }
         let exit = self.execute(Command::Entrypoint, &line, resumed).await?;
         if exit.timed_out || exit.code != 0 {
             return Ok(self.bad_exit(Command::Entrypoint, &exit));
@@ -206,7 +284,73 @@ impl Task {
             input: Input::EntrypointExited(0),
             reason: None,
             exit_code: Some(0),
+            machine_lost: false,
         })
+    }
+
+    /// The life of a backing: its entry point is started again until somebody ends that, or it ends too often.
+    async fn keep_running(&mut self, line: &str, resumed: bool) -> Result<End, End> {
+        let mut resumed = resumed;
+        let mut ends = 0;
+        loop {
+            let begun = Instant::now();
+            let exit = self.execute(Command::Entrypoint, line, resumed).await?;
+            resumed = false;
+            if self.cancel.is_cancelled() {
+                return Ok(End::cancelled());
+            }
+            if begun.elapsed() >= STEADY {
+                ends = 0;
+            }
+            let how = format!("entrypoint ended with exit code {}", exit.code);
+            let config = &self.app.config;
+            if ends == config.service_restarts {
+                let reason = format!("{how}, {} times in a row{}", ends + 1, self.last_words());
+                return Ok(End {
+                    exit_code: Some(exit.code),
+                    ..End::broke(reason)
+                });
+            }
+            let pause = pause(config, ends);
+            ends += 1;
+            let ended = self.row.process_id.take();
+            self.row.exit_code = Some(exit.code);
+            self.row.output_offset = 0;
+            self.row.restarts += 1;
+            let message = format!("{how}; it is started again in {} s", pause.as_secs_f32());
+            let event = agent_log::news(
+                lifecycle::Event {
+                    event_type: "entrypoint_ended",
+                    is_error: true,
+                    failure_phase: Some(Phase::Entrypoint),
+                },
+                message,
+                ended,
+                true,
+            );
+            self.record(&[event], true).await;
+            self.tell(News::Crashed);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.cancel.cancelled() => return Ok(End::cancelled()),
+            }
+        }
+    }
+
+    /// Tells the supervisor, if there is one.
+    fn tell(&self, news: News) {
+        if let Some(service) = &self.service {
+            service.tell(&self.row.id, news);
+        }
+    }
+
+    /// The last lines of output, as the end of a reason.
+    fn last_words(&self) -> String {
+        if self.last_lines.is_empty() {
+            return String::new();
+        }
+        let lines: Vec<&str> = self.last_lines.iter().map(String::as_str).collect();
+        format!("; last output: {}", lines.join(" | "))
     }
 
     fn bad_exit(&self, command: Command, exit: &Exit) -> End {
@@ -228,11 +372,14 @@ impl Task {
             input,
             reason: Some(reason),
             exit_code: Some(exit.code),
+            machine_lost: false,
         }
     }
 
     fn time_limit(&self, command: Command) -> Duration {
         Duration::from_secs(match command {
+            // Far away.
+            Command::Entrypoint if self.service.is_some() => return Duration::MAX,
             Command::Install => agent_config::INSTALL_TIMEOUT_SECONDS,
             Command::Entrypoint => agent_config::timeout_seconds(&self.version.config),
         })
@@ -240,16 +387,24 @@ impl Task {
 
     /// Keeps what the run left behind, records its end and lets its machine go.
     async fn finish(mut self, end: End) {
-        let cancelled = end.input == Input::Cancelled;
-        if cancelled {
+        let mut end = end;
+        if end.input == Input::Cancelled {
             self.kill().await;
+            if let Some(failure) = self.live.failure.get() {
+                end = End::broke(format!("{failure}{}", self.last_words()));
+            }
         }
-        let outputs = self.outputs().await;
+        let cancelled = end.input == Input::Cancelled;
+        let outputs = match &self.service {
+            None => Some(self.outputs().await),
+            Some(_) => None,
+        };
         let reason = if cancelled {
             Some(self.cancel_reason().await)
         } else {
             end.reason
         };
+        let phase = lifecycle::phase_of(self.state());
         let step = match lifecycle::step(self.state(), end.input) {
             Ok(step) => step,
             Err(_) => {
@@ -266,24 +421,25 @@ impl Task {
         self.row.status = step.state.as_str().into();
         self.row.exit_code = end.exit_code.or(self.row.exit_code);
         self.row.failure_reason = reason.clone();
-        self.row.outputs = serde_json::to_string(&outputs).ok();
+        self.row.outputs = outputs.and_then(|outputs| serde_json::to_string(&outputs).ok());
         self.row.completed_at = Some(now);
         self.row.updated_at = now;
         let machine_lives = self
             .handle
             .as_ref()
             .is_some_and(|handle| handle.row().state == "running");
-        self.row.retained_until = self
-            .row
-            .retain_seconds
-            .filter(|_| step.release == Some(Release::KeepIfAsked) && machine_lives)
-            .map(|seconds| {
-                now.saturating_add(
-                    i64::try_from(seconds)
-                        .unwrap_or(i64::MAX)
-                        .saturating_mul(1_000_000),
-                )
-            });
+        let retain = match step.release {
+            Some(Release::KeepIfAsked) => self.row.retain_seconds,
+            // Only services are kept when they are ended.
+            _ => self.live.retain.get().copied(),
+        };
+        self.row.retained_until = retain.filter(|_| machine_lives).map(|seconds| {
+            now.saturating_add(
+                i64::try_from(seconds)
+                    .unwrap_or(i64::MAX)
+                    .saturating_mul(1_000_000),
+            )
+        });
         let mut events = Vec::new();
         if let Some(process_id) = self.row.process_id.or(self.row.install_process_id) {
             let phase = if self.row.process_id.is_some() {
@@ -293,9 +449,9 @@ impl Task {
             };
             agent_log::finish(&mut self.row, Writer { phase, process_id }, &mut events);
         }
-        let message = reason.unwrap_or_else(|| "run succeeded".into());
+        let message = reason.clone().unwrap_or_else(|| "run succeeded".into());
         events.push(agent_log::news(
-            step.event,
+            self.event(step.event),
             message,
             self.row.process_id,
             self.row.machine_id.is_some(),
@@ -303,6 +459,13 @@ impl Task {
         self.record(&events, true).await;
         // Whoever waits for news of this run sees the end of them.
         self.app.agents.remove(&self.row.id);
+        self.tell(News::Over {
+            failure: (!cancelled).then(|| Failure {
+                reason: reason.unwrap_or_default(),
+                phase,
+                machine_lost: end.machine_lost,
+            }),
+        });
         let (app, id, until) = (
             self.app.clone(),
             self.row.machine_id.clone(),
@@ -370,7 +533,7 @@ impl Task {
                 self.row.status = step.state.as_str().into();
                 self.row.updated_at = time::now();
                 let event = agent_log::news(
-                    step.event,
+                    self.event(step.event),
                     message,
                     process_id,
                     self.row.machine_id.is_some(),
@@ -391,8 +554,10 @@ impl Task {
     /// Keeps events and the row as it is now in one transaction, however often that has to be tried: the
     /// process waits meanwhile, and nothing is lost.
     async fn record(&mut self, events: &[NewLog], whole: bool) {
-        self.row.log_count += events.len() as u64;
-        loop {
+        if self.service.is_none() {
+            self.row.log_count += events.len() as u64;
+        }
+        let count = loop {
             let (row, events) = (self.row.clone(), events.to_vec());
             let kept = self
                 .app
@@ -400,16 +565,59 @@ impl Task {
                 .write(move |tx| agent_log::keep(tx, &row, &events, whole))
                 .await;
             match kept {
-                Ok(()) => break,
+                Ok(count) => break count,
                 Err(error) => {
                     let error: StoreError = error;
                     tracing::error!(run = self.row.id, %error, "a run could not be recorded; trying again");
                     tokio::time::sleep(RETRY).await;
                 }
             }
-        }
-        self.live.log.send_replace(self.row.log_count);
+        };
+        advance(self.log(), count);
     }
+
+    /// Who waits for the log: a backing writes into its service's.
+    fn log(&self) -> &watch::Sender<u64> {
+        match &self.service {
+            Some(service) => &service.log,
+            None => &self.live.log,
+        }
+    }
+
+    /// An event of this run's life in the words of what it is for.
+    fn event(&self, event: lifecycle::Event) -> lifecycle::Event {
+        let event_type = match (&self.service, event.event_type) {
+            (None, same) => same,
+            (Some(_), "run_starting") => "machine_starting",
+            (Some(_), "run_started") => "entrypoint_started",
+            (Some(_), "run_restarted") => "entrypoint_restarted",
+            (Some(_), "run_failed") => "backing_failed",
+            (Some(_), "run_cancelled") => "backing_ended",
+            (Some(_), same) => same,
+        };
+        lifecycle::Event {
+            event_type,
+            ..event
+        }
+    }
+}
+
+/// The pause before something of a service is tried again that ended so often in a row before.
+pub(super) fn pause(config: &crate::Config, before: u32) -> Duration {
+    Duration::from_millis(
+        config
+            .service_restart_pause_ms
+            .saturating_mul(1 << before.min(10)),
+    )
+}
+
+/// Tells followers how far a log goes now. Two may write to the log of a service, and the later may come first.
+pub(super) fn advance(log: &watch::Sender<u64>, count: u64) {
+    log.send_if_modified(|known| {
+        let news = count > *known;
+        *known = count.max(*known);
+        news
+    });
 }
 
 /// Lets the machine of a run that has ended go: at once, or at the time until which it is kept.

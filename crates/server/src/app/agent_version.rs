@@ -358,6 +358,7 @@ where
 /// What a run needs of its version.
 #[derive(Debug)]
 pub(super) struct Prepared {
+    pub(super) id: String,
     pub(super) config: AgentConfig,
     /// Name of the bundle's tree.
     pub(super) bundle: String,
@@ -376,6 +377,7 @@ pub(super) async fn prepared(app: &App, version_id: &str) -> Result<Arc<Prepared
 /// The same from a row that was read already.
 pub(super) fn prepare(row: &VersionRow) -> Result<Prepared> {
     Ok(Prepared {
+        id: row.id.clone(),
         config: AgentConfig::from_wire(&value(&row.config)?)
             .map_err(|e| Error::internal(format!("reading a kept config: {e}")))?,
         bundle: row.bundle.clone(),

@@ -18,9 +18,11 @@ pub mod key;
 pub mod machine;
 pub mod output;
 pub mod process;
+pub(crate) mod seal;
 pub mod template;
 
 use std::{
+    net::IpAddr,
     path::PathBuf,
     sync::{Arc, OnceLock},
 };
@@ -52,12 +54,25 @@ pub struct App {
     pub machines: machine::Live,
     /// Files of machines that are gone; set by the agent side at start-up.
     pub outputs: OnceLock<Arc<dyn output::Outputs>>,
+    /// Seals what must not be readable in the record.
+    pub(crate) seal: seal::Seal,
+    /// Where the doors of services are opened, and who is on the way through them.
+    pub(crate) doors: Doors,
     /// The agent side's own state.
     pub agents: agent::Agents,
     /// Cancelled when the server is told to stop: open streams end themselves then.
     pub stopping: CancellationToken,
     /// Work that goes on behind the requests; waited for (shortly) when the server stops.
     pub tasks: TaskTracker,
+}
+
+/// Where doors into machines are.
+#[derive(Debug)]
+pub(crate) struct Doors {
+    /// The address that the API listens on.
+    pub(crate) address: IpAddr,
+    /// Connections through them.
+    pub(crate) connections: TaskTracker,
 }
 
 /// As handlers get it.

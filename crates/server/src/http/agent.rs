@@ -1,4 +1,4 @@
-//! `/v1/agent-deployments`: one file per noun below it.
+//! `/v1/agent-deployments` and `/v1/agent-runs`: one file per noun below it.
 
 use utoipa_axum::router::OpenApiRouter;
 
@@ -6,12 +6,14 @@ use super::{agent_deployment, agent_run, agent_service, agent_version};
 use crate::app::AppState;
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().nest(
-        "/v1/agent-deployments",
-        OpenApiRouter::new()
-            .merge(agent_deployment::routes())
-            .merge(agent_version::routes())
-            .merge(agent_run::routes())
-            .merge(agent_service::routes()),
-    )
+    OpenApiRouter::new()
+        .nest(
+            "/v1/agent-deployments",
+            OpenApiRouter::new()
+                .merge(agent_deployment::routes())
+                .merge(agent_version::routes())
+                .merge(agent_run::routes())
+                .merge(agent_service::routes()),
+        )
+        .nest("/v1/agent-runs", agent_run::routes_by_id())
 }

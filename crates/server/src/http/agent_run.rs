@@ -24,6 +24,24 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(run_outputs))
 }
 
+/// Routes that need no deployment.
+pub(super) fn routes_by_id() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(get_run_by_id))
+}
+
+/// Get a run, whatever deployment it is of.
+#[utoipa::path(get, path = "/{run_id}", tag = "agents", params(("run_id" = String, Path)),
+    responses(
+        (status = 200, body = Run),
+        (status = 404, body = ErrorBody, description = "`agent_run_not_found`"),
+    ))]
+async fn get_run_by_id(
+    State(app): State<AppState>,
+    Path(run_id): Path<String>,
+) -> Result<Json<Run>> {
+    agent_run::by_id(&app, &run_id).await.map(Json)
+}
+
 /// Start a run. Answers at once; the run goes on by itself.
 #[utoipa::path(post, path = "/{id}/runs", tag = "agents",
     params(("id" = String, Path),
@@ -124,7 +142,9 @@ async fn run_logs(
     Path((id, run_id)): Path<(String, String)>,
     Query(query): Query<LogsQuery>,
 ) -> Result<Json<Logs>> {
-    agent_log::page(&app, &id, &run_id, query).await.map(Json)
+    agent_log::page(&app, &id, agent_log::Of::Run(&run_id), query)
+        .await
+        .map(Json)
 }
 
 /// Read what a run left behind. The bytes are at `GET /v1/machines/{machine_id}/file`, also when the machine is

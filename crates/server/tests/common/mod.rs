@@ -2,6 +2,8 @@
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+pub mod project;
+
 use std::{sync::Arc, time::Duration};
 
 use nullspace_engine::{Engine, fake::FakeEngine};

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use nullspace_api::error::code;
+use nullspace_api::{error::code, time};
 use nullspace_lifecycle::run::Input;
 use nullspace_protocol::{GuestClient, GuestError, WriteQuery};
 use nullspace_store::machine::MachineRow;
@@ -33,6 +33,7 @@ impl Task {
                 ));
             }
             let row = self.create_machine().await?;
+            self.row.machine_at = Some(time::now());
             self.handle = self.app.machines.get(&row.id);
         }
         let Some(handle) = &self.handle else {
@@ -41,6 +42,7 @@ impl Task {
         let id = handle.id.clone();
         self.row.machine_id = Some(id.clone());
         self.deliver_input().await?;
+        self.row.unpacked_at = Some(time::now());
         self.step(Input::MachineReady, format!("machine {id} is ready"), None)
             .await;
         Ok(())
@@ -74,12 +76,21 @@ impl Task {
                 envs.insert(name.clone(), value.clone());
             }
         }
+        if let (Some(_), Some(port)) = (&self.service, config.service.port) {
+            // Where most frameworks look.
+            envs.entry("PORT".into())
+                .or_insert_with(|| port.to_string());
+        }
+        let (kind, subject) = match &self.row.service_id {
+            Some(service) => ("agent_service_id", service),
+            None => ("agent_run_id", &self.row.id),
+        };
         let metadata = Map::from_iter([
             (
                 "agent_deployment_id".into(),
                 Value::from(self.row.deployment_id.clone()),
             ),
-            ("agent_run_id".into(), Value::from(self.row.id.clone())),
+            (kind.into(), Value::from(subject.clone())),
         ]);
         let resources = &config.resources;
         let defaults = NewMachine::from_template(&self.app, template);
@@ -92,6 +103,7 @@ impl Task {
             memory_mb: resources.memory_mb.unwrap_or(defaults.memory_mb),
             disk_mb: resources.disk_mb,
             internet_access: config.permissions.internet_access.unwrap_or(true),
+            allow_public_traffic: config.permissions.allow_public_traffic.unwrap_or(true),
             envs,
             cwd: workdir,
             metadata,
@@ -171,6 +183,9 @@ impl Task {
             },
             None => "the machine was lost".to_owned(),
         };
-        End::broke(format!("{what} during {phase}"))
+        End {
+            machine_lost: true,
+            ..End::broke(format!("{what} during {phase}"))
+        }
     }
 }

@@ -7,8 +7,9 @@ use nullspace_api::time;
 use nullspace_lifecycle::run::Input;
 use nullspace_protocol::{ExecRequest, GuestClient, GuestError, OutputQuery, Retain, frame::Frame};
 use nullspace_store::agent_log::NewLog;
+use tokio::time::Instant;
 
-use super::{ATTEMPTS, Command, End, Exit, Task};
+use super::{ATTEMPTS, Command, End, Exit, GRACE, LAST_LINE, LAST_LINES, News, TERM, Task};
 use crate::app::{
     agent_config,
     agent_log::{self, Source, Writer},
@@ -58,12 +59,16 @@ impl Task {
                 let input = match command {
                     Command::Install => {
                         self.row.install_process_id = Some(pid);
+                        self.row.install_started_at = Some(time::now());
                         Input::InstallStarted
                     }
                     Command::Entrypoint => {
                         self.row.process_id = Some(pid);
-                        self.row.started_at = Some(time::now());
-                        Input::EntrypointStarted
+                        self.row.started_at.get_or_insert(time::now());
+                        match self.row.restarts {
+                            0 => Input::EntrypointStarted,
+                            _ => Input::EntrypointRestarted,
+                        }
                     }
                 };
                 self.step(input, line.to_owned(), Some(pid)).await;
@@ -74,6 +79,11 @@ impl Task {
             phase: command.as_str(),
             process_id: pid,
         };
+        if command == Command::Entrypoint
+            && let Some(machine) = self.handle.clone()
+        {
+            self.tell(News::Started { machine });
+        }
         let exit = self.follow(writer).await?;
         // What ends with its machine was not its own doing.
         if exit.code != 0
@@ -97,7 +107,7 @@ impl Task {
         if !resumed {
             return Ok(None);
         }
-        let label = command.label(line);
+        let label = command.label(line, self.row.restarts);
         for _ in 0..ATTEMPTS {
             let guest = self.guest(command.as_str()).await?;
             match guest.processes().await {
@@ -117,7 +127,7 @@ impl Task {
             cwd: Some(agent_config::trimmed(&self.version.config.workdir).to_owned()),
             timeout_ms: u64::try_from(self.time_limit(command).as_millis()).ok(),
             retain: Retain::UntilAcknowledged,
-            label: Some(command.label(line)),
+            label: Some(command.label(line, self.row.restarts)),
             ..ExecRequest::default()
         };
         let guest = self.guest(command.as_str()).await?;
@@ -171,9 +181,18 @@ impl Task {
         };
         let mut stream = guest.output(writer.process_id, query).await?;
         loop {
+            if self.cancel.is_cancelled() && self.ending_at.is_none() {
+                if self.service.is_none() {
+                    return Err(Stopped::End(End::cancelled()));
+                }
+                // A service may finish what it does; what it says meanwhile is kept.
+                guest.signal(writer.process_id, TERM).await?;
+                self.ending_at = Some(Instant::now() + GRACE);
+            }
             let mut next = tokio::select! {
                 frame = stream.next() => frame,
-                () = self.cancel.cancelled() => return Err(Stopped::End(End::cancelled())),
+                () = self.cancel.cancelled(), if self.ending_at.is_none() => continue,
+                () = at(self.ending_at) => return Err(Stopped::End(End::cancelled())),
             };
             let mut events = Vec::new();
             let mut bytes = 0;
@@ -227,7 +246,28 @@ impl Task {
         data: &Bytes,
         events: &mut Vec<NewLog>,
     ) {
+        let before = events.len();
         agent_log::take(&mut self.row, writer, source, data, events);
+        if self.row.process_id == Some(writer.process_id) {
+            self.row.first_output_at.get_or_insert_with(time::now);
+        }
+        if self.service.is_some() {
+            for event in events[before..].iter().rev().take(LAST_LINES).rev() {
+                let line = event.message.chars().take(LAST_LINE).collect();
+                self.last_lines.push_back(line);
+            }
+            while self.last_lines.len() > LAST_LINES {
+                self.last_lines.pop_front();
+            }
+        }
         self.row.output_offset = offset + data.len() as u64;
+    }
+}
+
+/// A moment, if there is one.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
