@@ -257,15 +257,15 @@ async fn events_and_lines_keep_their_order() {
     let (first, second) = ([line("a"), line("b")], [line("c")]);
     store
         .write(move |tx| {
-            agent_log::append(tx, 1, 0, &first)?;
-            agent_log::append(tx, 1, 2, &second)?;
+            agent_log::append(tx, agent_log::Log::Run(1), 0, &first)?;
+            agent_log::append(tx, agent_log::Log::Run(1), 2, &second)?;
             // Another run's lines are its own.
-            agent_log::append(tx, 2, 0, &first[..1])
+            agent_log::append(tx, agent_log::Log::Run(2), 0, &first[..1])
         })
         .await
         .unwrap();
     let page = store
-        .read(|db| agent_log::page(db, 1, 1, 10))
+        .read(|db| agent_log::page(db, agent_log::Log::Run(1), 1, 10))
         .await
         .unwrap();
     let told: Vec<_> = page
@@ -276,7 +276,7 @@ async fn events_and_lines_keep_their_order() {
     // A number is given once: a writer that lost count cannot overwrite what is there.
     let twice = [line("x")];
     let again = store
-        .write(move |tx| agent_log::append(tx, 1, 2, &twice))
+        .write(move |tx| agent_log::append(tx, agent_log::Log::Run(1), 2, &twice))
         .await;
     assert!(again.is_err());
 }
