@@ -9,9 +9,12 @@ mod list;
 mod logs;
 mod machine;
 mod outputs;
+mod restart;
 pub(crate) mod run;
 mod shell;
 mod status;
+mod stop;
+mod url;
 
 use clap::Subcommand;
 
@@ -44,6 +47,12 @@ enum Command {
     Machine(machine::Args),
     /// Run commands in the machine behind a run or a service
     Shell(shell::Args),
+    /// Print where a service can be opened; start it if it never was
+    Url(url::Args),
+    /// Stop a service, or end a run
+    Stop(stop::Args),
+    /// Restart a service with the active version
+    Restart(restart::Args),
     /// List deployments
     List(list::Args),
     /// Show a deployment
@@ -64,6 +73,9 @@ pub(crate) async fn run(args: Args, app: &App) -> Outcome {
         Command::Status(args) => status::run(&args, app).await,
         Command::Machine(args) => machine::run(&args, app).await,
         Command::Shell(args) => shell::run(&args, app).await,
+        Command::Url(args) => url::run(&args, app).await,
+        Command::Stop(args) => stop::run(&args, app).await,
+        Command::Restart(args) => restart::run(&args, app).await,
         Command::List(args) => list::run(&args, app).await,
         Command::Get(args) => get::run(&args, app).await,
         Command::Delete(args) => delete::run(&args, app).await,

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::app::App;
 use crate::error::{CliError, Outcome};
 use crate::follow::{Seen, State, follow};
+use crate::input::EnvArgs;
 use crate::ui::{Ui, between, tame};
 use crate::{exit, input, reference};
 
@@ -36,12 +37,8 @@ pub(crate) struct Args {
     /// Run this version; without it the active one.
     #[arg(long, value_name = "ID")]
     version_id: Option<String>,
-    /// A variable for this run; may be repeated. It is not stored.
-    #[arg(long, value_name = "NAME=VALUE")]
-    env: Vec<String>,
-    /// A file with variables; --env goes over it.
-    #[arg(long, value_name = "FILE")]
-    env_file: Option<PathBuf>,
+    #[command(flatten)]
+    envs: EnvArgs,
     /// Keep the machine if the run fails.
     #[arg(long, overrides_with = "no_retain_on_failure")]
     retain_on_failure: bool,
@@ -72,23 +69,17 @@ pub(super) async fn run(args: &Args, app: &App) -> Outcome {
         (_, Some(json)) => input::object("--input-json", json)?,
         _ => serde_json::Map::new(),
     };
-    let mut envs = args
-        .env_file
-        .as_deref()
-        .map(input::env_file)
-        .transpose()?
-        .unwrap_or_default();
-    envs.extend(input::pairs("--env", &args.env)?);
     let client = app.client()?;
     let deployment = reference::deployment(&client, &args.deployment).await?;
-    if let Some(version) = args
-        .version_id
-        .as_ref()
-        .or(deployment.active_version_id.as_ref())
-    {
-        let version = client.get_version(&deployment.id, version).await?;
-        envs = input::runtime_envs(envs, &version.env_spec, |name| app.var(name))?;
-    }
+    let envs = reference::envs(
+        app,
+        &client,
+        "agent run",
+        &deployment,
+        args.version_id.as_deref(),
+        &args.envs,
+    )
+    .await?;
     let retain = match (args.retain_on_failure, args.no_retain_on_failure) {
         (true, _) => Some(true),
         (_, true) => Some(false),
@@ -97,7 +88,7 @@ pub(super) async fn run(args: &Args, app: &App) -> Outcome {
     let request = CreateRunRequest {
         input: Some(input),
         version_id: args.version_id.clone(),
-        envs: (!envs.is_empty()).then_some(envs),
+        envs,
         retain_on_failure: retain,
         retention_seconds: args.retention_seconds,
     };
