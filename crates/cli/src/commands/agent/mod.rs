@@ -2,7 +2,9 @@
 
 mod cancel;
 mod delete;
+mod delete_version;
 pub(crate) mod deploy;
+mod gc;
 mod get;
 mod init;
 mod list;
@@ -10,11 +12,13 @@ mod logs;
 mod machine;
 mod outputs;
 mod restart;
+mod rollback;
 pub(crate) mod run;
 mod shell;
 mod status;
 mod stop;
 mod url;
+mod versions;
 
 use clap::Subcommand;
 
@@ -61,6 +65,14 @@ enum Command {
     Delete(delete::Args),
     /// End a run
     Cancel(cancel::Args),
+    /// List the versions of a deployment
+    Versions(versions::Args),
+    /// Make an earlier version the active one
+    Rollback(rollback::Args),
+    /// Delete a version
+    DeleteVersion(delete_version::Args),
+    /// Remove what nothing points at from the server
+    Gc(gc::Args),
 }
 
 pub(crate) async fn run(args: Args, app: &App) -> Outcome {
@@ -80,5 +92,9 @@ pub(crate) async fn run(args: Args, app: &App) -> Outcome {
         Command::Get(args) => get::run(&args, app).await,
         Command::Delete(args) => delete::run(&args, app).await,
         Command::Cancel(args) => cancel::run(&args, app).await,
+        Command::Versions(args) => versions::run(&args, app).await,
+        Command::Rollback(args) => rollback::run(&args, app).await,
+        Command::DeleteVersion(args) => delete_version::run(&args, app).await,
+        Command::Gc(args) => gc::run(&args, app).await,
     }
 }
