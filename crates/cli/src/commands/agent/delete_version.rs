@@ -19,7 +19,7 @@ pub(super) struct Args {
     deployment: String,
     /// Its id, or its number.
     #[arg(value_name = "VERSION", value_parser = crate::input::named)]
-    version: String,
+    which: String,
     /// Do not ask.
     #[arg(long, short = 'y')]
     yes: bool,
@@ -35,7 +35,7 @@ struct Deleted<'a> {
 pub(super) async fn run(args: &Args, app: &App) -> Outcome {
     let client = app.client()?;
     let deployment = reference::deployment(&client, &args.deployment).await?;
-    let id = version_id(&client, &deployment, &args.version).await?;
+    let id = version_id(&client, &deployment, &args.which).await?;
     let question = format!("Delete version {id} of {}?", deployment.name);
     if !input::confirmed(app, args.yes, &question)? {
         return Ok(exit::GENERAL);

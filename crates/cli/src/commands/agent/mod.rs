@@ -4,6 +4,7 @@ mod cancel;
 mod delete;
 mod delete_version;
 pub(crate) mod deploy;
+mod diff;
 mod gc;
 mod get;
 mod init;
@@ -46,6 +47,8 @@ enum Command {
     Outputs(outputs::Args),
     /// Show where a run or a service stands
     Status(status::Args),
+    /// Compare two runs
+    Diff(diff::Args),
     /// Show the machine behind a run or a service
     #[command(alias = "sandbox")]
     Machine(machine::Args),
@@ -83,6 +86,7 @@ pub(crate) async fn run(args: Args, app: &App) -> Outcome {
         Command::Logs(args) => logs::run(&args, app).await,
         Command::Outputs(args) => outputs::run(&args, app).await,
         Command::Status(args) => status::run(&args, app).await,
+        Command::Diff(args) => diff::run(&args, app).await,
         Command::Machine(args) => machine::run(&args, app).await,
         Command::Shell(args) => shell::run(&args, app).await,
         Command::Url(args) => url::run(&args, app).await,
