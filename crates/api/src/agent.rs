@@ -573,3 +573,36 @@ pub struct ServiceUrl {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traffic_access_token: Option<String>,
 }
+
+/// `POST /v1/agent-gc`: remove what nothing points at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GcRequest {
+    /// Only say what would be removed.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What garbage collection removed, or would remove.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GcReport {
+    /// Whether everything is still there.
+    pub dry_run: bool,
+    /// One for each thing.
+    pub items: Vec<GcItem>,
+    /// Bytes of all of them.
+    pub freed_bytes: u64,
+}
+
+/// A thing that nothing points at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GcItem {
+    /// `bundle`, `artifact` or `output`.
+    pub kind: String,
+    /// What it is called on disk.
+    pub name: String,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// Why it is not needed.
+    pub reason: String,
+}

@@ -162,6 +162,8 @@ fn hint_for(code: &str) -> Option<&'static str> {
         "machine_not_found" | "sandbox_not_found" => "List machines with `nullspace machine list`.",
         "machine_not_ready" | "sandbox_not_ready" => "See its state with `nullspace machine get`.",
         "agent_deployment_not_found" => "List deployments with `nullspace agent list`.",
+        "agent_version_not_found" => "List versions with `nullspace agent versions`.",
+        "agent_service_not_found" => "See the latest one with `nullspace agent status`.",
         "agent_run_not_found" => "See the latest run with `nullspace agent status`.",
         "template_not_found" => "Templates that every server has: `base` and `host`.",
         "template_not_ready" => {

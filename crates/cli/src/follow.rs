@@ -31,6 +31,14 @@ impl State {
             Self::Service(service) => &service.status,
         }
     }
+
+    /// Until when the machine is kept, if it is.
+    pub(crate) fn retained_until(&self) -> Option<&str> {
+        match self {
+            Self::Run(run) => run.retained_until.as_deref(),
+            Self::Service(service) => service.retained_until.as_deref(),
+        }
+    }
 }
 
 /// What was seen while following.

@@ -1,12 +1,69 @@
 //! Values that arrive as text: `KEY=VALUE`, JSON objects, files of variables.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::io::{BufRead as _, IsTerminal as _};
+use std::path::{Path, PathBuf};
 
 use nullspace_client::agents::EnvSpec;
 use serde_json::{Map, Value};
 
+use crate::app::App;
 use crate::error::CliError;
+
+/// `--env` and `--env-file`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct EnvArgs {
+    /// A variable; may be repeated. It is not stored with the deployment.
+    #[arg(long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// A file with variables; --env goes over it.
+    #[arg(long, value_name = "FILE")]
+    env_file: Option<PathBuf>,
+}
+
+impl EnvArgs {
+    /// Whether any was given.
+    pub(crate) fn is_given(&self) -> bool {
+        !self.env.is_empty() || self.env_file.is_some()
+    }
+
+    /// Those given.
+    ///
+    /// # Errors
+    /// If one makes no sense, or the file cannot be read.
+    pub(crate) fn given(&self) -> Result<BTreeMap<String, String>, CliError> {
+        let mut envs = match &self.env_file {
+            Some(path) => env_file(path)?,
+            None => BTreeMap::new(),
+        };
+        envs.extend(pairs("--env", &self.env)?);
+        Ok(envs)
+    }
+}
+
+/// Asks on the terminal whether to go on; not with `--yes` or `--json`, where the answer is yes.
+///
+/// # Errors
+/// If there is nobody to ask.
+pub(crate) fn confirmed(app: &App, yes: bool, question: &str) -> Result<bool, CliError> {
+    if yes || app.ui.json {
+        return Ok(true);
+    }
+    if !std::io::stdin().is_terminal() {
+        return Err(CliError::usage("not deleted: there is nobody to ask").hint("Add --yes."));
+    }
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .map_err(|error| CliError::local("cannot read the answer", &error))?;
+    if matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
+        return Ok(true);
+    }
+    app.ui.note("Not deleted.");
+    Ok(false)
+}
 
 /// An id or a name. An empty one comes from a `$(…)` that printed nothing; asking the server about it would only hide that.
 ///
@@ -124,11 +181,12 @@ pub(crate) fn env_file(path: &Path) -> Result<BTreeMap<String, String>, CliError
     Ok(envs)
 }
 
-/// The variables of a run: those given, then what `spec` names and this process has.
+/// The variables of `what`, a run for instance: those given, then what `spec` names and this process has.
 ///
 /// # Errors
 /// If a required one is still missing.
 pub(crate) fn runtime_envs(
+    what: &str,
     mut given: BTreeMap<String, String>,
     spec: &EnvSpec,
     of_process: impl Fn(&str) -> Option<String>,
@@ -150,7 +208,7 @@ pub(crate) fn runtime_envs(
         return Ok(given);
     }
     Err(CliError::usage(format!(
-        "missing required env vars for agent run: {}",
+        "missing required env vars for {what}: {}",
         missing.join(", ")
     ))
     .hint(format!(
@@ -211,13 +269,14 @@ mod tests {
         };
         let given = BTreeMap::from([("R".to_owned(), "given".to_owned())]);
         let process = |name: &str| matches!(name, "R" | "S" | "O").then(|| format!("own {name}"));
-        let envs = runtime_envs(given.clone(), &spec, process).expect("all there");
+        let envs = runtime_envs("agent run", given.clone(), &spec, process).expect("all there");
         let expected = [("O", "own O"), ("R", "given"), ("S", "own S")];
         assert_eq!(
             envs,
             expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into()
         );
-        let missing = runtime_envs(BTreeMap::new(), &spec, |_| None).expect_err("nothing there");
+        let missing =
+            runtime_envs("agent run", BTreeMap::new(), &spec, |_| None).expect_err("nothing there");
         assert_eq!(
             missing.message,
             "missing required env vars for agent run: R, S"

@@ -9,6 +9,7 @@ mod argv;
 pub mod commands;
 pub mod error;
 pub mod exit;
+mod fields;
 mod follow;
 mod input;
 mod reference;
@@ -193,6 +194,31 @@ mod tests {
         assert!(message.contains("it is empty"), "{message}");
     }
 
+    #[test]
+    fn a_run_begins_from_one_thing() {
+        let parsed = |line: &str| {
+            let argv = ["nullspace", "agent", "run"].into_iter();
+            Cli::try_parse_from(argv.chain(line.split(' '))).is_ok()
+        };
+        for fine in [
+            "--from r",
+            "n --from r --version-id v",
+            "--from r --set a=1 --set b.c=2",
+            "n --input f --set a=1",
+            "n --input-json {} --set a=1",
+        ] {
+            assert!(parsed(fine), "{fine}");
+        }
+        for bad in [
+            "--follow",
+            "n --set a=1",
+            "n --from r --input f",
+            "--from r --input-json {}",
+        ] {
+            assert!(!parsed(bad), "{bad}");
+        }
+    }
+
     /// Flags of the published CLI 0.1.9, each with a value where it takes one.
     #[test]
     fn published_flags_are_accepted() {
@@ -218,6 +244,10 @@ mod tests {
             "agent list --mode job --status active --limit 5 --cursor c --json",
             "agent get n --json",
             "agent delete n --yes --json",
+            "agent stop n --service s --reason r --retain-sandbox --json",
+            "agent stop n --run r",
+            "agent restart n --service s --reason r --env A=b --env-file f --json",
+            "agent url n --service s --env A=b --env-file f --json",
             "sandbox create --template t --warm-pool w --warm-pool-mode prefer --warm-pool-wait 1 --vcpus 1 --memory 2 \
              --disk 3 --timeout 4 --cwd /x --metadata-json {} --metadata a=b --env a=b --env-json {} --network-json {} \
              --internet-access --idempotency-key k --on-timeout destroy --timeout-action destroy --no-auto-resume \

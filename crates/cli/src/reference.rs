@@ -1,10 +1,14 @@
 //! What a name on the command line stands for: a deployment, its latest run, a machine behind it.
 
+use std::collections::BTreeMap;
+
 use nullspace_api::agent::{Deployment, ListQuery, Run};
 use nullspace_client::Client;
 use nullspace_client::agents::{DEPLOYMENT_PREFIX, Service, Target};
 
+use crate::app::App;
 use crate::error::CliError;
+use crate::input::{self, EnvArgs};
 
 /// The deployment of this id or name.
 pub(crate) async fn deployment(client: &Client, reference: &str) -> Result<Deployment, CliError> {
@@ -38,22 +42,76 @@ pub(crate) async fn latest_run(client: &Client, deployment: &Deployment) -> Resu
     })
 }
 
-/// The latest service instance of a deployment.
-pub(crate) async fn latest_service(
+/// The latest service instance of a deployment, if there ever was one.
+pub(crate) async fn any_latest_service(
     client: &Client,
     deployment: &Deployment,
-) -> Result<Service, CliError> {
+) -> Result<Option<Service>, CliError> {
     let query = ListQuery {
         limit: Some(1),
         ..ListQuery::default()
     };
     let page = client.list_services(&deployment.id, &query).await?;
-    page.items.into_iter().next().ok_or_else(|| {
-        CliError::new(
-            "agent_service_not_found",
-            format!("{} has no service instance yet", deployment.name),
-        )
-    })
+    Ok(page.items.into_iter().next())
+}
+
+/// The latest service instance of a deployment.
+pub(crate) async fn latest_service(
+    client: &Client,
+    deployment: &Deployment,
+) -> Result<Service, CliError> {
+    any_latest_service(client, deployment)
+        .await?
+        .ok_or_else(|| {
+            CliError::new(
+                "agent_service_not_found",
+                format!("{} has no service instance yet", deployment.name),
+            )
+            .hint(start_hint(deployment))
+        })
+}
+
+fn start_hint(deployment: &Deployment) -> String {
+    format!("Start it with `nullspace agent url {}`.", deployment.name)
+}
+
+/// The service of this id, or the latest, of a deployment that must be one of services.
+pub(crate) async fn service(
+    client: &Client,
+    deployment: &Deployment,
+    id: Option<&str>,
+) -> Result<Option<Service>, CliError> {
+    if deployment.mode != "service" {
+        return Err(CliError::usage(format!(
+            "{} is a job; this is for services",
+            deployment.name
+        ))
+        .hint(format!(
+            "Run it with `nullspace agent run {} --follow`.",
+            deployment.name
+        )));
+    }
+    match id {
+        Some(id) => Ok(Some(client.get_service(&deployment.id, id).await?)),
+        None => any_latest_service(client, deployment).await,
+    }
+}
+
+/// The variables for `version` of a deployment, or else for its active one, checked against what that names.
+pub(crate) async fn envs(
+    app: &App,
+    client: &Client,
+    what: &str,
+    deployment: &Deployment,
+    version: Option<&str>,
+    args: &EnvArgs,
+) -> Result<Option<BTreeMap<String, String>>, CliError> {
+    let mut envs = args.given()?;
+    if let Some(version) = version.or(deployment.active_version_id.as_deref()) {
+        let version = client.get_version(&deployment.id, version).await?;
+        envs = input::runtime_envs(what, envs, &version.env_spec, |name| app.var(name))?;
+    }
+    Ok((!envs.is_empty()).then_some(envs))
 }
 
 /// `--run` and `--service`.
@@ -94,7 +152,7 @@ impl TargetArgs {
                     deployment.name
                 )
             } else {
-                "Start the service first.".to_owned()
+                start_hint(deployment)
             };
             CliError::new("machine_not_found", format!("{what} has no machine")).hint(next)
         };

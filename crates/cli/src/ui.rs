@@ -196,16 +196,22 @@ pub fn time(text: Option<&str>) -> String {
 pub fn between(start: Option<&str>, end: Option<&str>) -> Option<String> {
     let start: jiff::Timestamp = start?.parse().ok()?;
     let end: jiff::Timestamp = end?.parse().ok()?;
-    let seconds = end.duration_since(start).as_secs_f64();
-    Some(if seconds < 60.0 {
-        format!("{seconds:.1} s")
-    } else {
-        format!(
-            "{} min {:02} s",
-            (seconds / 60.0) as u64,
-            seconds as u64 % 60
-        )
-    })
+    let millis = end.duration_since(start).as_millis();
+    Some(span(u64::try_from(millis).unwrap_or(0)))
+}
+
+/// A time span, for people.
+#[must_use]
+pub fn span(millis: u64) -> String {
+    match millis {
+        0..1000 => format!("{millis} ms"),
+        // Rounded as they are shown: 59.96 s would be 60.0 s.
+        1000..59_950 => format!("{:.1} s", millis as f64 / 1000.0),
+        _ => {
+            let seconds = (millis + 500) / 1000;
+            format!("{} min {:02} s", seconds / 60, seconds % 60)
+        }
+    }
 }
 
 /// Text from a machine without what could play with a terminal: control characters, and whole escape sequences, so that
@@ -275,5 +281,15 @@ mod tests {
             between(Some("2026-01-01T00:00:00Z"), Some("2026-01-01T00:02:03.4Z")),
             Some("2 min 03 s".to_owned())
         );
+        for (millis, shown) in [
+            (0, "0 ms"),
+            (999, "999 ms"),
+            (1000, "1.0 s"),
+            (59_949, "59.9 s"),
+            (59_950, "1 min 00 s"),
+            (3_599_500, "60 min 00 s"),
+        ] {
+            assert_eq!(span(millis), shown);
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Agent Deployments: deployments, versions, runs, logs, outputs; services as far as they can be looked at.
+//! Agent Deployments: deployments, versions, runs, services, logs, outputs.
 //!
 //! Most types are those of the wire ([`nullspace_api::agent`]). Those here are what the wire's are not made for: reading
 //! a version without holding its manifest as text, and writing one from the bundle itself. Statuses are words, see
@@ -11,7 +11,8 @@ use futures_util::Stream;
 use http::Method;
 use nullspace_api::agent::{
     BuildSummary, CacheSummary, CancelRequest, CreateDeploymentRequest, CreateRunRequest,
-    Deployment, ListDeploymentsQuery, ListQuery, Logs, LogsQuery, Output, Outputs, Run,
+    Deployment, GcReport, GcRequest, ListDeploymentsQuery, ListQuery, Logs, LogsQuery, Output,
+    Outputs, Run, UpdateDeploymentRequest,
 };
 use nullspace_api::page::CursorPage;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -20,6 +21,10 @@ use serde_json::{Map, Value};
 use crate::config::DEFAULT_TIMEOUT;
 use crate::error::Error;
 use crate::transport::{Call, Client, Retry, UPLOAD_TIMEOUT, body_from, segment};
+
+mod services;
+
+pub use services::{Service, ServiceUrl};
 
 /// Prefix of a deployment's id; a reference without it is a name.
 pub const DEPLOYMENT_PREFIX: &str = nullspace_api::id::DEPLOYMENT;
@@ -104,66 +109,6 @@ pub struct EnvSpec {
     /// Passed on if the caller has them.
     #[serde(default, deserialize_with = "null_as_default")]
     pub optional: Vec<String>,
-}
-
-/// One execution of a service.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Service {
-    /// `adsvc_…`
-    pub id: String,
-    /// Its deployment.
-    pub deployment_id: String,
-    /// The version that runs.
-    pub version_id: String,
-    /// `starting`, `ready`, `unhealthy`, `stopping`, `stopped` or `failed`.
-    pub status: String,
-    /// Where it listens in its machine.
-    pub port: u16,
-    /// What readiness checks said.
-    #[serde(default, deserialize_with = "null_as_default")]
-    pub readiness_status: Map<String, Value>,
-    /// Its machine.
-    #[serde(default)]
-    pub sandbox_id: Option<String>,
-    /// The entrypoint's process in the machine.
-    #[serde(default)]
-    pub process_id: Option<u32>,
-    /// Where it is reached.
-    #[serde(default)]
-    pub public_url: Option<String>,
-    /// Why it is not ready.
-    #[serde(default)]
-    pub failure_reason: Option<String>,
-    /// RFC 3339.
-    #[serde(default)]
-    pub started_at: Option<String>,
-    /// RFC 3339.
-    #[serde(default)]
-    pub stopped_at: Option<String>,
-    /// RFC 3339.
-    #[serde(default)]
-    pub created_at: Option<String>,
-    /// RFC 3339.
-    #[serde(default)]
-    pub updated_at: Option<String>,
-    /// What it was created with.
-    #[serde(default)]
-    pub idempotency_key: Option<String>,
-}
-
-/// Where a service is reached.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ServiceUrl {
-    /// The instance.
-    pub service_id: String,
-    /// Its status.
-    pub status: String,
-    /// Null while there is none.
-    #[serde(default)]
-    pub public_url: Option<String>,
-    /// Where it listens in its machine.
-    #[serde(default)]
-    pub port: Option<u16>,
 }
 
 /// `POST /v1/agent-deployments/{id}/versions`.
@@ -256,12 +201,9 @@ impl Client {
             {
                 return Ok(Some(found));
             }
-            match page.next_cursor.filter(|cursor| !cursor.is_empty()) {
-                // A cursor that does not move on would have us ask forever.
-                Some(cursor) if query.cursor.as_ref() != Some(&cursor) => {
-                    query.cursor = Some(cursor)
-                }
-                _ => return Ok(None),
+            match next_cursor(page.next_cursor, query.cursor.as_ref()) {
+                Some(cursor) => query.cursor = Some(cursor),
+                None => return Ok(None),
             }
         }
     }
@@ -272,6 +214,19 @@ impl Client {
     /// See [`Error`].
     pub async fn get_deployment(&self, id: &str) -> Result<Deployment, Error> {
         self.fetch(Call::get(deployment_path(id))).await
+    }
+
+    /// Changes a deployment: what the request does not name stays as it is.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn update_deployment(
+        &self,
+        id: &str,
+        request: &UpdateDeploymentRequest,
+    ) -> Result<Deployment, Error> {
+        self.fetch(Call::new(Method::PATCH, deployment_path(id)).json(request)?)
+            .await
     }
 
     /// Deletes a deployment: its runs end, its name is free.
@@ -300,17 +255,54 @@ impl Client {
             .await
     }
 
+    /// A page of versions.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn list_versions(
+        &self,
+        deployment: &str,
+        query: &ListQuery,
+    ) -> Result<CursorPage<Version>, Error> {
+        self.fetch(list_call(deployment_path(deployment) + "/versions", query))
+            .await
+    }
+
+    /// All versions, newest first.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn all_versions(&self, deployment: &str) -> Result<Vec<Version>, Error> {
+        let mut query = ListQuery {
+            limit: Some(PAGE),
+            ..ListQuery::default()
+        };
+        let mut versions = Vec::new();
+        loop {
+            let page = self.list_versions(deployment, &query).await?;
+            versions.extend(page.items);
+            match next_cursor(page.next_cursor, query.cursor.as_ref()) {
+                Some(cursor) => query.cursor = Some(cursor),
+                None => return Ok(versions),
+            }
+        }
+    }
+
     /// One version.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn get_version(&self, deployment: &str, id: &str) -> Result<Version, Error> {
-        self.fetch(Call::get(format!(
-            "{}/versions/{}",
-            deployment_path(deployment),
-            segment(id)
-        )))
-        .await
+        self.fetch(Call::get(version_path(deployment, id))).await
+    }
+
+    /// Deletes a version that nothing runs and that is not the active one.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn delete_version(&self, deployment: &str, id: &str) -> Result<(), Error> {
+        self.discard(Call::new(Method::DELETE, version_path(deployment, id)).retry(Retry::Never))
+            .await
     }
 
     /// Uploads a version's bundle: `archive` makes its stream, anew for each attempt; `length` is its exact length.
@@ -328,11 +320,7 @@ impl Client {
         S: Stream<Item = Result<Bytes, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
     {
-        let path = format!(
-            "{}/versions/{}/bundle",
-            deployment_path(&version.deployment_id),
-            segment(&version.id)
-        );
+        let path = version_path(&version.deployment_id, &version.id) + "/bundle";
         let call = Call::new(Method::PUT, path)
             .idempotent(None)
             .header("content-type", "application/x-tar")
@@ -386,6 +374,15 @@ impl Client {
         .await
     }
 
+    /// One run of whatever deployment. Servers of other makes do not offer it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn get_run_by_id(&self, id: &str) -> Result<Run, Error> {
+        self.fetch(Call::get(format!("/v1/agent-runs/{}", segment(id))))
+            .await
+    }
+
     /// Ends a run; one that has ended stays as it is.
     ///
     /// # Errors
@@ -416,45 +413,6 @@ impl Client {
             "{}/runs/{}/outputs",
             deployment_path(deployment),
             segment(run)
-        )))
-        .await
-    }
-
-    /// A page of services.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn list_services(
-        &self,
-        deployment: &str,
-        query: &ListQuery,
-    ) -> Result<CursorPage<Service>, Error> {
-        self.fetch(list_call(deployment_path(deployment) + "/services", query))
-            .await
-    }
-
-    /// One service instance.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn get_service(&self, deployment: &str, id: &str) -> Result<Service, Error> {
-        self.fetch(Call::get(format!(
-            "{}/services/{}",
-            deployment_path(deployment),
-            segment(id)
-        )))
-        .await
-    }
-
-    /// Where a service instance is reached.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn get_service_url(&self, deployment: &str, id: &str) -> Result<ServiceUrl, Error> {
-        self.fetch(Call::get(format!(
-            "{}/services/{}/url",
-            deployment_path(deployment),
-            segment(id)
         )))
         .await
     }
@@ -492,10 +450,31 @@ impl Client {
         }
         self.fetch(call).await
     }
+
+    /// Removes bundles, artifacts and outputs that nothing points at; with `dry_run` only says which.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn collect_garbage(&self, dry_run: bool) -> Result<GcReport, Error> {
+        // A large store takes a while to look through.
+        let call = Call::post("/v1/agent-gc")
+            .json(&GcRequest { dry_run })?
+            .limit(self.timeout.max(UPLOAD_TIMEOUT));
+        self.fetch(call).await
+    }
 }
 
 fn deployment_path(id: &str) -> String {
     format!("{DEPLOYMENTS}/{}", segment(id))
+}
+
+fn version_path(deployment: &str, id: &str) -> String {
+    format!("{}/versions/{}", deployment_path(deployment), segment(id))
+}
+
+/// The cursor of the next page, if there is one. A cursor that does not move on would have us ask forever.
+fn next_cursor(next: Option<String>, asked: Option<&String>) -> Option<String> {
+    next.filter(|next| !next.is_empty() && asked != Some(next))
 }
 
 fn list_call(path: String, query: &ListQuery) -> Call<'static> {

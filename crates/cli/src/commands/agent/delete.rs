@@ -1,12 +1,10 @@
 //! `nullspace agent delete`
 
-use std::io::{BufRead as _, IsTerminal as _};
-
 use serde::Serialize;
 
 use crate::app::App;
-use crate::error::{CliError, Outcome};
-use crate::reference;
+use crate::error::Outcome;
+use crate::{exit, input, reference};
 
 /// Delete a deployment: its runs end, its services stop, its name is free again.
 #[derive(Debug, clap::Args)]
@@ -29,20 +27,9 @@ struct Deleted<'a> {
 pub(super) async fn run(args: &Args, app: &App) -> Outcome {
     let client = app.client()?;
     let deployment = reference::deployment(&client, &args.deployment).await?;
-    if !args.yes && !app.ui.json {
-        if !std::io::stdin().is_terminal() {
-            return Err(CliError::usage("not deleted: there is nobody to ask").hint("Add --yes."));
-        }
-        eprint!("Delete {} ({})? [y/N] ", deployment.name, deployment.id);
-        let mut answer = String::new();
-        std::io::stdin()
-            .lock()
-            .read_line(&mut answer)
-            .map_err(|error| CliError::local("cannot read the answer", &error))?;
-        if !matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
-            app.ui.note("Not deleted.");
-            return Ok(crate::exit::GENERAL);
-        }
+    let question = format!("Delete {} ({})?", deployment.name, deployment.id);
+    if !input::confirmed(app, args.yes, &question)? {
+        return Ok(exit::GENERAL);
     }
     client.delete_deployment(&deployment.id).await?;
     if app.ui.json {

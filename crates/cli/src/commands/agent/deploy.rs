@@ -497,20 +497,12 @@ pub(crate) async fn run(args: &Args, app: &App) -> Outcome {
     for warning in warnings {
         ui.warn(warning);
     }
-    let next = if deployment.mode == "job" {
-        "run"
+    let name = &deployment.name;
+    ui.dim(if deployment.mode == "job" {
+        format!("Next: nullspace agent run {name} --follow")
     } else {
-        "get"
-    };
-    let follow = if deployment.mode == "job" {
-        " --follow"
-    } else {
-        ""
-    };
-    ui.dim(format!(
-        "Next: nullspace agent {next} {}{follow}",
-        deployment.name
-    ));
+        format!("Next: nullspace agent url {name} (starts it), nullspace agent restart {name} (if it runs)")
+    });
     Ok(0)
 }
 

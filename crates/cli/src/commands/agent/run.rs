@@ -3,16 +3,18 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nullspace_api::agent::{CreateRunRequest, LogEvent, Logs, LogsQuery, Run};
+use nullspace_api::agent::{CreateRunRequest, Deployment, LogEvent, Logs, LogsQuery, Run};
 use nullspace_client::Client;
 use nullspace_client::agents::{Target, is_terminal};
 use serde::Serialize;
+use serde_json::Map;
 
 use crate::app::App;
 use crate::error::{CliError, Outcome};
 use crate::follow::{Seen, State, follow};
+use crate::input::EnvArgs;
 use crate::ui::{Ui, between, tame};
-use crate::{exit, input, reference};
+use crate::{exit, fields, input, reference};
 
 /// Run a job. With --follow, show its log as it grows and its result.
 #[derive(Debug, clap::Args)]
@@ -20,28 +22,35 @@ use crate::{exit, input, reference};
   nullspace agent run report --input-json '{\"topic\": \"machines\"}' --follow
   nullspace agent run report --input task.json --env-file .env.production
   nullspace agent run report --retain-on-failure --retention-seconds 3600
+  nullspace agent run --from adrun_123 --set topic=birds --set limits.pages=3 --follow
+
+With --from, the version and the input are those of an earlier run, and --set changes single fields of the input: the
+key may be dotted, the value is JSON if it reads as JSON and text otherwise. Variables are not stored, so they are not
+taken over.
 
 Variables that the project names under [env] are taken from --env, --env-file, then from this environment.
 With --follow the exit code is 0 if the run succeeded and 1 if it did not; an interrupt leaves the run alone.")]
 pub(crate) struct Args {
-    /// Id or name.
-    #[arg(value_name = "DEPLOYMENT", value_parser = crate::input::named)]
-    deployment: String,
+    /// Id or name; with --from that of the run if left out.
+    #[arg(value_name = "DEPLOYMENT", value_parser = crate::input::named, required_unless_present = "from")]
+    deployment: Option<String>,
+    /// Take the version and the input of this run.
+    #[arg(long, value_name = "RUN_ID", group = "inputs", value_parser = crate::input::named)]
+    from: Option<String>,
     /// A file with the input, a JSON object; - is standard input.
     #[arg(long, value_name = "FILE", group = "inputs", alias = "input-file")]
     input: Option<PathBuf>,
     /// The input itself, a JSON object.
     #[arg(long, value_name = "JSON", group = "inputs")]
     input_json: Option<String>,
-    /// Run this version; without it the active one.
+    /// Change one field of the input; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", requires = "inputs")]
+    set: Vec<String>,
+    /// Run this version; without it the active one, or that of --from.
     #[arg(long, value_name = "ID")]
     version_id: Option<String>,
-    /// A variable for this run; may be repeated. It is not stored.
-    #[arg(long, value_name = "NAME=VALUE")]
-    env: Vec<String>,
-    /// A file with variables; --env goes over it.
-    #[arg(long, value_name = "FILE")]
-    env_file: Option<PathBuf>,
+    #[command(flatten)]
+    envs: EnvArgs,
     /// Keep the machine if the run fails.
     #[arg(long, overrides_with = "no_retain_on_failure")]
     retain_on_failure: bool,
@@ -67,28 +76,31 @@ const MAX_LINES: usize = 100_000;
 
 pub(super) async fn run(args: &Args, app: &App) -> Outcome {
     let ui = app.ui;
-    let input = match (&args.input, &args.input_json) {
+    // What can be refused without the server is.
+    let given = match (&args.input, &args.input_json) {
         (Some(path), _) => input::object_file("--input", path)?,
         (_, Some(json)) => input::object("--input-json", json)?,
-        _ => serde_json::Map::new(),
+        _ => Map::new(),
     };
-    let mut envs = args
-        .env_file
-        .as_deref()
-        .map(input::env_file)
-        .transpose()?
-        .unwrap_or_default();
-    envs.extend(input::pairs("--env", &args.env)?);
     let client = app.client()?;
-    let deployment = reference::deployment(&client, &args.deployment).await?;
-    if let Some(version) = args
+    let (deployment, from) = start(&client, args).await?;
+    let version = args
         .version_id
-        .as_ref()
-        .or(deployment.active_version_id.as_ref())
-    {
-        let version = client.get_version(&deployment.id, version).await?;
-        envs = input::runtime_envs(envs, &version.env_spec, |name| app.var(name))?;
+        .clone()
+        .or_else(|| Some(from.as_ref()?.version_id.clone()));
+    let mut input = from.map_or(given, |run| run.input);
+    for pair in &args.set {
+        fields::set(&mut input, pair)?;
     }
+    let envs = reference::envs(
+        app,
+        &client,
+        "agent run",
+        &deployment,
+        version.as_deref(),
+        &args.envs,
+    )
+    .await?;
     let retain = match (args.retain_on_failure, args.no_retain_on_failure) {
         (true, _) => Some(true),
         (_, true) => Some(false),
@@ -96,8 +108,8 @@ pub(super) async fn run(args: &Args, app: &App) -> Outcome {
     };
     let request = CreateRunRequest {
         input: Some(input),
-        version_id: args.version_id.clone(),
-        envs: (!envs.is_empty()).then_some(envs),
+        version_id: version,
+        envs,
         retain_on_failure: retain,
         retention_seconds: args.retention_seconds,
     };
@@ -124,6 +136,25 @@ pub(super) async fn run(args: &Args, app: &App) -> Outcome {
         ui.json(&watched)?;
     }
     Ok(watched.exit_code())
+}
+
+/// The deployment, and the run that this one begins from.
+async fn start(client: &Client, args: &Args) -> Result<(Deployment, Option<Run>), CliError> {
+    match (&args.deployment, &args.from) {
+        (Some(reference), None) => Ok((reference::deployment(client, reference).await?, None)),
+        (Some(reference), Some(from)) => {
+            let deployment = reference::deployment(client, reference).await?;
+            let run = client.get_run(&deployment.id, from).await?;
+            Ok((deployment, Some(run)))
+        }
+        (None, Some(from)) => {
+            let run = client.get_run_by_id(from).await?;
+            let deployment = client.get_deployment(&run.deployment_id).await?;
+            Ok((deployment, Some(run)))
+        }
+        // The parser does not let this pass.
+        (None, None) => Err(CliError::usage("a deployment or --from is needed")),
+    }
 }
 
 /// A run that was followed to its end.

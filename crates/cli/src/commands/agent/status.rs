@@ -1,6 +1,6 @@
 //! `nullspace agent status`
 
-use nullspace_api::agent::{Deployment, LogEvent, LogsQuery, Run};
+use nullspace_api::agent::{Deployment, LogEvent, LogsQuery, Run, TimelineStep};
 use nullspace_client::agents::{Service, Target};
 use serde::Serialize;
 
@@ -8,11 +8,15 @@ use crate::app::App;
 use crate::error::Outcome;
 use crate::follow::{State, state};
 use crate::reference::{self, TargetArgs};
-use crate::ui::{tame, time};
+use crate::ui::{Ui, span, tame, time};
 
 /// Show where a run or a service stands, and if it failed, in which phase and why.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  nullspace agent status report --json")]
+#[command(after_help = "Examples:
+  nullspace agent status report --json
+  nullspace agent status my-api --service adsvc_123
+
+Without --run and --service: the latest. Of a run it also shows how long each step took.")]
 pub(super) struct Args {
     /// Id or name.
     #[arg(value_name = "DEPLOYMENT", value_parser = crate::input::named)]
@@ -180,7 +184,34 @@ pub(super) async fn run(args: &Args, app: &App) -> Outcome {
     if let Some(url) = &triage.url {
         ui.line(format!("url: {url}"));
     }
+    match &state {
+        State::Run(run) => timeline(ui, &run.timeline),
+        State::Service(service) => {
+            if let Some(count) = service.restart_count.filter(|count| *count > 0) {
+                ui.line(format!("restarts: {count}"));
+            }
+        }
+    }
+    if let Some(until) = state.retained_until() {
+        ui.line(format!("machine kept until: {}", time(Some(until))));
+    }
     Ok(0)
+}
+
+/// One line per step: what it is, how long it took, and when it was reached.
+fn timeline(ui: Ui, steps: &[TimelineStep]) {
+    if steps.is_empty() {
+        return;
+    }
+    ui.line("timeline:");
+    for step in steps {
+        ui.line(format!(
+            "  {:<16} {:>12}  at {}",
+            tame(&step.step),
+            span(step.duration_ms),
+            span(step.elapsed_ms)
+        ));
+    }
 }
 
 /// The phase in which a run or a service failed: what the newest telling event says, else what the reason mentions.
