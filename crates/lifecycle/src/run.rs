@@ -96,8 +96,6 @@ pub enum Phase {
     Entrypoint,
     /// The checks before a service is ready.
     Readiness,
-    /// The checks after that.
-    Health,
     /// Whatever happens when somebody cancels.
     Cancel,
 }
@@ -111,7 +109,6 @@ impl Phase {
             Self::Install => "install",
             Self::Entrypoint => "entrypoint",
             Self::Readiness => "readiness",
-            Self::Health => "health",
             Self::Cancel => "cancel",
         }
     }

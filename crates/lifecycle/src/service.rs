@@ -121,7 +121,16 @@ const fn news(event_type: &'static str) -> Event {
     }
 }
 
-const fn trouble(event_type: &'static str, phase: Phase) -> Event {
+/// Bad news that is not the end: clients take a `failure_phase` for the service's own.
+const fn trouble(event_type: &'static str) -> Event {
+    Event {
+        event_type,
+        is_error: true,
+        failure_phase: None,
+    }
+}
+
+const fn failure(event_type: &'static str, phase: Phase) -> Event {
     Event {
         event_type,
         is_error: true,
@@ -138,20 +147,18 @@ pub fn step(state: State, input: Input) -> Result<Step, Refused> {
     let to = |state, event| Ok(Step { state, event });
     match (state, input) {
         (Starting | Unhealthy, Input::Ready) => to(Ready, news("service_ready")),
-        (Ready, Input::CheckFailed) => to(Unhealthy, trouble("service_unhealthy", Phase::Health)),
-        (Starting | Ready | Unhealthy, Input::Crashed) => {
-            to(Starting, trouble("service_crashed", Phase::Entrypoint))
-        }
+        (Ready, Input::CheckFailed) => to(Unhealthy, trouble("service_unhealthy")),
+        (Starting | Ready | Unhealthy, Input::Crashed) => to(Starting, trouble("service_crashed")),
         (Starting | Ready | Unhealthy | Stopped | Failed, Input::Restart) => {
             to(Starting, news("service_restarting"))
         }
         (Starting, Input::FellBack { healthy }) => to(
             if healthy { Ready } else { Unhealthy },
-            trouble("service_restart_failed", Phase::Start),
+            trouble("service_restart_failed"),
         ),
-        (Starting, Input::Broke(phase)) => to(Failed, trouble("service_start_failed", phase)),
+        (Starting, Input::Broke(phase)) => to(Failed, failure("service_start_failed", phase)),
         (Ready | Unhealthy | Stopping, Input::Broke(phase)) => {
-            to(Failed, trouble("service_failed", phase))
+            to(Failed, failure("service_failed", phase))
         }
         (Starting | Ready | Unhealthy, Input::Stop) => to(Stopping, news("service_stopping")),
         (Stopping, Input::Gone) => to(Stopped, news("service_stopped")),
@@ -195,7 +202,7 @@ mod tests {
                 if state == State::Stopping {
                     prop_assert!(step.state.is_terminal());
                 }
-                prop_assert_eq!(step.event.is_error, step.event.failure_phase.is_some());
+                prop_assert_eq!(step.state == State::Failed, step.event.failure_phase.is_some());
                 state = step.state;
             }
         }

@@ -322,7 +322,7 @@ impl Task {
                 lifecycle::Event {
                     event_type: "entrypoint_ended",
                     is_error: true,
-                    failure_phase: Some(Phase::Entrypoint),
+                    failure_phase: None,
                 },
                 message,
                 ended,
@@ -586,18 +586,22 @@ impl Task {
 
     /// An event of this run's life in the words of what it is for.
     fn event(&self, event: lifecycle::Event) -> lifecycle::Event {
-        let event_type = match (&self.service, event.event_type) {
-            (None, same) => same,
-            (Some(_), "run_starting") => "machine_starting",
-            (Some(_), "run_started") => "entrypoint_started",
-            (Some(_), "run_restarted") => "entrypoint_restarted",
-            (Some(_), "run_failed") => "backing_failed",
-            (Some(_), "run_cancelled") => "backing_ended",
-            (Some(_), same) => same,
+        if self.service.is_none() {
+            return event;
+        }
+        let event_type = match event.event_type {
+            "run_starting" => "machine_starting",
+            "run_started" => "entrypoint_started",
+            "run_restarted" => "entrypoint_restarted",
+            "run_failed" => "backing_failed",
+            "run_cancelled" => "backing_ended",
+            same => same,
         };
+        // Whether that is the end of the service, and where it failed, is its supervisor's to say.
         lifecycle::Event {
             event_type,
-            ..event
+            is_error: event_type == "backing_failed",
+            failure_phase: None,
         }
     }
 }
