@@ -67,6 +67,8 @@ pub mod code {
     pub const BUNDLE_INVALID: &str = "bundle_invalid";
     /// The version has another bundle.
     pub const BUNDLE_CONFLICT: &str = "bundle_conflict";
+    /// The install command of a version failed while its artifact was built.
+    pub const BUILD_ERROR: &str = "build_error";
     /// The disk is full.
     pub const INSUFFICIENT_STORAGE: &str = "insufficient_storage";
     /// Not part of this server yet.

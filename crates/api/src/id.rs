@@ -18,6 +18,8 @@ pub const RUN: &str = "adrun_";
 pub const SERVICE: &str = "adsvc_";
 /// A build of a version's install step.
 pub const BUILD: &str = "adbld_";
+/// What an install command left, kept.
+pub const ARTIFACT: &str = "adart_";
 
 /// Lower-case letters and digits, as in a DNS label; 20 of them are over 100 bits.
 const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";

@@ -125,6 +125,8 @@ pub enum Input {
     InstallStarted,
     /// The install command ended with this code.
     InstallExited(i32),
+    /// The result of the install command was kept, and nothing else was wanted.
+    Built,
     /// The entry point was started.
     EntrypointStarted,
     /// The entry point of a service was started again.
@@ -233,6 +235,7 @@ pub fn step(state: State, input: Input) -> Result<Step, Refused> {
         (Starting, Input::InstallStarted) => goes_on(Installing, "install_started"),
         (Installing, Input::InstallExited(0)) => goes_on(Installing, "install_finished"),
         (Installing, Input::InstallExited(_)) => failed(Phase::Install),
+        (Installing, Input::Built) => ends(Succeeded, "build_succeeded", None, Release::Destroy),
         (Starting | Installing, Input::EntrypointStarted) => goes_on(Running, "run_started"),
         (Running, Input::EntrypointRestarted) => goes_on(Running, "run_restarted"),
         (Running, Input::EntrypointExited(0)) => {
@@ -257,6 +260,7 @@ pub fn step(state: State, input: Input) -> Result<Step, Refused> {
         | (_, Input::MachineReady)
         | (_, Input::InstallStarted)
         | (_, Input::InstallExited(_))
+        | (_, Input::Built)
         | (_, Input::EntrypointStarted)
         | (_, Input::EntrypointRestarted)
         | (_, Input::EntrypointExited(_))
@@ -276,6 +280,7 @@ mod tests {
             Just(Input::MachineReady),
             Just(Input::InstallStarted),
             (-1..3i32).prop_map(Input::InstallExited),
+            Just(Input::Built),
             Just(Input::EntrypointStarted),
             Just(Input::EntrypointRestarted),
             (-1..3i32).prop_map(Input::EntrypointExited),
@@ -297,10 +302,10 @@ mod tests {
                 prop_assert!(order(step.state) >= order(state));
                 // The machine is dealt with exactly once: when the run ends.
                 prop_assert_eq!(step.release.is_some(), step.state.is_terminal());
-                // Only an exit code of 0 of the entry point is a success.
+                // Only an exit code of 0 of the entry point is a success, or a build that was kept.
                 prop_assert_eq!(
                     step.state == State::Succeeded,
-                    input == Input::EntrypointExited(0)
+                    matches!(input, Input::EntrypointExited(0) | Input::Built)
                 );
                 // Bad news says where it happened; good news keeps nothing behind.
                 prop_assert_eq!(step.event.is_error, step.event.failure_phase.is_some());

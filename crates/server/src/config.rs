@@ -29,6 +29,8 @@ pub struct Config {
     /// How long a foreground command runs before its answer is begun, in milliseconds. Clients give up
     /// after 30 s of silence; once the answer is begun a time limit can only be an exit code.
     pub exec_patience_ms: u64,
+    /// The most that results of install commands take on disk together, in MiB.
+    pub agent_cache_mb: u64,
     /// How often in a row the entry point of a service is started again after it ended by itself.
     pub service_restarts: u32,
     /// Pause before the first of these, in milliseconds; each next is twice as long.
@@ -55,6 +57,7 @@ impl Default for Config {
             ended_retention_secs: 7 * 24 * 3600,
             idempotency_retention_secs: 24 * 3600,
             exec_patience_ms: 15_000,
+            agent_cache_mb: 20 << 10,
             service_restarts: 5,
             service_restart_pause_ms: 500,
             // Below what the system takes for connections that go out.

@@ -60,6 +60,10 @@ pub struct RunRow {
     pub key_id: Option<String>,
     /// What it was created with.
     pub idempotency_key: Option<String>,
+    /// The artifact that is a layer of its machine; changed by `agent_artifact::take` too.
+    pub artifact_id: Option<String>,
+    /// Whether it makes an artifact for its version and nothing else.
+    pub is_build: bool,
     /// How often its entry point was started again.
     pub restarts: u32,
     /// When it was recorded.
@@ -86,7 +90,7 @@ const COLUMNS: &str = "seq, id, deployment_id, version_id, status, input, has_en
      install_process_id, install_exit_code, process_id, exit_code, failure_reason, retain_seconds, \
      retained_until, cancel_requested_at, cancel_reason, output_offset, partial_stdout, partial_stderr, \
      log_count, outputs, key_id, idempotency_key, created_at, updated_at, started_at, completed_at, log_bytes, service_id, \
-     restarts, machine_at, unpacked_at, install_started_at, installed_at, first_output_at";
+     restarts, machine_at, unpacked_at, install_started_at, installed_at, first_output_at, artifact_id, is_build";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<RunRow> {
     Ok(RunRow {
@@ -126,6 +130,8 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<RunRow> {
         install_started_at: row.get(33)?,
         installed_at: row.get(34)?,
         first_output_at: row.get(35)?,
+        artifact_id: row.get(36)?,
+        is_build: row.get(37)?,
     })
 }
 
@@ -144,8 +150,8 @@ fn signed(value: u64) -> i64 {
 pub fn insert(tx: &Tx<'_>, row: &RunRow) -> Result<i64, StoreError> {
     tx.prepare_cached(
         "INSERT INTO agent_run (id, deployment_id, version_id, status, input, has_envs, retain_seconds, \
-         log_count, key_id, idempotency_key, created_at, updated_at, service_id) \
-         VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)",
+         log_count, key_id, idempotency_key, created_at, updated_at, service_id, is_build) \
+         VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14)",
     )?
     .execute(params![
         row.id,
@@ -161,6 +167,7 @@ pub fn insert(tx: &Tx<'_>, row: &RunRow) -> Result<i64, StoreError> {
         row.created_at,
         row.updated_at,
         row.service_id,
+        row.is_build,
     ])?;
     Ok(tx.last_insert_rowid())
 }
@@ -175,7 +182,7 @@ pub fn update(tx: &Tx<'_>, row: &RunRow) -> Result<(), StoreError> {
          process_id = ?6, exit_code = ?7, failure_reason = ?8, retained_until = ?9, output_offset = ?10, \
          partial_stdout = ?11, partial_stderr = ?12, log_count = ?13, outputs = ?14, updated_at = ?15, \
          started_at = ?16, completed_at = ?17, log_bytes = ?18, restarts = ?19, machine_at = ?20, unpacked_at = ?21, \
-         install_started_at = ?22, installed_at = ?23, first_output_at = ?24 WHERE seq = ?1",
+         install_started_at = ?22, installed_at = ?23, first_output_at = ?24, artifact_id = ?25 WHERE seq = ?1",
     )?
     .execute(params![
         row.seq,
@@ -202,6 +209,7 @@ pub fn update(tx: &Tx<'_>, row: &RunRow) -> Result<(), StoreError> {
         row.install_started_at,
         row.installed_at,
         row.first_output_at,
+        row.artifact_id,
     ])?;
     Ok(())
 }
@@ -288,13 +296,13 @@ pub struct Filter {
     pub limit: u32,
 }
 
-/// Runs, newest first.
+/// Runs that users asked for, newest first.
 ///
 /// # Errors
 /// Those of the database.
 pub fn list(db: &Connection, filter: &Filter) -> Result<Vec<RunRow>, StoreError> {
     let mut statement = db.prepare_cached(&format!(
-        "SELECT {COLUMNS} FROM agent_run WHERE deployment_id = ?1 AND seq < ?2 \
+        "SELECT {COLUMNS} FROM agent_run WHERE deployment_id = ?1 AND seq < ?2 AND service_id IS NULL AND is_build = 0 \
          AND (?3 IS NULL OR status = ?3) AND (?4 IS NULL OR version_id = ?4) ORDER BY seq DESC LIMIT ?5"
     ))?;
     let before = filter.before.unwrap_or(i64::MAX);

@@ -23,7 +23,7 @@ pub struct VersionRow {
     pub config: String,
     /// JSON object: the manifest without its entries.
     pub manifest_head: String,
-    /// `created`, `ready`, `failed` or `superseded`.
+    /// `created`, `building`, `ready`, `failed` or `superseded`.
     pub status: String,
     /// `auto`, `no_cache` or `rebuild`.
     pub cache_policy: String,
@@ -33,10 +33,12 @@ pub struct VersionRow {
     pub created_at: i64,
     /// When its bundle was there.
     pub ready_at: Option<i64>,
+    /// The run that makes, or made, its artifact at its upload.
+    pub build_id: Option<String>,
 }
 
 const COLUMNS: &str = "seq, id, deployment_id, number, bundle_digest, bundle, config, manifest_head, status, \
-     cache_policy, failure_reason, created_at, ready_at";
+     cache_policy, failure_reason, created_at, ready_at, build_id";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<VersionRow> {
     Ok(VersionRow {
@@ -53,6 +55,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<VersionRow> {
         failure_reason: row.get(10)?,
         created_at: row.get(11)?,
         ready_at: row.get(12)?,
+        build_id: row.get(13)?,
     })
 }
 
@@ -91,13 +94,14 @@ pub fn insert(tx: &Tx<'_>, row: &VersionRow, manifest: &str) -> Result<(), Store
 /// Those of the database.
 pub fn update(tx: &Tx<'_>, row: &VersionRow) -> Result<(), StoreError> {
     tx.prepare_cached(
-        "UPDATE agent_version SET status = ?2, failure_reason = ?3, ready_at = ?4 WHERE id = ?1",
+        "UPDATE agent_version SET status = ?2, failure_reason = ?3, ready_at = ?4, build_id = ?5 WHERE id = ?1",
     )?
     .execute(params![
         row.id,
         row.status,
         row.failure_reason,
-        row.ready_at
+        row.ready_at,
+        row.build_id
     ])?;
     Ok(())
 }
@@ -153,5 +157,17 @@ pub fn list(db: &Connection, filter: &Filter) -> Result<Vec<VersionRow>, StoreEr
         params![filter.deployment_id, before, filter.status, filter.limit],
         from_row,
     )?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// The versions whose artifact is being made.
+///
+/// # Errors
+/// Those of the database.
+pub fn building(db: &Connection) -> Result<Vec<VersionRow>, StoreError> {
+    let mut statement = db.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM agent_version WHERE status = 'building' ORDER BY seq"
+    ))?;
+    let rows = statement.query_map([], from_row)?;
     Ok(rows.collect::<Result<_, _>>()?)
 }

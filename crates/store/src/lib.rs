@@ -15,6 +15,7 @@
 //! # Ok(()) }
 //! ```
 
+pub mod agent_artifact;
 pub mod agent_deployment;
 pub mod agent_log;
 pub mod agent_run;

@@ -9,6 +9,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0001_machines.sql"),
     include_str!("../migrations/0002_agents.sql"),
     include_str!("../migrations/0003_services.sql"),
+    include_str!("../migrations/0004_artifacts.sql"),
 ];
 
 /// Brings the database to the newest schema, each step in a transaction of its own.

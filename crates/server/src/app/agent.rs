@@ -26,7 +26,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    App, AppState, agent_output, agent_service, agent_task, agent_version, bundle, machine,
+    App, AppState, agent_artifact, agent_output, agent_service, agent_task, agent_version, bundle,
+    machine,
 };
 use crate::error::{Error, Kind, Result};
 
@@ -35,6 +36,7 @@ use crate::error::{Error, Kind, Result};
 pub struct Agents {
     live: Mutex<HashMap<String, Arc<Live>>>,
     pub(super) services: agent_service::Live,
+    pub(super) building: agent_artifact::Building,
 }
 
 /// What others hold of a run that has not ended.
@@ -85,6 +87,7 @@ impl Agents {
 pub async fn start(app: &AppState) -> Result<()> {
     bundle::clean(&app.data_dir).await?;
     agent_output::clean(&app.data_dir).await?;
+    agent_artifact::clean(app).await?;
     let kept = agent_output::Kept::new(app.store.clone(), app.data_dir.clone());
     if app.outputs.set(Arc::new(kept)).is_err() {
         return Err(Error::internal("the store of outputs was set twice"));
@@ -102,6 +105,7 @@ pub async fn start(app: &AppState) -> Result<()> {
         let version = agent_version::prepared(app, &row.version_id).await?;
         agent_task::resume(app, row, version);
     }
+    agent_version::settle_builds(app).await?;
     agent_service::resume_all(app).await
 }
 

@@ -9,6 +9,7 @@
 //! until it is acknowledged, and that happens after it is in the log: a server that is killed at any point
 //! goes on where the record ends, without a hole and without a double.
 
+mod cached;
 mod machine;
 mod process;
 
@@ -35,7 +36,7 @@ use super::{
     agent_log::{self, Writer},
     agent_output,
     agent_service::ServiceLive,
-    agent_version::Prepared,
+    agent_version::{self, Prepared},
     machine::{self as machines, Handle},
 };
 use crate::error::{Error, Result};
@@ -248,30 +249,42 @@ impl Task {
         if self.cancel.is_cancelled() {
             return Ok(End::cancelled());
         }
-        if matches!(self.state(), State::Queued | State::Starting) {
-            self.prepare_machine(resumed).await?;
-        }
-        // What is left of the input is on its way in the machine.
-        self.row.input = String::new();
         let install = self
             .version
             .config
             .install
             .clone()
             .filter(|line| !line.trim().is_empty());
-        if let Some(line) = install
-            && self.state() != State::Running
-            && self.row.install_exit_code.is_none()
-        {
-            let exit = self.execute(Command::Install, &line, resumed).await?;
-            if exit.timed_out || exit.code != 0 {
-                return Ok(self.bad_exit(Command::Install, &exit));
+        match install {
+            Some(line) if self.version.uses_cache => {
+                if let Some(end) = self.install_with_cache(&line, resumed).await? {
+                    return Ok(end);
+                }
             }
-            self.row.install_exit_code = Some(0);
-            self.row.installed_at = Some(time::now());
-            self.step(Input::InstallExited(0), "install finished".into(), None)
-                .await;
+            install => {
+                if matches!(self.state(), State::Queued | State::Starting) {
+                    self.make_machine(None, resumed).await?;
+                    self.deliver_input().await?;
+                }
+                if let Some(line) = install
+                    && self.state() != State::Running
+                    && self.row.install_exit_code.is_none()
+                    && let Some(end) = self.install(&line, resumed).await?
+                {
+                    return Ok(end);
+                }
+            }
         }
+        if self.row.is_build {
+            return Ok(End {
+                input: Input::Built,
+                reason: None,
+                exit_code: Some(0),
+                machine_lost: false,
+            });
+        }
+        // What is left of the input is in the machine.
+        self.row.input = String::new();
         let line = self.version.config.entrypoint.clone().unwrap_or_default();
         if self.service.is_some() {
             return self.keep_running(&line, resumed).await;
@@ -396,8 +409,8 @@ impl Task {
         }
         let cancelled = end.input == Input::Cancelled;
         let outputs = match &self.service {
-            None => Some(self.outputs().await),
-            Some(_) => None,
+            None if !self.row.is_build => Some(self.outputs().await),
+            _ => None,
         };
         let reason = if cancelled {
             Some(self.cancel_reason().await)
@@ -449,7 +462,10 @@ impl Task {
             };
             agent_log::finish(&mut self.row, Writer { phase, process_id }, &mut events);
         }
-        let message = reason.clone().unwrap_or_else(|| "run succeeded".into());
+        let message = reason.clone().unwrap_or_else(|| match self.row.is_build {
+            true => "the result of the install was kept".into(),
+            false => "run succeeded".into(),
+        });
         events.push(agent_log::news(
             self.event(step.event),
             message,
@@ -457,6 +473,9 @@ impl Task {
             self.row.machine_id.is_some(),
         ));
         self.record(&events, true).await;
+        if self.row.is_build {
+            agent_version::settle(&self.app, &self.row).await;
+        }
         // Whoever waits for news of this run sees the end of them.
         self.app.agents.remove(&self.row.id);
         self.tell(News::Over {

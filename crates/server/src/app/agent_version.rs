@@ -3,20 +3,25 @@
 //! A version is recorded first (`created`); its bundle follows and makes it `ready`, the one that runs when
 //! none is named.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::body::Bytes;
 use futures_util::Stream;
 use nullspace_api::{
-    agent::{CacheSummary, CreateVersionRequest, ListQuery, Version},
+    agent::{BuildSummary, CacheSummary, CreateVersionRequest, ListQuery, Version},
     error::code,
     id,
     page::CursorPage,
     time,
 };
+use nullspace_lifecycle::run::{self as lifecycle, State};
 use nullspace_project::{AgentConfig, Manifest, ManifestError, config::BundleSpec};
 use nullspace_store::{
+    StoreError, Tx,
+    agent_artifact::ArtifactRow,
     agent_deployment as deployments,
+    agent_log::Log,
+    agent_run::{self as runs, RunRow},
     agent_version::{self as rows, VersionRow},
     idempotency::Claim,
 };
@@ -25,12 +30,17 @@ use serde_json::{Value, json, value::RawValue};
 use super::{
     App, AppState,
     agent::{self, Recorded},
-    agent_config, agent_deployment, bundle,
+    agent_artifact, agent_config, agent_deployment, agent_log, agent_task, bundle,
 };
 use crate::error::{Error, Kind, Result};
 
 /// What may be asked of the install cache.
 const POLICIES: [&str; 3] = ["auto", "no_cache", "rebuild"];
+
+/// How long an upload waits for the build that it asked for; clients give up after 300 s without an answer.
+const BUILD_PATIENCE: Duration = Duration::from_secs(280);
+/// Pause before something that must happen is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// A new version whose parts agree with each other.
 struct Checked {
@@ -83,6 +93,7 @@ pub async fn create(
         failure_reason: None,
         created_at: now,
         ready_at: None,
+        build_id: None,
     };
     let manifest = checked.manifest.clone();
     let recorded = app
@@ -104,7 +115,10 @@ pub async fn create(
         })
         .await?;
     match recorded {
-        Recorded::New(row) => info(&row, checked.manifest),
+        Recorded::New(row) => {
+            let cache = cache(app, std::slice::from_ref(&row)).await?;
+            info(&row, checked.manifest, cache.into_iter().next())
+        }
         Recorded::Replay(id) => get(app, &deployment.id, &id).await,
     }
 }
@@ -208,7 +222,9 @@ pub async fn get(app: &App, reference: &str, version_id: &str) -> Result<Version
             Ok::<_, Error>((row, manifest))
         })
         .await?;
-    info(&row, raw(manifest.unwrap_or_else(|| "{}".into()))?)
+    let cache = cache(app, std::slice::from_ref(&row)).await?;
+    let manifest = raw(manifest.unwrap_or_else(|| "{}".into()))?;
+    info(&row, manifest, cache.into_iter().next())
 }
 
 /// A page of versions, newest first, their manifests without entries.
@@ -233,10 +249,12 @@ pub async fn list(app: &App, reference: &str, query: ListQuery) -> Result<Cursor
         })
         .await?;
     let next_cursor = agent::cut(&mut rows, limit, |row| row.seq);
+    let cache = cache(app, &rows).await?;
     Ok(CursorPage {
         items: rows
             .iter()
-            .map(|row| info(row, raw(row.manifest_head.clone())?))
+            .zip(cache)
+            .map(|(row, cache)| info(row, raw(row.manifest_head.clone())?, Some(cache)))
             .collect::<Result<_>>()?,
         next_cursor,
     })
@@ -333,26 +351,46 @@ where
         body,
     )
     .await?;
+    let wants_build = row.cache_policy == "rebuild"
+        && config
+            .config
+            .install
+            .as_ref()
+            .is_some_and(|line| !line.trim().is_empty());
     let id = row.id.clone();
-    app.store
+    let version = app
+        .store
         .write(move |tx| {
             let now = time::now();
             agent::claim(tx, claim.as_ref(), &id, now)?;
-            let mut version = rows::get(tx, &id)?.ok_or_else(|| no_version(&id))?;
-            if version.status != "created" {
-                return Ok(());
+            let version = rows::get(tx, &id)?.ok_or_else(|| no_version(&id))?;
+            if version.status == "created" && !wants_build {
+                make_ready(tx, version.clone())?;
             }
-            let mut deployment = agent::find_live(tx, &version.deployment_id)?;
-            version.status = "ready".into();
-            version.ready_at = Some(now);
-            rows::update(tx, &version)?;
-            agent_deployment::activate(tx, &mut deployment, &version.id)?;
-            deployment.updated_at = now;
-            deployments::update(tx, &deployment)?;
-            Ok::<_, Error>(())
+            Ok::<_, Error>(version)
         })
         .await?;
-    get(app, &deployment.id, version_id).await
+    if wants_build {
+        build(app, version).await?;
+    }
+    let version = get(app, &deployment.id, version_id).await?;
+    if version.status == "failed" {
+        let reason = version.failure_reason.unwrap_or_default();
+        return Err(Error::new(
+            Kind::Invalid,
+            code::BUILD_ERROR,
+            format!("the version was not made ready: {reason}"),
+        )
+        .with_action(format!(
+            "its log says more: nullspace agent logs {} --run {}",
+            deployment.name,
+            version
+                .build_summary
+                .map(|build| build.build_id)
+                .unwrap_or_default()
+        )));
+    }
+    Ok(version)
 }
 
 /// What a run needs of its version.
@@ -362,6 +400,8 @@ pub(super) struct Prepared {
     pub(super) config: AgentConfig,
     /// Name of the bundle's tree.
     pub(super) bundle: String,
+    /// Whether the result of its install is kept and used again.
+    pub(super) uses_cache: bool,
 }
 
 /// Reads a version for a run.
@@ -381,6 +421,7 @@ pub(super) fn prepare(row: &VersionRow) -> Result<Prepared> {
         config: AgentConfig::from_wire(&value(&row.config)?)
             .map_err(|e| Error::internal(format!("reading a kept config: {e}")))?,
         bundle: row.bundle.clone(),
+        uses_cache: row.cache_policy != "no_cache",
     })
 }
 
@@ -393,7 +434,7 @@ fn raw(text: String) -> Result<Box<RawValue>> {
 }
 
 /// A recorded version as the wire shows it.
-fn info(row: &VersionRow, manifest: Box<RawValue>) -> Result<Version> {
+fn info(row: &VersionRow, manifest: Box<RawValue>, cache: Option<Cache>) -> Result<Version> {
     let config = value(&row.config)?;
     let text = |field: &str| config[field].as_str().unwrap_or_default().to_owned();
     let install_command = config["install"].as_str().map(str::to_owned);
@@ -415,8 +456,10 @@ fn info(row: &VersionRow, manifest: Box<RawValue>) -> Result<Version> {
         readiness_config: Some(config["service"]["readiness"].clone()).filter(|v| !v.is_null()),
         status: row.status.clone(),
         cache_policy: row.cache_policy.clone(),
-        cache_summary: Some(cache_summary(row, install_command.is_some())),
-        build_summary: None,
+        cache_summary: cache
+            .as_ref()
+            .map(|cache| cache_summary(row, install_command.is_some(), cache)),
+        build_summary: cache.and_then(|cache| build_summary(row, cache)),
         failure_reason: row.failure_reason.clone(),
         created_at: time::rfc3339(row.created_at),
         ready_at: row.ready_at.map(time::rfc3339),
@@ -425,26 +468,230 @@ fn info(row: &VersionRow, manifest: Box<RawValue>) -> Result<Version> {
     })
 }
 
-/// There is no install cache yet: the install command runs in every run, and this says so.
-fn cache_summary(row: &VersionRow, installs: bool) -> CacheSummary {
-    let (enabled, status, reason) = match (row.cache_policy.as_str(), installs) {
-        ("no_cache", _) => (false, "bypassed", "cache_policy_no_cache"),
-        (_, false) => (false, "disabled", "no_install_command"),
-        _ => (
-            true,
-            "cache_miss",
-            "install_cache_not_available_in_this_release",
-        ),
+/// What the install cache has for a version.
+struct Cache {
+    key: Option<String>,
+    artifact: Option<ArtifactRow>,
+    build: Option<RunRow>,
+    is_building: bool,
+}
+
+/// Looks versions up in the install cache.
+async fn cache(app: &App, rows: &[VersionRow]) -> Result<Vec<Cache>> {
+    let keys: Vec<Option<String>> = rows
+        .iter()
+        .map(|row| {
+            let version = prepare(row).ok()?;
+            let install = version.config.install.clone()?;
+            let template = app.templates.find(&version.config.template).ok()?;
+            (version.uses_cache && !install.trim().is_empty())
+                .then(|| agent_artifact::key(&template, &version, &install))
+        })
+        .collect();
+    let artifacts = agent_artifact::newest(app, keys.clone()).await?;
+    let ids: Vec<Option<String>> = rows.iter().map(|row| row.build_id.clone()).collect();
+    let builds = app
+        .store
+        .read(move |db| {
+            ids.into_iter()
+                .map(|id| match id {
+                    Some(id) => runs::get(db, &id),
+                    None => Ok(None),
+                })
+                .collect::<Result<Vec<_>, StoreError>>()
+        })
+        .await?;
+    let found = keys.into_iter().zip(artifacts).zip(builds);
+    Ok(found
+        .map(|((key, artifact), build)| Cache {
+            is_building: key.as_ref().is_some_and(|key| app.agents.building.has(key)),
+            key,
+            artifact,
+            build,
+        })
+        .collect())
+}
+
+fn cache_summary(row: &VersionRow, installs: bool, cache: &Cache) -> CacheSummary {
+    let is_rebuilt = row.cache_policy == "rebuild";
+    let (status, reason) = match (row.cache_policy.as_str(), installs) {
+        ("no_cache", _) => ("bypassed", Some("cache_policy_no_cache")),
+        (_, false) => ("disabled", Some("no_install_command")),
+        _ if row.status == "building" => ("building", None),
+        _ if is_rebuilt && row.status == "failed" => ("failed", Some("build_failed")),
+        _ if is_rebuilt && row.status == "created" => ("cache_miss", Some("build_not_started")),
+        _ if cache.artifact.is_some() && is_rebuilt => ("ready", None),
+        _ if cache.artifact.is_some() => ("cache_hit", None),
+        _ if cache.is_building => ("building", None),
+        _ => ("cache_miss", Some("no_ready_artifact")),
     };
+    let artifact_ready = matches!(status, "ready" | "cache_hit");
     CacheSummary {
-        enabled,
+        enabled: !matches!(status, "bypassed" | "disabled"),
         policy: row.cache_policy.clone(),
         status: status.into(),
-        artifact_ready: false,
-        reason: Some(reason.into()),
-        build_id: None,
-        cache_key_digest: None,
-        artifact_id: None,
-        updated_at: Some(time::rfc3339(row.created_at)),
+        artifact_ready,
+        reason: reason.map(str::to_owned),
+        build_id: row.build_id.clone(),
+        cache_key_digest: cache.key.as_ref().map(|key| format!("sha256:{key}")),
+        artifact_id: cache
+            .artifact
+            .as_ref()
+            .filter(|_| artifact_ready)
+            .map(|artifact| artifact.id.clone()),
+        updated_at: Some(time::rfc3339(
+            cache
+                .artifact
+                .as_ref()
+                .map_or(row.created_at, |artifact| artifact.created_at),
+        )),
     }
+}
+
+fn build_summary(row: &VersionRow, cache: Cache) -> Option<BuildSummary> {
+    let build = cache.build?;
+    let status = match State::parse(&build.status)? {
+        State::Queued => "queued",
+        State::Starting | State::Installing | State::Running => "building",
+        State::Succeeded if cache.artifact.is_some() => "ready",
+        // Its artifact had to make room.
+        State::Succeeded => "expired",
+        State::Failed | State::Cancelled | State::TimedOut => "failed",
+    };
+    let artifact = cache.artifact.filter(|_| status == "ready");
+    Some(BuildSummary {
+        build_id: build.id,
+        status: status.into(),
+        artifact_ready: artifact.is_some(),
+        artifact_id: artifact.as_ref().map(|artifact| artifact.id.clone()),
+        size_bytes: artifact.map(|artifact| artifact.size_bytes),
+        failure_reason: build.failure_reason.or(row.failure_reason.clone()),
+        started_at: Some(time::rfc3339(build.created_at)),
+        completed_at: build.completed_at.map(time::rfc3339),
+    })
+}
+
+/// Has a version's artifact made, and waits for that for a while.
+async fn build(app: &AppState, version: VersionRow) -> Result<()> {
+    let now = time::now();
+    let prepared = prepare(&version)?;
+    let run = RunRow {
+        id: id::new(id::BUILD),
+        deployment_id: version.deployment_id.clone(),
+        version_id: version.id.clone(),
+        is_build: true,
+        status: State::Queued.as_str().into(),
+        input: "{}".into(),
+        log_count: 1,
+        created_at: now,
+        updated_at: now,
+        ..RunRow::default()
+    };
+    let version_id = version.id.clone();
+    let recorded = app
+        .store
+        .write(move |tx| {
+            // Another upload of the same bundle may have come first.
+            let fresh = rows::get(tx, &version.id)?.ok_or_else(|| no_version(&version.id))?;
+            if fresh.status != "created" {
+                return Ok::<_, Error>(None);
+            }
+            let seq = runs::insert(tx, &run)?;
+            let message = format!("build of version {}", fresh.number);
+            let event = agent_log::news(lifecycle::QUEUED, message, None, false);
+            nullspace_store::agent_log::append(tx, Log::Run(seq), 0, &[event])?;
+            rows::update(
+                tx,
+                &VersionRow {
+                    status: "building".into(),
+                    build_id: Some(run.id.clone()),
+                    ..fresh
+                },
+            )?;
+            Ok(Some(RunRow { seq, ..run }))
+        })
+        .await?;
+    let build_id = match recorded {
+        Some(run) => {
+            let id = run.id.clone();
+            agent_task::start(app, run, prepared.into(), BTreeMap::new());
+            Some(id)
+        }
+        None => {
+            let row = app.store.read(move |db| rows::get(db, &version_id)).await?;
+            row.and_then(|row| row.build_id)
+        }
+    };
+    if let Some(live) = build_id.and_then(|id| app.agents.get(&id)) {
+        let mut log = live.log.subscribe();
+        // Only the task itself is to keep the other end open.
+        drop(live);
+        let ended = async { while log.changed().await.is_ok() {} };
+        let _ = tokio::time::timeout(BUILD_PATIENCE, ended).await;
+    }
+    Ok(())
+}
+
+/// What the end of a build means for its version. Called by the build's task, which goes on trying.
+pub(super) async fn settle(app: &App, build: &RunRow) {
+    loop {
+        let build = build.clone();
+        let settled = app
+            .store
+            .write(move |tx| {
+                let Some(mut version) = rows::get(tx, &build.version_id)? else {
+                    return Ok(());
+                };
+                if version.status != "building" {
+                    return Ok(());
+                }
+                if build.status == State::Succeeded.as_str() {
+                    return make_ready(tx, version);
+                }
+                version.status = "failed".into();
+                version.failure_reason = build.failure_reason;
+                rows::update(tx, &version)?;
+                Ok::<_, Error>(())
+            })
+            .await;
+        match settled {
+            Ok(()) => return,
+            Err(error) if error.kind == Kind::NotFound => return,
+            Err(error) => {
+                tracing::error!(context = ?error.context, "the end of a build could not be recorded; trying again");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// Settles the builds that ended when the server did.
+pub(super) async fn settle_builds(app: &App) -> Result<()> {
+    let ended = app
+        .store
+        .read(|db| {
+            let building = rows::building(db)?.into_iter();
+            building
+                .filter_map(|version| runs::get(db, version.build_id.as_deref()?).transpose())
+                .filter(|build| !matches!(build, Ok(build) if build.completed_at.is_none()))
+                .collect::<Result<Vec<_>, StoreError>>()
+        })
+        .await?;
+    for build in ended {
+        settle(app, &build).await;
+    }
+    Ok(())
+}
+
+/// Makes a version the one that runs when none is named.
+fn make_ready(tx: &Tx<'_>, mut version: VersionRow) -> Result<()> {
+    let now = time::now();
+    let mut deployment = agent::find_live(tx, &version.deployment_id)?;
+    version.status = "ready".into();
+    version.ready_at = Some(now);
+    rows::update(tx, &version)?;
+    agent_deployment::activate(tx, &mut deployment, &version.id)?;
+    deployment.updated_at = now;
+    deployments::update(tx, &deployment)?;
+    Ok(())
 }

@@ -13,6 +13,7 @@ mod plan;
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
@@ -413,6 +414,21 @@ pub async fn destroy(app: &App, id: &str, key_id: Option<&str>) -> Result<Arc<Ma
         owner::record_step(&app.store, &row, &step, key_id, None).await?;
     }
     Ok(Arc::new(row))
+}
+
+/// Ends a machine and makes what was written in it the layer `target`.
+///
+/// # Errors
+/// `machine_not_found`, `machine_not_ready`; when the layer could not be kept the machine is gone all the same.
+pub(super) async fn keep(app: &App, id: &str, target: PathBuf) -> Result<()> {
+    let Some(handle) = app.machines.get(id) else {
+        return Err(Error::no_machine(id));
+    };
+    let (reply, done) = oneshot::channel();
+    let message = owner::Message::Keep { target, reply };
+    let gone = || Error::not_ready(id, State::Destroyed.as_str());
+    handle.inbox.send(message).await.map_err(|_| gone())?;
+    done.await.map_err(|_| gone())?.map(drop)
 }
 
 /// Sets the time limit, counted from now; `None` takes it away.

@@ -1,6 +1,7 @@
 //! What the server does, without HTTP: authorise, decide, record, act. `http` calls it; one file per noun.
 
 pub mod agent;
+mod agent_artifact;
 mod agent_config;
 pub mod agent_deployment;
 pub mod agent_log;

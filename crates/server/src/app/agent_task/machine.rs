@@ -4,14 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use nullspace_api::{error::code, time};
-use nullspace_lifecycle::run::Input;
+use nullspace_lifecycle::run::{Input, State};
 use nullspace_protocol::{GuestClient, GuestError, WriteQuery};
 use nullspace_store::machine::MachineRow;
+use nullspace_templates::Layer;
 use serde_json::{Map, Value};
 
 use super::{ATTEMPTS, End, Task};
 use crate::app::{
-    agent_config, agent_run, bundle,
+    agent_artifact, agent_config, agent_run, bundle,
     machine::{self, NewMachine},
 };
 
@@ -21,10 +22,18 @@ const TEMPLATE_POLL: Duration = Duration::from_millis(500);
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 impl Task {
-    /// From a recorded run to a machine that has its input.
-    pub(super) async fn prepare_machine(&mut self, resumed: bool) -> Result<(), End> {
-        self.step(Input::Begin, "starting a machine".into(), None)
-            .await;
+    /// Makes the run's machine, over an artifact if there is one, or takes the one that a server before this one made.
+    pub(super) async fn make_machine(
+        &mut self,
+        artifact: Option<&str>,
+        resumed: bool,
+    ) -> Result<(), End> {
+        // The second machine of a run, after an install that was kept, is no step of its own.
+        let is_step = self.state() != State::Installing;
+        if is_step {
+            self.step(Input::Begin, "starting a machine".into(), None)
+                .await;
+        }
         if self.handle.is_none() {
             if resumed && self.row.has_envs {
                 return Err(End::broke(
@@ -32,8 +41,8 @@ impl Task {
                      not stored: start the run again",
                 ));
             }
-            let row = self.create_machine().await?;
-            self.row.machine_at = Some(time::now());
+            let row = self.create_machine(artifact).await?;
+            self.row.machine_at.get_or_insert(time::now());
             self.handle = self.app.machines.get(&row.id);
         }
         let Some(handle) = &self.handle else {
@@ -41,18 +50,22 @@ impl Task {
         };
         let id = handle.id.clone();
         self.row.machine_id = Some(id.clone());
-        self.deliver_input().await?;
-        self.row.unpacked_at = Some(time::now());
-        self.step(Input::MachineReady, format!("machine {id} is ready"), None)
-            .await;
+        // The bundle is a layer of it.
+        self.row.unpacked_at.get_or_insert(time::now());
+        let message = format!("machine {id} is ready");
+        if is_step {
+            self.step(Input::MachineReady, message, None).await;
+        } else {
+            self.say("sandbox_created", message).await;
+        }
         Ok(())
     }
 
-    async fn create_machine(&self) -> Result<Arc<MachineRow>, End> {
-        let config = &self.version.config;
-        let template = loop {
-            match self.app.templates.find(&config.template) {
-                Ok(template) => break template,
+    /// What the machine starts from, once it is ready.
+    pub(super) async fn template(&self) -> Result<Arc<Layer>, End> {
+        loop {
+            match self.app.templates.find(&self.version.config.template) {
+                Ok(template) => return Ok(template),
                 Err(error) if error.code == code::TEMPLATE_NOT_READY => {}
                 Err(error) => {
                     return Err(End::broke(format!("starting failed: {}", error.message)));
@@ -62,7 +75,12 @@ impl Task {
                 () = tokio::time::sleep(TEMPLATE_POLL) => {}
                 () = self.cancel.cancelled() => return Err(End::cancelled()),
             }
-        };
+        }
+    }
+
+    async fn create_machine(&self, artifact: Option<&str>) -> Result<Arc<MachineRow>, End> {
+        let config = &self.version.config;
+        let template = self.template().await?;
         let workdir = agent_config::trimmed(&config.workdir).to_owned();
         let path = template
             .env
@@ -95,7 +113,11 @@ impl Task {
         let resources = &config.resources;
         let defaults = NewMachine::from_template(&self.app, template);
         let new = NewMachine {
-            layers: vec![bundle::path(&self.app.data_dir, &self.version.bundle)],
+            layers: artifact
+                .map(|id| agent_artifact::path(&self.app.data_dir, id))
+                .into_iter()
+                .chain([bundle::path(&self.app.data_dir, &self.version.bundle)])
+                .collect(),
             vcpus: resources
                 .vcpus
                 .and_then(|count| u32::try_from(count).ok())
@@ -121,7 +143,7 @@ impl Task {
     }
 
     /// Puts the run's input where programs look that do not read the environment.
-    async fn deliver_input(&mut self) -> Result<(), End> {
+    pub(super) async fn deliver_input(&mut self) -> Result<(), End> {
         let query = WriteQuery {
             path: format!(
                 "{}/.nullspace/run.json",

@@ -5,10 +5,10 @@
 //! is ended while that is being recorded. If the server dies in between, the next one finds a record without a
 //! machine or a machine without a future, and makes both agree.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use nullspace_api::time;
-use nullspace_engine::MachineSpec;
+use nullspace_engine::{EngineError, MachineSpec};
 use nullspace_lifecycle::machine::{self as lifecycle, Action, Input, Loss, State, Step};
 use nullspace_store::{
     Store, StoreError, event as event_rows, idempotency,
@@ -39,6 +39,13 @@ pub(super) enum Message {
     Destroy {
         /// Who asked.
         key_id: Option<String>,
+        /// The way back.
+        reply: Reply,
+    },
+    /// End it, and make what was written in it a layer.
+    Keep {
+        /// The layer's directory.
+        target: PathBuf,
         /// The way back.
         reply: Reply,
     },
@@ -88,6 +95,7 @@ pub(super) fn spawn(app: &AppState, row: MachineRow, place: Place, start: Start)
         deadline: None,
         is_ending: false,
         is_gone: false,
+        keep: None,
         _place: place,
     };
     tokio::spawn(owner.run(start));
@@ -164,6 +172,8 @@ struct Owner {
     is_ending: bool,
     /// The engine has ended it. Said in the log once the one who asked has the answer.
     is_gone: bool,
+    /// Where what was written in it is kept, and why that failed.
+    keep: Option<(PathBuf, Option<EngineError>)>,
     _place: Place,
 }
 
@@ -196,7 +206,10 @@ impl Owner {
         }
         self.messages.close();
         while let Some(message) = self.messages.recv().await {
-            if let Message::Destroy { reply, .. } | Message::SetTimeLimit { reply, .. } = message {
+            if let Message::Destroy { reply, .. }
+            | Message::Keep { reply, .. }
+            | Message::SetTimeLimit { reply, .. } = message
+            {
                 drop(reply);
             }
         }
@@ -249,6 +262,17 @@ impl Owner {
                     // The caller knows that it is not on record yet.
                     self.must(Input::Destroy, None).await;
                 }
+            }
+            Message::Keep { target, reply } => {
+                self.keep = Some((target, None));
+                let mut result = self.step(Input::Destroy, None, None).await;
+                if self.is_ending && !self.state().has_ended() {
+                    self.must(Input::Destroy, None).await;
+                }
+                if let Some((_, Some(error))) = self.keep.take() {
+                    result = Err(error.into());
+                }
+                let _ = reply.send(result.map(|()| Arc::new(self.row.clone())));
             }
             Message::SetTimeLimit {
                 timeout_ms,
@@ -331,6 +355,12 @@ impl Owner {
     async fn end(&mut self) {
         self.is_ending = true;
         let (app, id) = (self.app.clone(), self.row.id.clone());
+        if let Some((target, failure)) = &mut self.keep
+            && let Err(error) = app.engine.keep(&id, target).await
+        {
+            *failure = Some(error);
+        }
+        // One that was kept is gone already; this makes sure.
         match app.engine.destroy(&id).await {
             Ok(()) => self.is_gone = true,
             Err(error) => {
