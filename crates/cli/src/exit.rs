@@ -21,6 +21,8 @@ pub const GENERAL: u8 = 1;
 pub const USAGE: u8 = 2;
 /// No key, or a wrong one.
 pub const UNAUTHENTICATED: u8 = 4;
+/// What a shell says when there is no such command.
+pub const NO_SUCH_COMMAND: i32 = 127;
 /// Interrupted by the user.
 pub const INTERRUPTED: u8 = 130;
 

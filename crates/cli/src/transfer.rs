@@ -174,7 +174,13 @@ async fn send_tree(
     Ok(copied)
 }
 
-async fn send_link(client: &Client, id: &str, path: &str, target: &Path) -> Result<(), CliError> {
+/// A link in a machine; one that is there is replaced.
+pub(crate) async fn send_link(
+    client: &Client,
+    id: &str,
+    path: &str,
+    target: &Path,
+) -> Result<(), CliError> {
     let args = ["-sfn", "--", &target.to_string_lossy(), path]
         .map(str::to_owned)
         .to_vec();

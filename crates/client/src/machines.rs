@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use http::Method;
 use nullspace_api::exec::{ExecRequest, ExecResponse, ExecStarted};
-use nullspace_api::machine::{CreateMachineRequest, ListMachinesQuery, MachineInfo};
+use nullspace_api::machine::{
+    CreateMachineRequest, ListMachinesQuery, MachineInfo, SetTimeoutRequest,
+};
 use nullspace_api::page::TokenPage;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::Error;
@@ -13,6 +16,16 @@ use crate::transport::{CREATE_TIMEOUT, Call, Client, Retry, segment};
 
 /// Time allowed over a command's own limit for its answer to arrive.
 const EXEC_SLACK: Duration = Duration::from_secs(30);
+
+/// Where a port of a machine can be reached.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct MachineHost {
+    /// Name or address, with the port if it is not that of the scheme.
+    pub host: String,
+    /// The whole address, from servers that say it.
+    #[serde(default)]
+    pub url: Option<String>,
+}
 
 /// Path of a machine.
 pub(crate) fn machine_path(id: &str) -> String {
@@ -99,6 +112,29 @@ impl Client {
             Call::new(Method::DELETE, machine_path(id)).limit(self.timeout.max(CREATE_TIMEOUT)),
         )
         .await
+    }
+
+    /// Sets the time limit of a machine, counted from now.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn set_timeout(&self, id: &str, limit: Duration) -> Result<(), Error> {
+        let request = SetTimeoutRequest {
+            timeout_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+            timeout_action: None,
+        };
+        self.discard(Call::post(machine_path(id) + "/timeout").json(&request)?)
+            .await
+    }
+
+    /// Where a port of a machine can be reached from outside.
+    ///
+    /// # Errors
+    /// See [`Error`]; `not_implemented` where the server has no way in.
+    pub async fn machine_host(&self, id: &str, port: u16) -> Result<MachineHost, Error> {
+        let body = serde_json::json!({ "port": port });
+        self.fetch(Call::post(machine_path(id) + "/host").json(&body)?)
+            .await
     }
 
     /// Runs a command to its end.

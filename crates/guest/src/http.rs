@@ -237,6 +237,10 @@ impl Reader {
                     if reader.attached {
                         process.log.acknowledge(at);
                     }
+                    // HTTP/2 counts pieces without content over the life of a connection, and ends it after a hundred.
+                    if reader.done && out.is_empty() {
+                        return None;
+                    }
                     if out.len() >= least || reader.done {
                         return Some((
                             Ok(BodyFrame::data(out.split().freeze())),

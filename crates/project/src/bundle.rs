@@ -188,7 +188,8 @@ struct Layers {
     exclude: Vec<(Patterns, &'static str)>,
 }
 
-const NOT_INCLUDED: &str = "not matched by bundle.include";
+/// Reason of a path that was not asked for. A directory with this reason is looked into all the same.
+pub const NOT_INCLUDED: &str = "not matched by bundle.include";
 
 impl Layers {
     fn read(root: &Path, config: &AgentConfig) -> Result<Self, BuildError> {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use nullspace_api::agent::{BuildSummary, CreateDeploymentRequest, Deployment};
 use nullspace_client::Client;
 use nullspace_client::agents::{CreateVersion, Version};
-use nullspace_project::{AgentConfig, BuildError, Bundle, Detection, Manifest, load};
+use nullspace_project::{AgentConfig, BuildError, Bundle, Detection, LoadError, Manifest, load};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
@@ -184,12 +184,7 @@ impl Prepared {
         policy: &'static str,
         change: impl FnOnce(&mut AgentConfig),
     ) -> Result<Self, CliError> {
-        let (mut config, detection) = load(root, file).map_err(|error| {
-            CliError::usage(error.to_string()).hint(format!(
-                "Correct {}, or write a new one with `nullspace agent init`.",
-                nullspace_project::CONFIG_FILENAME
-            ))
-        })?;
+        let (mut config, detection) = load(root, file).map_err(|error| config_error(&error))?;
         change(&mut config);
         let spinner = ui.spinner("Reading the project");
         let bundle = Bundle::build(root, &config).map_err(|error| bundle_error(&error));
@@ -255,12 +250,8 @@ impl Prepared {
         description: Option<&str>,
         metadata: Option<Map<String, Value>>,
     ) -> Result<Deployed, CliError> {
-        if !self.config.mode.is_deployable() {
-            let message = format!(
-                "mode {:?} is reserved and cannot be deployed yet",
-                self.config.mode.as_str()
-            );
-            return Err(CliError::usage(message).hint("Use mode = \"job\" or mode = \"service\"."));
+        if let Some(error) = reserved_mode(&self.config) {
+            return Err(error);
         }
         let deployment = match client.find_deployment(self.name()).await? {
             Some(deployment) => deployment,
@@ -368,7 +359,7 @@ fn package_manager_of(lockfile: &str) -> Option<&'static str> {
 }
 
 /// The archive as a stream; made by a thread of its own, a few pieces ahead of the network.
-fn archive(
+pub(super) fn archive(
     bundle: Arc<Bundle>,
     bar: indicatif::ProgressBar,
 ) -> ReceiverStream<Result<Bytes, std::io::Error>> {
@@ -428,7 +419,26 @@ async fn wait_until_built(
     Ok(version)
 }
 
-fn bundle_error(error: &BuildError) -> CliError {
+pub(super) fn config_error(error: &LoadError) -> CliError {
+    CliError::usage(error.to_string()).hint(format!(
+        "Correct {}, or write a new one with `nullspace agent init`.",
+        nullspace_project::CONFIG_FILENAME
+    ))
+}
+
+/// A mode that only parses.
+pub(super) fn reserved_mode(config: &AgentConfig) -> Option<CliError> {
+    let mode = config.mode;
+    (!mode.is_deployable()).then(|| {
+        CliError::usage(format!(
+            "mode {:?} is reserved and cannot be deployed yet",
+            mode.as_str()
+        ))
+        .hint("Use mode = \"job\" or mode = \"service\".")
+    })
+}
+
+pub(super) fn bundle_error(error: &BuildError) -> CliError {
     use std::error::Error as _;
     let mut message = error.to_string();
     let mut source = error.source();

@@ -4,6 +4,7 @@ mod cancel;
 mod delete;
 mod delete_version;
 pub(crate) mod deploy;
+mod dev;
 mod diff;
 mod gc;
 mod get;
@@ -39,6 +40,8 @@ enum Command {
     Init(init::Args),
     /// Bundle a local project and upload it as a new version
     Deploy(deploy::Args),
+    /// Run a local project in a machine of its own, and again whenever it changes
+    Dev(dev::Args),
     /// Run a job
     Run(run::Args),
     /// Show the log of a run or a service
@@ -82,6 +85,7 @@ pub(crate) async fn run(args: Args, app: &App) -> Outcome {
     match args.command {
         Command::Init(args) => init::run(&args, app),
         Command::Deploy(args) => deploy::run(&args, app).await,
+        Command::Dev(args) => dev::run(&args, app).await,
         Command::Run(args) => run::run(&args, app).await,
         Command::Logs(args) => logs::run(&args, app).await,
         Command::Outputs(args) => outputs::run(&args, app).await,

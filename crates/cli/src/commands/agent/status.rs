@@ -162,7 +162,8 @@ pub(super) async fn run(args: &Args, app: &App) -> Outcome {
         time(triage.last_transition_time),
         state.status()
     ));
-    if triage.failure_phase.is_some() || triage.failure_reason.is_some() {
+    // A phase alone may be old news: of a restart that failed, and another that did not.
+    if triage.failure_reason.is_some() || triage.failure_phase.is_some() && is_bad(state.status()) {
         let phase = triage.failure_phase.as_deref().unwrap_or("-");
         ui.line(format!(
             "failure: {phase} {}",
@@ -214,9 +215,14 @@ fn timeline(ui: Ui, steps: &[TimelineStep]) {
     }
 }
 
+/// Whether something is wrong with what has this status.
+fn is_bad(status: &str) -> bool {
+    matches!(status, "failed" | "timed_out" | "cancelled" | "unhealthy")
+}
+
 /// The phase in which a run or a service failed: what the newest telling event says, else what the reason mentions.
 fn failure_phase(status: &str, reason: Option<&str>, events: &[LogEvent]) -> Option<String> {
-    let failed = matches!(status, "failed" | "timed_out" | "cancelled" | "unhealthy");
+    let failed = is_bad(status);
     let by_reason = || {
         let reason = reason?.to_lowercase();
         ["install", "entrypoint", "readiness", "health", "cancel"]

@@ -64,11 +64,14 @@ pub(super) async fn run(args: &Args, app: &App) -> Outcome {
             "Service {} has no public URL yet ({})",
             url.service_id, url.status
         ));
-        ui.dim(if url.status == "ready" {
-            "It has one with public_url = true under [permissions]; then deploy and restart."
-                .to_owned()
-        } else {
-            format!("Next: nullspace agent status {}", deployment.name)
+        let name = &deployment.name;
+        ui.dim(match url.status.as_str() {
+            "ready" => {
+                "It has one with public_url = true under [permissions]; then deploy and restart."
+                    .to_owned()
+            }
+            "stopped" | "failed" => format!("Start it again: nullspace agent restart {name}"),
+            _ => format!("Next: nullspace agent status {name}"),
         });
         return Ok(0);
     };
