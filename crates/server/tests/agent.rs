@@ -186,6 +186,8 @@ echo report > reports/deep/a.txt
             "sandbox_created",
             "install_started",
             "install_finished",
+            "install_kept",
+            "sandbox_created",
             "run_started",
             "run_succeeded"
         ]

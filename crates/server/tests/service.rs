@@ -62,7 +62,7 @@ fn project(version: &str, port: u16, more: &str) -> Project {
         "mode = 'service'\n[service]\nport = {port}\nreadiness = {{ type = 'http', path = '/health', timeout_seconds = 20 }}\n{more}"
     );
     let mut project = Project::new(&toml, PROGRAM);
-    project.config.entrypoint = Some(format!("exec {python} main.sh"));
+    project.config.entrypoint = Some(format!("cd . && {python} main.sh"));
     std::fs::write(project.dir.path().join("version"), version).unwrap();
     project
 }

@@ -122,8 +122,13 @@ impl Task {
     }
 
     async fn begin(&mut self, command: Command, line: &str) -> Result<u32, End> {
+        let script = match &self.service {
+            // A shell that is asked to end waits for its command, so that what that says last is read.
+            Some(_) if command == Command::Entrypoint => format!("trap 'exit 143' TERM\n{line}"),
+            _ => line.to_owned(),
+        };
         let request = ExecRequest {
-            argv: vec!["/bin/sh".into(), "-c".into(), line.to_owned()],
+            argv: vec!["/bin/sh".into(), "-c".into(), script],
             cwd: Some(agent_config::trimmed(&self.version.config.workdir).to_owned()),
             timeout_ms: u64::try_from(self.time_limit(command).as_millis()).ok(),
             retain: Retain::UntilAcknowledged,
