@@ -421,3 +421,106 @@ async fn a_server_that_stops_during_an_install_goes_on_with_it() {
         "{log:#?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_are_deleted_and_garbage_is_collected_when_somebody_asks() {
+    let cache = Cache::new(Config::default()).await;
+    let world = &cache.world;
+    let (_, first) = cache.deploy(&cache.project("one"), "auto").await;
+    cache.run().await;
+    let (_, second) = cache.deploy(&cache.project("two"), "auto").await;
+    cache.run().await;
+    let gc = async |dry_run: bool| {
+        let (status, report) = world
+            .post("/v1/agent-gc", json!({"dry_run": dry_run}))
+            .await;
+        assert_eq!(
+            (status, &report["dry_run"]),
+            (StatusCode::OK, &json!(dry_run)),
+            "{report}"
+        );
+        let kinds = report["items"].as_array().unwrap().iter();
+        let mut kinds: Vec<String> = kinds
+            .map(|i| i["kind"].as_str().unwrap().to_owned())
+            .collect();
+        kinds.sort_unstable();
+        (kinds, report["freed_bytes"].as_u64().unwrap())
+    };
+    assert_eq!(gc(false).await, (vec![], 0), "everything is needed");
+
+    let path =
+        |version: &Value| format!("{BASE}/worker/versions/{}", version["id"].as_str().unwrap());
+    let (status, refused) = world.delete(&path(&second)).await;
+    assert_eq!(
+        (status, &refused["code"]),
+        (StatusCode::CONFLICT, &json!("conflict")),
+        "it is active"
+    );
+    assert_eq!(world.delete(&path(&first)).await.0, StatusCode::NO_CONTENT);
+    assert_eq!(world.delete(&path(&first)).await.0, StatusCode::NOT_FOUND);
+    assert_eq!(world.get(&path(&first)).await.0, StatusCode::NOT_FOUND);
+    let (_, list) = world.get(&format!("{BASE}/worker/versions")).await;
+    assert_eq!(list["items"].as_array().unwrap().len(), 1);
+    let body = json!({"input": {}, "version_id": first["id"]});
+    assert_eq!(
+        world.post(&format!("{BASE}/worker/runs"), body).await.0,
+        StatusCode::NOT_FOUND
+    );
+
+    let (kinds, bytes) = gc(true).await;
+    assert_eq!(kinds, ["artifact", "bundle"]);
+    assert!(bytes > 0);
+    assert_eq!(
+        (
+            cache.artifacts(),
+            names(&world.data.path().join("bundles")).len()
+        ),
+        (2, 2)
+    );
+    assert_eq!(gc(false).await, (kinds, bytes));
+    assert_eq!(
+        (
+            cache.artifacts(),
+            names(&world.data.path().join("bundles")).len()
+        ),
+        (1, 1)
+    );
+    let (run, log) = cache.run().await;
+    assert_eq!(run["status"], "succeeded", "{log:#?}");
+
+    // A deployment that is gone needs nothing.
+    let (_, deployment) = world.get(&format!("{BASE}/worker")).await;
+    let by_id = format!("{BASE}/{}", deployment["id"].as_str().unwrap());
+    assert_eq!(world.delete(&by_id).await.0, StatusCode::NO_CONTENT);
+    assert_eq!(gc(false).await.0, ["artifact", "bundle"]);
+    assert_eq!(
+        (
+            cache.artifacts(),
+            names(&world.data.path().join("bundles")).len()
+        ),
+        (0, 0)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_machine_that_was_kept_is_announced() {
+    let cache = Cache::new(Config::default()).await;
+    let mut project = cache.project("one");
+    project.config.entrypoint = Some("exit 1".into());
+    project.config.debug.retain_on_failure = Some(true);
+    project.config.debug.retain_seconds = Some(2);
+    cache.deploy(&project, "auto").await;
+    let (run, log) = cache.run().await;
+    assert!(has(&log, "machine_retained: machine mch_"), "{log:#?}");
+    let machine = run["sandbox_id"].as_str().unwrap();
+    assert_eq!(cache.world.status(machine).await, "running");
+    cache.world.until(machine, "destroyed").await;
+    let log = cache.log(run["id"].as_str().unwrap()).await;
+    assert!(
+        has(
+            &log,
+            &format!("machine_expiring: machine {machine} is ended at")
+        ),
+        "{log:#?}"
+    );
+}

@@ -22,3 +22,5 @@ ALTER TABLE agent_run ADD COLUMN is_build INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX agent_run_by_artifact ON agent_run (artifact_id) WHERE artifact_id IS NOT NULL;
 -- The run that makes, or made, the version's artifact at its upload.
 ALTER TABLE agent_version ADD COLUMN build_id TEXT;
+-- When somebody deleted it: it stays for the runs that name it.
+ALTER TABLE agent_version ADD COLUMN deleted_at INTEGER;

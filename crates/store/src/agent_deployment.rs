@@ -1,5 +1,7 @@
 //! Agent Deployments.
 
+use std::collections::HashSet;
+
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::{StoreError, Tx};
@@ -160,4 +162,42 @@ pub fn list(db: &Connection, filter: &Filter) -> Result<Vec<DeploymentRow>, Stor
         from_row,
     )?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Runs whose machine may still live.
+const LIVE_RUNS: &str =
+    "(completed_at IS NULL OR machine_id IN (SELECT id FROM machine WHERE ended_at IS NULL))";
+
+fn words(db: &Connection, query: &str) -> Result<HashSet<String>, StoreError> {
+    let mut statement = db.prepare_cached(query)?;
+    let rows = statement.query_map([], |row| row.get(0))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// The trees of bundles that a version or a machine needs.
+///
+/// # Errors
+/// Those of the database.
+pub fn needed_bundles(db: &Connection) -> Result<HashSet<String>, StoreError> {
+    words(
+        db,
+        &format!(
+            "SELECT DISTINCT version.bundle FROM agent_version version \
+             JOIN agent_deployment deployment ON deployment.id = version.deployment_id \
+             WHERE (deployment.status <> 'deleted' AND version.deleted_at IS NULL) \
+             OR version.id IN (SELECT version_id FROM agent_run WHERE {LIVE_RUNS})"
+        ),
+    )
+}
+
+/// The runs whose outputs are needed: those of deployments that are not deleted, and those that go on.
+///
+/// # Errors
+/// Those of the database.
+pub fn needed_outputs(db: &Connection) -> Result<HashSet<String>, StoreError> {
+    words(
+        db,
+        "SELECT run.id FROM agent_run run JOIN agent_deployment deployment ON deployment.id = run.deployment_id \
+         WHERE deployment.status <> 'deleted' OR run.completed_at IS NULL",
+    )
 }

@@ -3,7 +3,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::{StoreError, Tx};
+use crate::{StoreError, Tx, agent_log};
 
 /// One run, as it is kept. Values of environment variables are never in here.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -234,6 +234,22 @@ pub fn advance(tx: &Tx<'_>, row: &RunRow) -> Result<(), StoreError> {
         row.first_output_at,
     ])?;
     Ok(())
+}
+
+/// Appends events to the log of a run that has ended, and answers how many there are then.
+///
+/// # Errors
+/// Those of the database.
+pub fn append_late(tx: &Tx<'_>, seq: i64, events: &[agent_log::NewLog]) -> Result<u64, StoreError> {
+    let count: i64 = tx
+        .prepare_cached(
+            "UPDATE agent_run SET log_count = log_count + ?2 WHERE seq = ?1 RETURNING log_count",
+        )?
+        .query_row(params![seq, signed(events.len() as u64)], |row| row.get(0))?;
+    let count = unsigned(count);
+    let from = count.saturating_sub(events.len() as u64);
+    agent_log::append(tx, agent_log::Log::Run(seq), from, events)?;
+    Ok(count)
 }
 
 /// Notes that somebody wants the run cancelled; the first reason stays. Answers whether the run had not ended.

@@ -35,10 +35,12 @@ pub struct VersionRow {
     pub ready_at: Option<i64>,
     /// The run that makes, or made, its artifact at its upload.
     pub build_id: Option<String>,
+    /// When somebody deleted it.
+    pub deleted_at: Option<i64>,
 }
 
 const COLUMNS: &str = "seq, id, deployment_id, number, bundle_digest, bundle, config, manifest_head, status, \
-     cache_policy, failure_reason, created_at, ready_at, build_id";
+     cache_policy, failure_reason, created_at, ready_at, build_id, deleted_at";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<VersionRow> {
     Ok(VersionRow {
@@ -56,6 +58,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<VersionRow> {
         created_at: row.get(11)?,
         ready_at: row.get(12)?,
         build_id: row.get(13)?,
+        deleted_at: row.get(14)?,
     })
 }
 
@@ -94,14 +97,15 @@ pub fn insert(tx: &Tx<'_>, row: &VersionRow, manifest: &str) -> Result<(), Store
 /// Those of the database.
 pub fn update(tx: &Tx<'_>, row: &VersionRow) -> Result<(), StoreError> {
     tx.prepare_cached(
-        "UPDATE agent_version SET status = ?2, failure_reason = ?3, ready_at = ?4, build_id = ?5 WHERE id = ?1",
+        "UPDATE agent_version SET status = ?2, failure_reason = ?3, ready_at = ?4, build_id = ?5, deleted_at = ?6 WHERE id = ?1",
     )?
     .execute(params![
         row.id,
         row.status,
         row.failure_reason,
         row.ready_at,
-        row.build_id
+        row.build_id,
+        row.deleted_at,
     ])?;
     Ok(())
 }
@@ -143,13 +147,13 @@ pub struct Filter {
     pub limit: u32,
 }
 
-/// Versions, newest first.
+/// Versions that are not deleted, newest first.
 ///
 /// # Errors
 /// Those of the database.
 pub fn list(db: &Connection, filter: &Filter) -> Result<Vec<VersionRow>, StoreError> {
     let mut statement = db.prepare_cached(&format!(
-        "SELECT {COLUMNS} FROM agent_version WHERE deployment_id = ?1 AND seq < ?2 \
+        "SELECT {COLUMNS} FROM agent_version WHERE deployment_id = ?1 AND seq < ?2 AND deleted_at IS NULL \
          AND (?3 IS NULL OR status = ?3) ORDER BY seq DESC LIMIT ?4"
     ))?;
     let before = filter.before.unwrap_or(i64::MAX);
@@ -170,4 +174,30 @@ pub fn building(db: &Connection) -> Result<Vec<VersionRow>, StoreError> {
     ))?;
     let rows = statement.query_map([], from_row)?;
     Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// The versions that can be run: not deleted, nor their deployment.
+///
+/// # Errors
+/// Those of the database.
+pub fn live(db: &Connection) -> Result<Vec<VersionRow>, StoreError> {
+    let mut statement = db.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM agent_version WHERE deleted_at IS NULL AND deployment_id IN \
+         (SELECT id FROM agent_deployment WHERE status <> 'deleted') ORDER BY seq"
+    ))?;
+    let rows = statement.query_map([], from_row)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Whether a run or a service that goes on has this version.
+///
+/// # Errors
+/// Those of the database.
+pub fn is_in_use(db: &Connection, id: &str) -> Result<bool, StoreError> {
+    Ok(db
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM agent_run WHERE version_id = ?1 AND completed_at IS NULL) \
+             OR EXISTS (SELECT 1 FROM agent_service WHERE version_id = ?1 AND stopped_at IS NULL)",
+        )?
+        .query_row([id], |row| row.get(0))?)
 }

@@ -26,8 +26,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    App, AppState, agent_artifact, agent_output, agent_service, agent_task, agent_version, bundle,
-    machine,
+    App, AppState, agent_artifact, agent_output, agent_service,
+    agent_task::{self, retained},
+    agent_version, bundle, machine,
 };
 use crate::error::{Error, Kind, Result};
 
@@ -122,7 +123,9 @@ async fn release_leftovers(app: &AppState) -> Result<()> {
             continue;
         };
         if run.retained_until.is_none() || machine.timeout_at.is_none() {
-            agent_task::release(app, &machine.id, run.retained_until).await;
+            retained::release(app, &run, &machine.id).await;
+        } else {
+            retained::announce(app, run, machine.id.clone());
         }
     }
     Ok(())

@@ -102,7 +102,7 @@ pub(super) fn key(template: &Layer, version: &Prepared, install: &str) -> String
 /// Makes the directory of artifacts, and removes what is not, or not surely, whole. Called once, before any run.
 pub(super) async fn clean(app: &App) -> Result<()> {
     agent::kept(app.store.write(rows::forget_unsynced).await)?;
-    let known = agent::kept(app.store.read(rows::all).await)?;
+    let known = all(app).await?;
     let root = root(&app.data_dir);
     agent::blocking(move || {
         let clean = || {
@@ -219,7 +219,7 @@ async fn settle(app: &App, id: String, target: PathBuf) -> Result<()> {
 /// Removes artifacts that were not used for longest until the rest is within its limit; never one that is needed.
 async fn make_room(app: &App) -> Result<()> {
     let limit = app.config.agent_cache_mb << 20;
-    let all = agent::kept(app.store.read(rows::all).await)?;
+    let all = all(app).await?;
     let mut total: u64 = all.iter().map(|(row, _)| row.size_bytes).sum();
     for (row, is_needed) in all {
         if total <= limit {
@@ -268,7 +268,7 @@ fn remove_beneath(layer: &Path, path: &str) -> io::Result<()> {
 }
 
 /// Bytes on disk of a tree.
-fn size(path: &Path) -> io::Result<u64> {
+pub(super) fn size(path: &Path) -> io::Result<u64> {
     let metadata = fs::symlink_metadata(path)?;
     let mut total = metadata.blocks() * 512;
     if metadata.is_dir() {
@@ -277,6 +277,11 @@ fn size(path: &Path) -> io::Result<u64> {
         }
     }
     Ok(total)
+}
+
+/// Every artifact, and whether something needs it.
+pub(super) async fn all(app: &App) -> Result<Vec<(ArtifactRow, bool)>> {
+    agent::kept(app.store.read(rows::all).await)
 }
 
 /// The newest artifacts of these keys, where there are any.

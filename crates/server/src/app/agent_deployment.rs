@@ -217,7 +217,7 @@ pub(super) fn activate(
     version_id: &str,
 ) -> Result<()> {
     let version = versions::get(tx, version_id)?
-        .filter(|version| version.deployment_id == row.id)
+        .filter(|version| version.deployment_id == row.id && version.deleted_at.is_none())
         .ok_or_else(|| super::agent_version::no_version(version_id))?;
     if !matches!(version.status.as_str(), "ready" | "superseded") {
         return Err(Error::conflict(

@@ -41,7 +41,7 @@ const MAX_BYTES: u64 = 16 << 30;
 /// The most files and directories of one directory.
 const MAX_ENTRIES: u64 = 200_000;
 
-fn root(data_dir: &Path) -> PathBuf {
+pub(super) fn root(data_dir: &Path) -> PathBuf {
     data_dir.join("outputs")
 }
 

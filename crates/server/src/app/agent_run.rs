@@ -139,7 +139,7 @@ pub(super) fn runnable(
             .with_action("deploy a version first")
         })?;
     let version = versions::get(db, &id)?
-        .filter(|version| version.deployment_id == deployment.id)
+        .filter(|version| version.deployment_id == deployment.id && version.deleted_at.is_none())
         .ok_or_else(|| agent_version::no_version(&id))?;
     if !matches!(version.status.as_str(), "ready" | "superseded") {
         return Err(Error::conflict(

@@ -12,6 +12,7 @@
 mod cached;
 mod machine;
 mod process;
+pub(super) mod retained;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -19,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use nullspace_api::{agent::OutputManifest, error::code, time};
+use nullspace_api::{agent::OutputManifest, time};
 use nullspace_lifecycle::run::{self as lifecycle, Input, Phase, Release, State};
 use nullspace_store::{
     StoreError,
@@ -37,9 +38,8 @@ use super::{
     agent_output,
     agent_service::ServiceLive,
     agent_version::{self, Prepared},
-    machine::{self as machines, Handle},
+    machine::Handle,
 };
-use crate::error::{Error, Result};
 
 /// Pause before something that must happen is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -462,6 +462,9 @@ impl Task {
             };
             agent_log::finish(&mut self.row, Writer { phase, process_id }, &mut events);
         }
+        if let (Some(until), Some(id)) = (self.row.retained_until, &self.row.machine_id) {
+            events.push(retained::kept(id, until));
+        }
         let message = reason.clone().unwrap_or_else(|| match self.row.is_build {
             true => "the result of the install was kept".into(),
             false => "run succeeded".into(),
@@ -485,15 +488,12 @@ impl Task {
                 machine_lost: end.machine_lost,
             }),
         });
-        let (app, id, until) = (
-            self.app.clone(),
-            self.row.machine_id.clone(),
-            self.row.retained_until,
-        );
+        let id = self.row.machine_id.clone();
         let id = id.or_else(|| self.handle.as_ref().map(|handle| handle.id.clone()));
+        let (app, row) = (self.app.clone(), self.row.clone());
         drop(self);
         if let Some(id) = id {
-            release(&app, &id, until).await;
+            retained::release(&app, &row, &id).await;
         }
     }
 
@@ -641,26 +641,4 @@ pub(super) fn advance(log: &watch::Sender<u64>, count: u64) {
         *known = count.max(*known);
         news
     });
-}
-
-/// Lets the machine of a run that has ended go: at once, or at the time until which it is kept.
-pub(super) async fn release(app: &AppState, machine_id: &str, until: Option<i64>) {
-    let left = until.map(|until| u64::try_from((until - time::now()) / 1000).unwrap_or(0));
-    let done: Result<()> = match left {
-        Some(left) if left > 0 => machines::set_time_limit(app, machine_id, Some(left), None, None)
-            .await
-            .map(drop),
-        _ => machines::destroy(app, machine_id, None).await.map(drop),
-    };
-    if let Err(error) = done {
-        let Error { code, context, .. } = error;
-        if !matches!(code, code::MACHINE_NOT_READY | code::MACHINE_NOT_FOUND) {
-            tracing::warn!(
-                machine = machine_id,
-                code,
-                ?context,
-                "the machine of a run could not be let go"
-            );
-        }
-    }
 }

@@ -94,6 +94,7 @@ pub async fn create(
         created_at: now,
         ready_at: None,
         build_id: None,
+        deleted_at: None,
     };
     let manifest = checked.manifest.clone();
     let recorded = app
@@ -216,7 +217,7 @@ pub async fn get(app: &App, reference: &str, version_id: &str) -> Result<Version
         .read(move |db| {
             let deployment = agent::find(db, &reference)?;
             let row = rows::get(db, &version_id)?
-                .filter(|row| row.deployment_id == deployment.id)
+                .filter(|row| row.deployment_id == deployment.id && row.deleted_at.is_none())
                 .ok_or_else(|| no_version(&version_id))?;
             let manifest = rows::manifest(db, &version_id)?;
             Ok::<_, Error>((row, manifest))
@@ -225,6 +226,45 @@ pub async fn get(app: &App, reference: &str, version_id: &str) -> Result<Version
     let cache = cache(app, std::slice::from_ref(&row)).await?;
     let manifest = raw(manifest.unwrap_or_else(|| "{}".into()))?;
     info(&row, manifest, cache.into_iter().next())
+}
+
+/// Deletes a version. Its bundle is removed by garbage collection.
+///
+/// # Errors
+/// `agent_deployment_not_found`, `agent_version_not_found`, `conflict` for the active version and for one that a run or
+/// a service has.
+pub async fn delete(app: &App, reference: &str, version_id: &str) -> Result<()> {
+    let (reference, version_id) = (reference.to_owned(), version_id.to_owned());
+    app.store
+        .write(move |tx| {
+            let deployment = agent::find_live(tx, &reference)?;
+            let row = rows::get(tx, &version_id)?
+                .filter(|row| row.deployment_id == deployment.id && row.deleted_at.is_none())
+                .ok_or_else(|| no_version(&version_id))?;
+            if deployment.active_version_id.as_ref() == Some(&row.id) {
+                return Err(Error::conflict(
+                    code::CONFLICT,
+                    format!("version {version_id} is the active one"),
+                )
+                .with_action("make another version the active one first"));
+            }
+            if rows::is_in_use(tx, &row.id)? {
+                return Err(Error::conflict(
+                    code::CONFLICT,
+                    format!("a run or a service has version {version_id}"),
+                )
+                .with_action("wait for it to end, cancel it, or stop it"));
+            }
+            rows::update(
+                tx,
+                &VersionRow {
+                    deleted_at: Some(time::now()),
+                    ..row
+                },
+            )?;
+            Ok::<_, Error>(())
+        })
+        .await
 }
 
 /// A page of versions, newest first, their manifests without entries.
@@ -312,7 +352,7 @@ where
         .read(move |db| {
             let deployment = agent::find_live(db, &wanted)?;
             let row = rows::get(db, &id)?
-                .filter(|row| row.deployment_id == deployment.id)
+                .filter(|row| row.deployment_id == deployment.id && row.deleted_at.is_none())
                 .ok_or_else(|| no_version(&id))?;
             let manifest = rows::manifest(db, &id)?.unwrap_or_default();
             Ok::<_, Error>((deployment, row, manifest))
@@ -476,18 +516,18 @@ struct Cache {
     is_building: bool,
 }
 
+/// What a version's artifact is found by, if it may have one and its template is ready.
+pub(super) fn cache_key(app: &App, row: &VersionRow) -> Option<String> {
+    let version = prepare(row).ok()?;
+    let install = version.config.install.clone()?;
+    let template = app.templates.find(&version.config.template).ok()?;
+    (version.uses_cache && !install.trim().is_empty())
+        .then(|| agent_artifact::key(&template, &version, &install))
+}
+
 /// Looks versions up in the install cache.
 async fn cache(app: &App, rows: &[VersionRow]) -> Result<Vec<Cache>> {
-    let keys: Vec<Option<String>> = rows
-        .iter()
-        .map(|row| {
-            let version = prepare(row).ok()?;
-            let install = version.config.install.clone()?;
-            let template = app.templates.find(&version.config.template).ok()?;
-            (version.uses_cache && !install.trim().is_empty())
-                .then(|| agent_artifact::key(&template, &version, &install))
-        })
-        .collect();
+    let keys: Vec<Option<String>> = rows.iter().map(|row| cache_key(app, row)).collect();
     let artifacts = agent_artifact::newest(app, keys.clone()).await?;
     let ids: Vec<Option<String>> = rows.iter().map(|row| row.build_id.clone()).collect();
     let builds = app

@@ -29,7 +29,7 @@ use super::{agent, agent_config};
 use crate::error::{Error, Kind, Result};
 
 /// Prefix of what is being unpacked; such trees are of no use to anybody else.
-const INCOMING: &str = ".incoming-";
+pub(super) const INCOMING: &str = ".incoming-";
 /// Pieces of a body that wait for the unpacking thread.
 const IN_FLIGHT: usize = 16;
 /// Room for extra headers of other writers than ours, per member.
@@ -41,7 +41,7 @@ const DRAIN_TIME: Duration = Duration::from_secs(20);
 const SYNC_ONE_BY_ONE: usize = 64;
 
 /// The directory that holds the trees.
-fn root(data_dir: &Path) -> PathBuf {
+pub(super) fn root(data_dir: &Path) -> PathBuf {
     data_dir.join("bundles")
 }
 

@@ -4,6 +4,7 @@ pub mod agent;
 mod agent_artifact;
 mod agent_config;
 pub mod agent_deployment;
+pub mod agent_gc;
 pub mod agent_log;
 pub mod agent_output;
 pub mod agent_run;

@@ -33,7 +33,7 @@ const DIGEST: &str = "x-nullspace-bundle-digest";
 pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(create_version, list_versions))
-        .routes(routes!(get_version))
+        .routes(routes!(get_version, delete_version))
         .routes(routes!(upload_bundle))
 }
 
@@ -95,6 +95,22 @@ async fn get_version(
     Path((id, version_id)): Path<(String, String)>,
 ) -> Result<Json<Version>> {
     agent_version::get(&app, &id, &version_id).await.map(Json)
+}
+
+/// Delete a version. Not the active one, nor one that a run or a service has.
+#[utoipa::path(delete, path = "/{id}/versions/{version_id}", tag = "agents",
+    params(("id" = String, Path), ("version_id" = String, Path)),
+    responses(
+        (status = 204),
+        (status = 404, body = ErrorBody, description = "`agent_deployment_not_found`, `agent_version_not_found`"),
+        (status = 409, body = ErrorBody, description = "`conflict`"),
+    ))]
+async fn delete_version(
+    State(app): State<AppState>,
+    Path((id, version_id)): Path<(String, String)>,
+) -> Result<StatusCode> {
+    agent_version::delete(&app, &id, &version_id).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Upload a version's bundle: an uncompressed tar of what the manifest includes. Checked while it arrives; when

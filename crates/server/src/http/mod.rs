@@ -5,6 +5,7 @@
 
 mod agent;
 mod agent_deployment;
+mod agent_gc;
 mod agent_run;
 mod agent_service;
 mod agent_version;

@@ -688,6 +688,12 @@ impl Supervisor {
             before.version.id.clone(),
             before.plan.port,
         );
+        let last = match &before.last_error {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        };
+        let readiness = before.plan.status(&last, time::rfc3339(time::now()));
+        let readiness = readiness.to_string();
         self.row.run_id = serving;
         self.row.version_id.clone_from(&version_id);
         self.row.port = port;
@@ -696,17 +702,13 @@ impl Supervisor {
             failure.reason
         );
         self.row.failure_reason = Some(message.clone());
-        self.step(Input::FellBack { healthy }, message).await;
-        let id = self.row.id.clone();
-        let recorded = self
-            .app
-            .store
-            .write(move |tx| rows::fall_back(tx, &id, &version_id, port))
-            .await;
-        if let Err(error) = recorded {
-            let error: StoreError = error;
-            tracing::error!(service = self.row.id, %error, "the version of a service could not be recorded");
-        }
+        self.row.readiness = readiness;
+        let Ok(step) = lifecycle::step(self.state(), Input::FellBack { healthy }) else {
+            return;
+        };
+        self.row.status = step.state.as_str().into();
+        let event = self.event(step.event, message);
+        self.record_with(&[event], Some((version_id, port))).await;
     }
 
     /// What is due.
@@ -752,14 +754,22 @@ impl Supervisor {
     }
 
     async fn record(&mut self, events: &[NewLog]) {
+        self.record_with(events, None).await;
+    }
+
+    /// With the version and port that go on after a restart that failed.
+    async fn record_with(&mut self, events: &[NewLog], falls_back: Option<(String, u16)>) {
         self.row.updated_at = time::now();
         loop {
-            let (row, events) = (self.row.clone(), events.to_vec());
+            let (row, events, falls_back) = (self.row.clone(), events.to_vec(), falls_back.clone());
             let recorded = self
                 .app
                 .store
                 .write(move |tx| {
                     rows::update(tx, &row)?;
+                    if let Some((version_id, port)) = falls_back {
+                        rows::fall_back(tx, &row.id, &version_id, port)?;
+                    }
                     rows::take_log(tx, &row.id, &events, 0)
                 })
                 .await;
