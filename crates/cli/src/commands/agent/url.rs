@@ -1,5 +1,7 @@
 //! `nullspace agent url`
 
+use std::time::{Duration, Instant};
+
 use nullspace_api::agent::CreateServiceRequest;
 
 use crate::app::App;
@@ -25,7 +27,13 @@ pub(super) struct Args {
     service: Option<String>,
     #[command(flatten)]
     envs: EnvArgs,
+    /// How long a service that starts is waited for, in seconds; 0 for not at all.
+    #[arg(long, value_name = "N", default_value_t = 120)]
+    wait: u64,
 }
+
+/// Pause between looks at a service that starts.
+const POLL: Duration = Duration::from_millis(200);
 
 pub(super) async fn run(args: &Args, app: &App) -> Outcome {
     let ui = app.ui;
@@ -54,7 +62,15 @@ pub(super) async fn run(args: &Args, app: &App) -> Outcome {
                 .await?
         }
     };
-    let url = client.get_service_url(&deployment.id, &service.id).await?;
+    let patience = Instant::now() + Duration::from_secs(args.wait);
+    let url = loop {
+        let url = client.get_service_url(&deployment.id, &service.id).await?;
+        let is_on_its_way = url.public_url.is_none() && url.status == "starting";
+        if !is_on_its_way || Instant::now() >= patience {
+            break url;
+        }
+        tokio::time::sleep(POLL).await;
+    };
     if ui.json {
         ui.json(&url)?;
         return Ok(0);
