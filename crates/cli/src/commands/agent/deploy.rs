@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use nullspace_api::agent::{BuildSummary, CreateDeploymentRequest, Deployment};
+use nullspace_api::agent::{BuildSummary, CreateDeploymentRequest, Deployment, LogsQuery};
 use nullspace_client::Client;
-use nullspace_client::agents::{CreateVersion, Version};
+use nullspace_client::agents::{CreateVersion, Target, Version};
 use nullspace_project::{AgentConfig, BuildError, Bundle, Detection, LoadError, Manifest, load};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -17,8 +17,9 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::app::App;
 use crate::error::{CliError, Outcome};
+use crate::follow::{Seen, follow};
 use crate::input;
-use crate::ui::Ui;
+use crate::ui::{Ui, tame};
 
 /// Bundle a local project and upload it as a new version of its deployment, which is made if there is none.
 #[derive(Debug, clap::Args)]
@@ -276,12 +277,18 @@ impl Prepared {
         let version = client.create_version(&deployment.id, &request).await?;
         let length = self.bundle.archive_len();
         let bar = ui.byte_bar("Uploading", Some(length));
-        let uploaded = client
-            .upload_bundle(&version, &manifest.bundle_digest, length, || {
-                bar.set_position(0);
-                archive(Arc::clone(&self.bundle), bar.clone())
-            })
-            .await;
+        let uploading = client.upload_bundle(&version, &manifest.bundle_digest, length, || {
+            bar.set_position(0);
+            archive(Arc::clone(&self.bundle), bar.clone())
+        });
+        let uploaded = if self.policy == "rebuild" && !ui.json {
+            tokio::select! {
+                uploaded = uploading => uploaded,
+                never = show_build(ui, client, &version, &bar) => match never {},
+            }
+        } else {
+            uploading.await
+        };
         bar.finish_and_clear();
         let version = wait_until_built(ui, client, uploaded?).await?;
         if version.status == "failed" {
@@ -300,6 +307,46 @@ impl Prepared {
             version,
         })
     }
+}
+
+/// Pause between looks at a build.
+const BUILD_POLL: Duration = Duration::from_millis(500);
+
+/// Shows what the build of a version prints while the answer to its upload is waited for.
+async fn show_build(
+    ui: Ui,
+    client: &Client,
+    version: &Version,
+    bar: &indicatif::ProgressBar,
+) -> std::convert::Infallible {
+    let build = loop {
+        tokio::time::sleep(BUILD_POLL).await;
+        let now = client
+            .get_version(&version.deployment_id, &version.id)
+            .await;
+        let cache = now.ok().and_then(|version| version.cache_summary);
+        if let Some(build) = cache.and_then(|cache| cache.build_id) {
+            break build;
+        }
+    };
+    bar.finish_and_clear();
+    ui.dim(format!("Building {build}"));
+    // A build that cannot be followed is a build all the same: its end is in the answer.
+    let _ = follow(
+        client,
+        &version.deployment_id,
+        &Target::Run(build),
+        LogsQuery::default(),
+        BUILD_POLL,
+        &mut |seen| {
+            if let Seen::Line(event) = seen {
+                ui.dim(tame(&event.message));
+            }
+            Ok(())
+        },
+    )
+    .await;
+    std::future::pending().await
 }
 
 impl CacheInputs {
