@@ -57,6 +57,15 @@ const STEADY: Duration = Duration::from_secs(60);
 const LAST_LINES: usize = 5;
 const LAST_LINE: usize = 400;
 
+/// Where a run comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// It was just recorded.
+    New,
+    /// A server before this one had begun it.
+    Earlier,
+}
+
 /// Takes a new run on.
 pub(super) fn start(
     app: &AppState,
@@ -64,24 +73,24 @@ pub(super) fn start(
     version: Arc<Prepared>,
     envs: BTreeMap<String, String>,
 ) {
-    spawn(app, row, version, Some(envs), None);
+    spawn(app, row, version, Origin::New, Some(envs), None);
 }
 
 /// Takes a run on that an earlier server had begun.
 pub(super) fn resume(app: &AppState, row: RunRow, version: Arc<Prepared>) {
-    spawn(app, row, version, None, None);
+    spawn(app, row, version, Origin::Earlier, None, None);
 }
 
-/// Takes the backing of a service on: a new one with the values of its environment, or one that an earlier server
-/// had begun.
+/// Takes the backing of a service on, with the values of its environment if they can be read.
 pub(super) fn back(
     app: &AppState,
     row: RunRow,
     version: Arc<Prepared>,
+    origin: Origin,
     envs: Option<BTreeMap<String, String>>,
     service: &Arc<ServiceLive>,
 ) -> Arc<Live> {
-    spawn(app, row, version, envs, Some(service.clone()))
+    spawn(app, row, version, origin, envs, Some(service.clone()))
 }
 
 /// What a backing tells the supervisor of its service.
@@ -116,6 +125,7 @@ fn spawn(
     app: &AppState,
     row: RunRow,
     version: Arc<Prepared>,
+    origin: Origin,
     envs: Option<BTreeMap<String, String>>,
     service: Option<Arc<ServiceLive>>,
 ) -> Arc<Live> {
@@ -129,6 +139,7 @@ fn spawn(
         handle: app_handle(app, &row),
         row,
         version,
+        origin,
         envs,
         live: live.clone(),
         service,
@@ -220,6 +231,7 @@ struct Task {
     version: Arc<Prepared>,
     /// Values of environment variables; `None` when the server that knew them is gone.
     envs: Option<BTreeMap<String, String>>,
+    origin: Origin,
     handle: Option<Arc<Handle>>,
     cancel: CancellationToken,
     live: Arc<Live>,
@@ -245,7 +257,7 @@ impl Task {
 
     /// The run's life up to its end. Both results are ends; errors leave early.
     async fn work(&mut self) -> Result<End, End> {
-        let resumed = self.envs.is_none();
+        let resumed = self.origin == Origin::Earlier;
         if self.cancel.is_cancelled() {
             return Ok(End::cancelled());
         }

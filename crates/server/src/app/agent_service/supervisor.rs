@@ -8,7 +8,7 @@
 //! It has at most one backing that takes traffic and one that is on its way to that; others are being ended. A server
 //! that starts again finds the backings' runs in the record and goes on.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use nullspace_api::{id, time};
 use nullspace_gateway::{Access, Door, Route, Upstream};
@@ -37,7 +37,7 @@ use crate::{
         AppState,
         agent::Live as RunLive,
         agent_config, agent_log,
-        agent_task::{self, Failure, News},
+        agent_task::{self, Failure, News, Origin},
         agent_version::{self, Prepared},
         machine::Handle,
     },
@@ -255,7 +255,9 @@ impl Supervisor {
                 .machine_id
                 .as_ref()
                 .and_then(|id| self.app.machines.get(id));
-            if let Err(error) = self.take_on(run, None).await {
+            // Needed if it has no machine yet.
+            let envs = self.envs().ok();
+            if let Err(error) = self.take_on(run, Origin::Earlier, envs).await {
                 tracing::error!(service = id, run = run_id, context = ?error.context, "a backing could not be taken over");
                 continue;
             }
@@ -272,8 +274,12 @@ impl Supervisor {
                 if let Some(backing) = self.backing(&run_id) {
                     backing.is_healthy = healthy;
                 }
+                let port = self.row.gateway_port;
                 self.open_door(&run_id).await;
                 self.route.lead_to(upstream);
+                if self.row.gateway_port != port {
+                    self.record(&[]).await;
+                }
             }
         }
     }
@@ -282,12 +288,13 @@ impl Supervisor {
     async fn take_on(
         &mut self,
         run: RunRow,
-        envs: Option<std::collections::BTreeMap<String, String>>,
+        origin: Origin,
+        envs: Option<BTreeMap<String, String>>,
     ) -> Result<()> {
         let version = agent_version::prepared(&self.app, &run.version_id).await?;
         let port = version.config.service.port.unwrap_or(self.row.port);
         let run_id = run.id.clone();
-        let live = agent_task::back(&self.app, run, version.clone(), envs, &self.live);
+        let live = agent_task::back(&self.app, run, version.clone(), origin, envs, &self.live);
         self.backings.push(Backing {
             run_id,
             plan: Plan::of(&version.config, port),
@@ -382,19 +389,7 @@ impl Supervisor {
     }
 
     async fn try_begin(&mut self, is_restart: bool) -> Result<()> {
-        let envs = match &self.row.envs {
-            None => Default::default(),
-            Some(sealed) => self
-                .app
-                .seal
-                .open_sealed(&self.row.id, sealed)
-                .and_then(|plain| serde_json::from_slice(&plain).ok())
-                .ok_or_else(|| {
-                    Error::internal("a sealed environment could not be opened").with_message(
-                        "the values of its environment variables cannot be read any more: restart it with them",
-                    )
-                })?,
-        };
+        let envs = self.envs()?;
         let version = agent_version::prepared(&self.app, &self.row.version_id).await?;
         let now = time::now();
         let run = RunRow {
@@ -443,7 +438,22 @@ impl Supervisor {
                 Err(error) => self.not_recorded(&error).await,
             }
         };
-        self.take_on(run, Some(envs)).await
+        self.take_on(run, Origin::New, Some(envs)).await
+    }
+
+    /// The values of its environment variables.
+    fn envs(&self) -> Result<BTreeMap<String, String>> {
+        let Some(sealed) = &self.row.envs else {
+            return Ok(BTreeMap::new());
+        };
+        let plain = self.app.seal.open_sealed(&self.row.id, sealed);
+        plain
+            .and_then(|plain| serde_json::from_slice(&plain).ok())
+            .ok_or_else(|| {
+                Error::internal("a sealed environment could not be opened").with_message(
+                    "the values of its environment variables cannot be read any more: restart it with them",
+                )
+            })
     }
 
     async fn hear(&mut self, run_id: &str, heard: Heard) {

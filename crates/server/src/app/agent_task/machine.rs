@@ -35,7 +35,7 @@ impl Task {
                 .await;
         }
         if self.handle.is_none() {
-            if resumed && self.row.has_envs {
+            if resumed && self.row.has_envs && self.envs.is_none() {
                 return Err(End::broke(
                     "the server was stopped before the machine was there, and values of environment variables are \
                      not stored: start the run again",
