@@ -67,9 +67,8 @@ impl Connection {
     ) -> Result<Response<RecvStream>, GuestError> {
         let (response, mut stream) = self.request(method, path, body.is_empty(), step).await?;
         if !body.is_empty() {
-            stream
-                .send_data(body, true)
-                .map_err(|e| GuestError::lost(step, e))?;
+            // A stream that takes nothing any more has been answered or is lost: the answer says which.
+            let _ = stream.send_data(body, true);
         }
         response.await.map_err(|e| GuestError::lost(step, e))
     }
@@ -127,7 +126,8 @@ impl Connection {
 }
 
 /// Sends a body piece by piece, no faster than the guest takes it. A body that breaks off resets the
-/// stream, so that the guest does not take what came for the whole.
+/// stream, so that the guest does not take what came for the whole, and is the only error: a guest that answers
+/// before the body's end resets the stream as well, and only its answer tells that from a lost connection.
 pub(super) async fn pump<S>(mut stream: SendStream<Bytes>, body: S) -> io::Result<()>
 where
     S: Stream<Item = io::Result<Bytes>> + Send,
@@ -138,24 +138,28 @@ where
         while !piece.is_empty() {
             stream.reserve_capacity(piece.len());
             while stream.capacity() == 0 {
-                match poll_fn(|cx| stream.poll_capacity(cx)).await {
-                    Some(more) => more.map_err(io::Error::other)?,
-                    // The guest wants no more; its answer says why.
-                    None => return Ok(()),
+                let Some(Ok(_)) = poll_fn(|cx| stream.poll_capacity(cx)).await else {
+                    return Ok(());
                 };
             }
             let ready = piece.split_to(stream.capacity().min(piece.len()));
-            stream.send_data(ready, false).map_err(io::Error::other)?;
+            if stream.send_data(ready, false).is_err() {
+                return Ok(());
+            }
         }
     }
-    stream
-        .send_data(Bytes::new(), true)
-        .map_err(io::Error::other)
+    let _ = stream.send_data(Bytes::new(), true);
+    Ok(())
 }
 
 /// The next piece of an answer. What was read makes room for more.
 pub(super) async fn next(body: &mut RecvStream) -> Option<Result<Bytes, h2::Error>> {
     let piece = body.data().await?;
+    // Sent behind a whole answer to a request whose body was not wanted (RFC 9113, section 8.1).
+    if matches!(&piece, Err(e) if e.is_reset() && e.is_remote() && e.reason() == Some(Reason::NO_ERROR))
+    {
+        return None;
+    }
     Some(piece.and_then(|piece| {
         body.flow_control().release_capacity(piece.len())?;
         Ok(piece)
@@ -179,4 +183,41 @@ pub(super) async fn collect(mut body: RecvStream, limit: usize) -> Result<Bytes,
         whole.extend_from_slice(&piece);
     }
     Ok(whole.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A guest that refuses an upload answers and resets the stream, possibly while a piece is on its way.
+    #[tokio::test]
+    async fn an_answer_before_the_end_of_a_body_is_an_answer() {
+        let (ours, theirs) = tokio::io::duplex(64 << 10);
+        let guest = tokio::spawn(async move {
+            let mut connection = h2::server::handshake(theirs).await.unwrap();
+            while let Some(request) = connection.accept().await {
+                let (_, mut answer) = request.unwrap();
+                let head = Response::builder().status(409).body(()).unwrap();
+                let mut stream = answer.send_response(head, false).unwrap();
+                stream.send_data(Bytes::from("taken"), true).unwrap();
+                // Dropping the request here says that no more of its body is wanted.
+            }
+        });
+        let connection = Connection::open(Box::new(ours)).await.unwrap();
+        let (response, mut stream) = connection
+            .request(Method::PUT, "/files/raw", false, "writing")
+            .await
+            .unwrap();
+        let reset = poll_fn(|cx| stream.poll_reset(cx)).await.unwrap();
+        assert_eq!(reset, Reason::NO_ERROR);
+        let pieces = ["late", "later"].map(|piece| Ok(Bytes::from(piece)));
+        pump(stream, futures_util::stream::iter(pieces))
+            .await
+            .unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 409);
+        assert_eq!(collect(response.into_body(), 100).await.unwrap(), "taken");
+        drop(connection);
+        guest.await.unwrap();
+    }
 }
