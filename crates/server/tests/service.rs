@@ -32,7 +32,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             pathlib.Path("sick").unlink()
         sick = self.path == "/health" and pathlib.Path("sick").exists()
         body = json.dumps({"version": pathlib.Path("version").read_text(), "starts": int(count.read_text()),
-            "token": os.environ.get("TOKEN"), "service": os.environ.get("NULLSPACE_SERVICE_ID")}).encode()
+            "token": os.environ.get("TOKEN"), "service": os.environ.get("NULLSPACE_SERVICE_ID"),
+            "beside": [line for file in pathlib.Path(".").glob("beside") for line in file.read_text().split()]}).encode()
         self.send_response(500 if sick else 200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -248,10 +249,16 @@ async fn a_service_starts_answers_at_its_address_and_stops() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_entry_point_that_ends_is_started_again_where_its_files_are() {
     let world = Services::new().await;
-    world.deploy(&project("one", free_port(), PUBLIC)).await;
+    let mut project = project("one", free_port(), PUBLIC);
+    let line = project.config.entrypoint.take().unwrap();
+    project.config.entrypoint = Some(format!("sleep 1000 & echo $! >> beside; {line}"));
+    world.deploy(&project).await;
     let id = world.start(json!({})).await;
     let machine = world.until(&id, "ready").await["sandbox_id"].clone();
     let url = world.url(&id).await;
+    let beside = world.open(&url).await.1["beside"][0].clone();
+    let beside = format!("/proc/{}", beside.as_str().unwrap());
+    assert!(std::path::Path::new(&beside).exists());
     assert!(
         world
             .0
@@ -268,7 +275,13 @@ async fn an_entry_point_that_ends_is_started_again_where_its_files_are() {
         .await;
     assert_eq!(service["sandbox_id"], machine);
     assert_eq!(world.url(&id).await, url);
-    assert_eq!(world.open(&url).await.1["starts"], 2);
+    let answer = world.open(&url).await.1;
+    assert_eq!(answer["starts"], 2);
+    assert_eq!(answer["beside"].as_array().unwrap().len(), 2);
+    // What ran beside the entry point ended with it.
+    world
+        .until_it(&id, |_| !std::path::Path::new(&beside).exists())
+        .await;
     let log = world.log(&id).await;
     assert_eq!(
         count(&log, "entrypoint_ended: entrypoint ended with exit code 7"),

@@ -152,8 +152,8 @@ struct Report<'a> {
     warnings: Vec<&'a str>,
 }
 
-const INSTALL_WARNING: &str = "the install step runs at the start of every run, as there is no ready build artifact; \
-     --rebuild makes one, a template of your own saves heavy system packages";
+const INSTALL_WARNING: &str = "the next run executes the install step, as there is no ready build artifact; its result \
+     is kept for later runs unless --no-cache was given; --rebuild makes it at deploy";
 
 impl Cache<'_> {
     fn status(&self) -> (&str, &str) {

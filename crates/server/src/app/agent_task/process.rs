@@ -19,6 +19,11 @@ use crate::app::{
 const BATCH_EVENTS: usize = 2000;
 const BATCH_BYTES: usize = 1 << 20;
 
+/// Goes before the entry point of a service. A shell that is asked to end waits for its command, so that what that says
+/// last is read; and whatever it started in the background ends with it, so that the next start finds the ports free.
+const SHELL_OF_A_SERVICE: &str = "trap 'exit 143' TERM\n\
+    trap 'code=$?; trap \"\" TERM; kill -TERM 0; exit $code' EXIT\n";
+
 /// Why following a process stopped before its end.
 enum Stopped {
     /// The run ends.
@@ -123,8 +128,7 @@ impl Task {
 
     async fn begin(&mut self, command: Command, line: &str) -> Result<u32, End> {
         let script = match &self.service {
-            // A shell that is asked to end waits for its command, so that what that says last is read.
-            Some(_) if command == Command::Entrypoint => format!("trap 'exit 143' TERM\n{line}"),
+            Some(_) if command == Command::Entrypoint => format!("{SHELL_OF_A_SERVICE}{line}"),
             _ => line.to_owned(),
         };
         let request = ExecRequest {
