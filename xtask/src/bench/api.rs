@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 type Body = BoxBody<Bytes, std::io::Error>;
 
-const KEY: &str = "ns_live_bench";
+pub(crate) const KEY: &str = "ns_live_bench";
 
 /// A `nullspace serve` of the release build with a data directory of its own.
 pub(crate) struct Server {

@@ -8,11 +8,18 @@
 //! crun refuses hosts that have cgroup v1 next to a v2 with controllers of its own. There, hide the latter:
 //! `unshare --mount sh -c 'umount /sys/fs/cgroup/unified; cargo xtask bench'`.
 
+mod agent;
 mod api;
+mod artifact;
 mod density;
+mod follow;
+mod gateway;
+mod nginx;
 mod peers;
 mod rows;
+mod service;
 mod table;
+mod wire;
 
 use std::path::PathBuf;
 
@@ -53,6 +60,14 @@ pub(crate) enum Group {
     Run,
     /// A project deployed.
     Deploy,
+    /// Requests through the gateway to a service.
+    Gateway,
+    /// A service that moves to a new version under load.
+    Service,
+    /// Runs of what is already installed, and many at once.
+    Artifact,
+    /// A job's output on its way to a follower.
+    Follow,
     /// The server started on what is there.
     Restart,
     /// Many idle machines.

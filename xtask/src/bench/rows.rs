@@ -2,8 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -12,9 +11,11 @@ use serde_json::json;
 
 use super::{
     Args, Group,
+    agent::{Cli, Deployment},
     api::{Client, Server},
-    density,
+    artifact, density, follow, gateway,
     peers::{self, Bundle, Live, Peer},
+    service,
     table::{Samples, Table},
 };
 
@@ -48,6 +49,18 @@ pub(crate) async fn all(args: &Args, server: &mut Server, table: &mut Table) -> 
     }
     if args.wants(Group::Deploy) {
         deploy(server, table)?;
+    }
+    if args.wants(Group::Gateway) {
+        gateway::run(server, n, table).await.context("gateway")?;
+    }
+    if args.wants(Group::Service) {
+        service::run(server, table).await.context("service")?;
+    }
+    if args.wants(Group::Artifact) {
+        artifact::run(server, n, table).await.context("artifact")?;
+    }
+    if args.wants(Group::Follow) {
+        follow::run(server, table).await.context("follow")?;
     }
     if args.wants(Group::Restart) {
         let mut times = Vec::new();
@@ -294,22 +307,6 @@ fn peak(status: &str) -> &str {
         .map_or("unknown", str::trim)
 }
 
-fn cli(server: &Server, args: &[&str], directory: &Path) -> Result<std::process::Output> {
-    let output = Command::new(&server.program)
-        .args(args)
-        .current_dir(directory)
-        .env("NULLSPACE_API_URL", format!("http://{}", server.address))
-        .env("NULLSPACE_API_KEY", "ns_live_bench")
-        .stdin(Stdio::null())
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "{args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(output)
-}
-
 /// From the request for a run to the first line of its output at a follower.
 async fn agent_run(
     server: &Server,
@@ -317,47 +314,12 @@ async fn agent_run(
     create_p50: f64,
     samples: usize,
 ) -> Result<()> {
-    let project = tempfile::tempdir()?;
     let config = "name = \"bench-job\"\nmode = \"job\"\nentrypoint = \"echo first line\"\n";
-    std::fs::write(project.path().join("nullspace.agent.toml"), config)?;
-    let deployed = cli(server, &["agent", "deploy", "--json"], project.path())?;
-    let deployed: serde_json::Value = serde_json::from_slice(&deployed.stdout)?;
-    let deployment = deployed["deployment"]["id"]
-        .as_str()
-        .context("no deployment id")?
-        .to_owned();
-    let base = format!("/v1/agent-deployments/{deployment}/runs");
+    let job = Deployment::new(server, config, &[])?;
     let mut client = server.client().await?;
     let mut times = Vec::new();
     for _ in 0..samples {
-        let start = Instant::now();
-        let run = client
-            .call(Method::POST, &base, Some(json!({ "input": {} })))
-            .await?;
-        let run = run["id"].as_str().context("no run id")?.to_owned();
-        let mut cursor = String::new();
-        'follow: loop {
-            let path = format!("{base}/{run}/logs?limit=100&wait_ms=20000&cursor={cursor}");
-            let page = client.call(Method::GET, &path, None).await?;
-            for event in page["events"].as_array().into_iter().flatten() {
-                if event["event_type"] == "stdout" {
-                    times.push(start.elapsed());
-                    break 'follow;
-                }
-            }
-            cursor = page["next_cursor"].as_str().unwrap_or_default().to_owned();
-            ensure!(start.elapsed() < Duration::from_secs(30), "no output came");
-        }
-        // The next sample starts when this run has gone.
-        loop {
-            let status = client
-                .call(Method::GET, &format!("{base}/{run}"), None)
-                .await?;
-            if status["status"] == "succeeded" {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        times.push(job.first_line(&mut client).await?);
     }
     let goal = [("create → true", Some(create_p50), Some(4.0))];
     table.row(
@@ -373,6 +335,7 @@ fn deploy(server: &Server, table: &mut Table) -> Result<()> {
     let project = tempfile::tempdir()?;
     let config = "name = \"bench-tree\"\nmode = \"job\"\nentrypoint = \"true\"\n";
     std::fs::write(project.path().join("nullspace.agent.toml"), config)?;
+    let cli = Cli::of(server);
     let mut ours = Vec::new();
     for round in 0..5u8 {
         for directory in 0..100 {
@@ -386,7 +349,7 @@ fn deploy(server: &Server, table: &mut Table) -> Result<()> {
             }
         }
         let start = Instant::now();
-        cli(server, &["agent", "deploy", "--json"], project.path())?;
+        cli.deploy(project.path())?;
         ours.push(start.elapsed());
     }
     let mut theirs = peers::tar_and_hash(project.path());

@@ -10,6 +10,7 @@ const TAILS: [&str; 2] = ["create → result of true", "true in a live machine"]
 #[derive(Default, Serialize)]
 pub(crate) struct Table {
     rows: Vec<Row>,
+    rates: Vec<Rate>,
     notes: Vec<String>,
 }
 
@@ -29,6 +30,17 @@ struct Ratio {
     ratio: f64,
     /// The most it may be; absent for orientation.
     goal: Option<f64>,
+}
+
+/// How often something was done in a second.
+#[derive(Serialize)]
+struct Rate {
+    name: String,
+    rounds: Vec<f64>,
+    /// The median of the rounds.
+    per_second: f64,
+    /// To what, our rate over theirs, the least that it may be.
+    ratio: Option<(String, f64, f64)>,
 }
 
 /// Sorted samples.
@@ -81,6 +93,20 @@ impl Table {
                 goal,
             });
         }
+        self.push(name, samples, ratios);
+    }
+
+    /// Adds a row whose slowest samples may take so many milliseconds.
+    pub(crate) fn row_within(&mut self, name: &str, samples: &Samples, p99_ms: f64) {
+        let ratio = Ratio {
+            to: format!("{p99_ms} ms (p99)"),
+            ratio: samples.p99() / p99_ms,
+            goal: Some(1.0),
+        };
+        self.push(name, samples, vec![ratio]);
+    }
+
+    fn push(&mut self, name: &str, samples: &Samples, ratios: Vec<Ratio>) {
         let (samples, p50_ms, p99_ms) = (samples.0.len(), samples.p50(), samples.p99());
         let row = Row {
             name: name.to_owned(),
@@ -91,6 +117,33 @@ impl Table {
         };
         print_row(&row);
         self.rows.push(row);
+    }
+
+    /// Adds rounds of a rate, compared with (whose, their rate, the least that the ratio may be); returns the median.
+    pub(crate) fn rate(
+        &mut self,
+        name: &str,
+        mut rounds: Vec<f64>,
+        against: Option<(&str, f64, f64)>,
+    ) -> f64 {
+        rounds.sort_by(f64::total_cmp);
+        let per_second = rounds.get(rounds.len() / 2).copied().unwrap_or(f64::NAN);
+        let ratio = against.map(|(to, theirs, goal)| (to.to_owned(), per_second / theirs, goal));
+        let rate = Rate {
+            name: name.to_owned(),
+            rounds,
+            per_second,
+            ratio,
+        };
+        print_rate(&rate);
+        self.rates.push(rate);
+        per_second
+    }
+
+    /// A fact that is as it should be, or not.
+    pub(crate) fn check(&mut self, good: bool, text: String) {
+        let met = if good { "ok" } else { "MISSED" };
+        self.note(format!("{text} {met}"));
     }
 
     /// A fact that is not a time.
@@ -105,6 +158,7 @@ impl Table {
             "what", "samples", "p50 ms", "p99 ms"
         );
         self.rows.iter().for_each(print_row);
+        self.rates.iter().for_each(print_rate);
         self.notes.iter().for_each(|note| println!("{note}"));
     }
 }
@@ -128,5 +182,19 @@ fn print_row(row: &Row) {
         row.p50_ms,
         row.p99_ms,
         ratios.join("; ")
+    );
+}
+
+fn print_rate(rate: &Rate) {
+    let ratio = rate.ratio.as_ref().map(|(to, ratio, goal)| {
+        let met = if ratio >= goal { "ok" } else { "MISSED" };
+        format!("{ratio:.3} × {to} (≥ {goal} {met})")
+    });
+    println!(
+        "{:44} {:>7} {:>10.0} /s           {}",
+        rate.name,
+        rate.rounds.len(),
+        rate.per_second,
+        ratio.unwrap_or_default()
     );
 }
