@@ -245,9 +245,11 @@ pub fn append_late(tx: &Tx<'_>, seq: i64, events: &[agent_log::NewLog]) -> Resul
         .prepare_cached(
             "UPDATE agent_run SET log_count = log_count + ?2 WHERE seq = ?1 RETURNING log_count",
         )?
-        .query_row(params![seq, signed(events.len() as u64)], |row| row.get(0))?;
+        .query_row(params![seq, signed(agent_log::count(events))], |row| {
+            row.get(0)
+        })?;
     let count = unsigned(count);
-    let from = count.saturating_sub(events.len() as u64);
+    let from = count.saturating_sub(agent_log::count(events));
     agent_log::append(tx, agent_log::Log::Run(seq), from, events)?;
     Ok(count)
 }

@@ -239,12 +239,12 @@ pub fn take_log(
             "UPDATE agent_service SET log_count = log_count + ?2, log_bytes = log_bytes + ?3 WHERE id = ?1 \
              RETURNING seq, log_count, log_bytes",
         )?
-        .query_row(params![id, signed(events.len() as u64), signed(bytes)], |row| {
+        .query_row(params![id, signed(agent_log::count(events)), signed(bytes)], |row| {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?))
         })?;
     let count = unsigned(count);
     let log = Log::Service(seq);
-    agent_log::append(tx, log, count - events.len() as u64, events)?;
+    agent_log::append(tx, log, count - agent_log::count(events), events)?;
     if unsigned(kept) > HALF_A_LOG {
         let first: i64 = tx
             .prepare_cached(

@@ -59,6 +59,9 @@ pub enum StoreError {
         /// What it holds.
         value: String,
     },
+    /// The log has an event of this number already: its writer lost count.
+    #[error("the log has an event {0} already")]
+    LogNumberTaken(u64),
     /// The disk could not take the transaction; nothing of it was kept.
     #[error("the transaction was not kept: {0}")]
     NotCommitted(String),

@@ -10,6 +10,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0002_agents.sql"),
     include_str!("../migrations/0003_services.sql"),
     include_str!("../migrations/0004_artifacts.sql"),
+    include_str!("../migrations/0005_log_lines.sql"),
 ];
 
 /// Brings the database to the newest schema, each step in a transaction of its own.

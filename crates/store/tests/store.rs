@@ -250,11 +250,12 @@ async fn events_and_lines_keep_their_order() {
         event_type: "stdout",
         source: "stdout",
         message: text.into(),
+        lines: text.split('\n').count() as u32,
         metadata: None,
         in_machine: true,
         process_id: Some(2),
     };
-    let (first, second) = ([line("a"), line("b")], [line("c")]);
+    let (first, second) = ([line("a"), line("b")], [line("c\n\nd"), line("e")]);
     store
         .write(move |tx| {
             agent_log::append(tx, agent_log::Log::Run(1), 0, &first)?;
@@ -264,21 +265,42 @@ async fn events_and_lines_keep_their_order() {
         })
         .await
         .unwrap();
-    let page = store
-        .read(|db| agent_log::page(db, agent_log::Log::Run(1), 1, 10))
-        .await
-        .unwrap();
-    let told: Vec<_> = page
-        .iter()
-        .map(|row| (row.number, row.message.as_str()))
+    let told = async |from, limit| -> Vec<(u64, String)> {
+        let page = store.read(move |db| agent_log::page(db, agent_log::Log::Run(1), from, limit));
+        let page = page.await.unwrap();
+        page.into_iter()
+            .map(|row| (row.number, row.message))
+            .collect()
+    };
+    let all: Vec<(u64, String)> = (0..)
+        .zip(["a", "b", "c", "", "d", "e"].map(Into::into))
         .collect();
-    assert_eq!(told, [(1, "b"), (2, "c")]);
+    for from in 0..7 {
+        for limit in 1..7 {
+            let there = &all[from.min(6)..(from + limit).min(6)];
+            assert_eq!(
+                told(from as u64, limit as u32).await,
+                there,
+                "{from} {limit}"
+            );
+        }
+    }
     // A number is given once: a writer that lost count cannot overwrite what is there.
-    let twice = [line("x")];
-    let again = store
-        .write(move |tx| agent_log::append(tx, agent_log::Log::Run(1), 2, &twice))
-        .await;
-    assert!(again.is_err());
+    for taken in [2, 4, 5] {
+        let twice = [line("x")];
+        let again = store
+            .write(move |tx| agent_log::append(tx, agent_log::Log::Run(1), taken, &twice))
+            .await;
+        assert!(again.is_err());
+    }
+    // A row goes when all its lines may go.
+    for (before, left) in [(3, 2), (5, 5)] {
+        store
+            .write(move |tx| agent_log::drop_before(tx, agent_log::Log::Run(1), before))
+            .await
+            .unwrap();
+        assert_eq!(told(0, 10).await, &all[left..]);
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! What has been read of a line without an end is kept beside the run, so that a server that starts again
 //! goes on in the middle of it. Called by the run's task and by `http::agent_run`.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use nullspace_api::{
     agent::{DEFAULT_LOG_LIMIT, LogEvent, Logs, LogsQuery, MAX_LOG_LIMIT, MAX_WAIT_MS},
@@ -26,6 +26,8 @@ use crate::error::{Error, Result};
 
 /// The longest line, in bytes; longer ones are cut into several.
 pub(super) const MAX_LINE: usize = 16 << 10;
+/// The most bytes of lines that are kept together: what is read for one of them.
+const MAX_PIECE: usize = 64 << 10;
 /// The most output of one run that is kept, in bytes.
 const MAX_BYTES: u64 = 256 << 20;
 
@@ -47,7 +49,8 @@ pub(super) struct Writer {
     pub(super) process_id: u32,
 }
 
-/// Takes output of a process: whole lines become events, the rest waits in the row.
+/// Takes output of a process: whole lines become events, those of one stream in one piece as far as nothing else comes
+/// between them and with the time of the first; the rest waits in the row. All of `events` is output of this process.
 pub(super) fn take(
     row: &mut RunRow,
     writer: Writer,
@@ -56,32 +59,48 @@ pub(super) fn take(
     events: &mut Vec<NewLog>,
 ) {
     let mut line = partial(row, source).take().unwrap_or_default();
-    for piece in data.split_inclusive(|byte| *byte == b'\n') {
-        let mut rest = piece;
-        // The end of a line does not count.
-        while line.len() + rest.strip_suffix(b"\n").unwrap_or(rest).len() > MAX_LINE {
-            let room = MAX_LINE - line.len();
-            line.extend_from_slice(&rest[..room]);
-            rest = &rest[room..];
-            // Not in the middle of a character, as far as there are characters.
-            let tail = line.split_off(whole_characters(&line));
-            push(row, writer, source, &line, events);
-            line = tail;
+    let mut start = 0;
+    for end in memchr::memchr_iter(b'\n', data) {
+        let rest = &data[start..end];
+        start = end + 1;
+        if line.is_empty() && rest.len() <= MAX_LINE {
+            push(row, writer, source, rest, true, events);
+            continue;
         }
-        line.extend_from_slice(rest);
-        if line.last() == Some(&b'\n') {
-            push(row, writer, source, &line, events);
-            line.clear();
-        }
+        lengthen(row, writer, source, &mut line, rest, events);
+        push(row, writer, source, &line, true, events);
+        line.clear();
     }
+    lengthen(row, writer, source, &mut line, &data[start..], events);
     *partial(row, source) = Some(line).filter(|line| !line.is_empty());
+}
+
+/// Adds to a line whose end has not come; what is too long becomes lines of its own.
+fn lengthen(
+    row: &mut RunRow,
+    writer: Writer,
+    source: Source,
+    line: &mut Vec<u8>,
+    mut rest: &[u8],
+    events: &mut Vec<NewLog>,
+) {
+    while line.len() + rest.len() > MAX_LINE {
+        let room = MAX_LINE - line.len();
+        line.extend_from_slice(&rest[..room]);
+        rest = &rest[room..];
+        // Not in the middle of a character, as far as there are characters.
+        let tail = line.split_off(whole_characters(line));
+        push(row, writer, source, line, false, events);
+        *line = tail;
+    }
+    line.extend_from_slice(rest);
 }
 
 /// The process has ended: what waits for the end of its line is a line.
 pub(super) fn finish(row: &mut RunRow, writer: Writer, events: &mut Vec<NewLog>) {
     for source in [Source::Stdout, Source::Stderr] {
         if let Some(line) = partial(row, source).take() {
-            push(row, writer, source, &line, events);
+            push(row, writer, source, &line, false, events);
         }
     }
 }
@@ -101,43 +120,69 @@ fn whole_characters(line: &[u8]) -> usize {
     }
 }
 
-fn push(row: &mut RunRow, writer: Writer, source: Source, line: &[u8], events: &mut Vec<NewLog>) {
+/// `ended` says whether a line end came after it.
+fn push(
+    row: &mut RunRow,
+    writer: Writer,
+    source: Source,
+    line: &[u8],
+    ended: bool,
+    events: &mut Vec<NewLog>,
+) {
     // The log of a service drops its oldest lines instead.
     let ends = row.service_id.is_none();
     if ends && row.log_bytes >= MAX_BYTES {
         return;
     }
-    row.log_bytes += line.len() as u64;
-    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    row.log_bytes += line.len() as u64 + u64::from(ended);
     let line = line.strip_suffix(b"\r").unwrap_or(line);
-    let (word, level) = match source {
-        Source::Stdout => ("stdout", "info"),
-        Source::Stderr => ("stderr", "error"),
+    // Almost always it is text, and that is found out several times as fast.
+    let text =
+        std::str::from_utf8(line).map_or_else(|_| String::from_utf8_lossy(line), Cow::Borrowed);
+    let word = match source {
+        Source::Stdout => "stdout",
+        Source::Stderr => "stderr",
     };
-    let event = |level, event_type, source, message, metadata: Value| NewLog {
-        at: time::now(),
-        level,
-        event_type,
-        source,
-        message,
-        metadata: Some(metadata.to_string()),
-        in_machine: true,
-        process_id: Some(writer.process_id),
-    };
-    let message = String::from_utf8_lossy(line).into_owned();
-    events.push(event(
-        level,
-        word,
-        word,
-        message,
-        json!({"phase": writer.phase}),
-    ));
+    match events
+        .last_mut()
+        .filter(|last| last.source == word && last.message.len() + text.len() < MAX_PIECE)
+    {
+        Some(piece) => {
+            piece.message.push('\n');
+            piece.message.push_str(&text);
+            piece.lines += 1;
+        }
+        None => events.push(NewLog {
+            at: time::now(),
+            level: if source == Source::Stdout {
+                "info"
+            } else {
+                "error"
+            },
+            event_type: word,
+            source: word,
+            message: text.into_owned(),
+            lines: 1,
+            metadata: Some(json!({"phase": writer.phase}).to_string()),
+            in_machine: true,
+            process_id: Some(writer.process_id),
+        }),
+    }
     if ends && row.log_bytes >= MAX_BYTES {
-        let message = format!(
-            "the log has {} MiB of output: the rest is not kept",
-            MAX_BYTES >> 20
-        );
-        events.push(event("warn", "log_truncated", "system", message, json!({})));
+        events.push(NewLog {
+            at: time::now(),
+            level: "warn",
+            event_type: "log_truncated",
+            source: "system",
+            message: format!(
+                "the log has {} MiB of output: the rest is not kept",
+                MAX_BYTES >> 20
+            ),
+            lines: 1,
+            metadata: None,
+            in_machine: true,
+            process_id: Some(writer.process_id),
+        });
     }
 }
 
@@ -158,6 +203,7 @@ pub(super) fn news(
         event_type: event.event_type,
         source: "lifecycle",
         message,
+        lines: 1,
         metadata: Some(Value::Object(metadata).to_string()),
         in_machine,
         process_id,
@@ -370,7 +416,7 @@ pub(super) fn keep(
             services::take_log(tx, service, events, bytes)?
         }
         None => {
-            let from = row.log_count - events.len() as u64;
+            let from = row.log_count - rows::count(events);
             rows::append(tx, rows::Log::Run(row.seq), from, events)?;
             row.log_count
         }
@@ -401,7 +447,8 @@ mod tests {
             take(&mut row, WRITER, Source::Stdout, piece, &mut events);
         }
         finish(&mut row, WRITER, &mut events);
-        events.into_iter().map(|event| event.message).collect()
+        let lines = events.iter().flat_map(NewLog::lines);
+        lines.map(str::to_owned).collect()
     }
 
     #[test]

@@ -24,7 +24,7 @@ use nullspace_api::{agent::OutputManifest, time};
 use nullspace_lifecycle::run::{self as lifecycle, Input, Phase, Release, State};
 use nullspace_store::{
     StoreError,
-    agent_log::NewLog,
+    agent_log::{self as logs, NewLog},
     agent_run::{self as runs, RunRow},
 };
 use tokio::{sync::watch, time::Instant};
@@ -353,7 +353,7 @@ impl Task {
                 ended,
                 true,
             );
-            self.record(&[event], true).await;
+            self.record([event], true).await;
             self.tell(News::Crashed);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
@@ -487,7 +487,7 @@ impl Task {
             self.row.process_id,
             self.row.machine_id.is_some(),
         ));
-        self.record(&events, true).await;
+        self.record(events, true).await;
         if self.row.is_build {
             agent_version::settle(&self.app, &self.row).await;
         }
@@ -569,7 +569,7 @@ impl Task {
                     process_id,
                     self.row.machine_id.is_some(),
                 );
-                self.record(&[event], true).await;
+                self.record([event], true).await;
             }
             Err(refused) => {
                 tracing::error!(
@@ -584,12 +584,13 @@ impl Task {
 
     /// Keeps events and the row as it is now in one transaction, however often that has to be tried: the
     /// process waits meanwhile, and nothing is lost.
-    async fn record(&mut self, events: &[NewLog], whole: bool) {
+    async fn record(&mut self, events: impl Into<Arc<[NewLog]>>, whole: bool) {
+        let events = events.into();
         if self.service.is_none() {
-            self.row.log_count += events.len() as u64;
+            self.row.log_count += logs::count(&events);
         }
         let count = loop {
-            let (row, events) = (self.row.clone(), events.to_vec());
+            let (row, events) = (self.row.clone(), events.clone());
             let kept = self
                 .app
                 .store

@@ -158,7 +158,7 @@ impl Task {
         };
         let in_machine = self.row.machine_id.is_some();
         let event = agent_log::news(event, message, None, in_machine);
-        self.record(&[event], true).await;
+        self.record([event], true).await;
     }
 
     /// Runs the install command to its end. An end comes back when it failed.

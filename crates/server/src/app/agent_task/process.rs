@@ -15,8 +15,7 @@ use crate::app::{
     agent_log::{self, Source, Writer},
 };
 
-/// Lines and bytes that are recorded together at most.
-const BATCH_EVENTS: usize = 2000;
+/// Output that is recorded together, in bytes.
 const BATCH_BYTES: usize = 1 << 20;
 
 /// Goes before the entry point of a service. A shell that is asked to end waits for its command, so that what that says
@@ -227,7 +226,7 @@ impl Task {
                     Ok(None) => ended = Some(Err(Stopped::Lost("the output ended early".into()))),
                     Err(error) => ended = Some(Err(error.into())),
                 }
-                if ended.is_some() || events.len() >= BATCH_EVENTS || bytes >= BATCH_BYTES {
+                if ended.is_some() || bytes >= BATCH_BYTES {
                     break;
                 }
                 match stream.next().now_or_never() {
@@ -236,7 +235,8 @@ impl Task {
                 }
             }
             if bytes > 0 || !events.is_empty() {
-                self.record(&events, false).await;
+                self.remember(&events);
+                self.record(events, false).await;
             }
             if let Some(ended) = ended {
                 return ended;
@@ -255,21 +255,27 @@ impl Task {
         data: &Bytes,
         events: &mut Vec<NewLog>,
     ) {
-        let before = events.len();
         agent_log::take(&mut self.row, writer, source, data, events);
         if self.row.process_id == Some(writer.process_id) {
             self.row.first_output_at.get_or_insert_with(time::now);
         }
-        if self.service.is_some() {
-            for event in events[before..].iter().rev().take(LAST_LINES).rev() {
-                let line = event.message.chars().take(LAST_LINE).collect();
-                self.last_lines.push_back(line);
-            }
-            while self.last_lines.len() > LAST_LINES {
-                self.last_lines.pop_front();
-            }
-        }
         self.row.output_offset = offset + data.len() as u64;
+    }
+
+    /// The last words of a service are told if it fails.
+    fn remember(&mut self, events: &[NewLog]) {
+        if self.service.is_none() {
+            return;
+        }
+        let newest = events.iter().rev().flat_map(|event| event.lines().rev());
+        let newest: Vec<String> = newest
+            .take(LAST_LINES)
+            .map(|line| line.chars().take(LAST_LINE).collect())
+            .collect();
+        self.last_lines.extend(newest.into_iter().rev());
+        while self.last_lines.len() > LAST_LINES {
+            self.last_lines.pop_front();
+        }
     }
 }
 
