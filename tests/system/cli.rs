@@ -15,13 +15,13 @@ fn text(output: &Output) -> String {
 }
 
 impl World {
-    fn ok(&self, arguments: &[&str]) -> String {
+    pub fn ok(&self, arguments: &[&str]) -> String {
         let done = self.nullspace(arguments);
         assert!(done.status.success(), "{arguments:?}: {}", text(&done));
         String::from_utf8(done.stdout).unwrap()
     }
 
-    fn json(&self, arguments: &[&str]) -> Value {
+    pub fn json(&self, arguments: &[&str]) -> Value {
         serde_json::from_str(&self.ok(arguments)).unwrap()
     }
 

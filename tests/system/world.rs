@@ -286,6 +286,15 @@ impl World {
             .collect()
     }
 
+    /// Waits until there is no machine any more, on record, in the kernel and in the data directory.
+    pub async fn until_empty(&self) {
+        self.until_at("/v1/machines?limit=1", |page| {
+            page["items"].as_array().is_some_and(Vec::is_empty)
+        })
+        .await;
+        assert!(self.settled().await.is_empty());
+    }
+
     /// Waits until the record, the kernel and the data directory speak of the same machines, and nothing else is
     /// left of any other. Answers with their ids.
     pub async fn settled(&self) -> BTreeSet<String> {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, StreamExt as _};
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use http::{Method, StatusCode, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -440,6 +440,9 @@ impl Client {
             Some(Err(error)) if error.is_builder() => {
                 Err(Error::Local(format!("cannot make the request: {}", root_cause(&error))).into())
             }
+            Some(Err(error)) if is_unreadable(&error) => {
+                Err(Error::Local(root_cause(&error)).into())
+            }
             Some(Err(error)) => Err(call
                 .transport_error(root_cause(&error), error.is_connect())
                 .into()),
@@ -544,7 +547,17 @@ where
     S: Stream<Item = Result<Bytes, E>> + Send + 'static,
     E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
 {
-    reqwest::Body::wrap_stream(stream.inspect(move |_| pulse.beat()))
+    let stream = stream.inspect(move |_| pulse.beat());
+    reqwest::Body::wrap_stream(stream.map_err(|error| Unreadable(error.into())))
+}
+
+/// Why what was to be sent could not be read: no fault of the network, and the same the next time.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+struct Unreadable(Box<dyn std::error::Error + Send + Sync>);
+
+fn is_unreadable(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<Unreadable>())
 }
 
 #[cfg(test)]

@@ -18,6 +18,9 @@
 //! What backs a service has an entry point without an end: it is started again (`EntrypointRestarted`) until somebody
 //! ends the service (`Cancelled`) or it is given up (`Broke`).
 //!
+//! An install is started again (`InstallStarted` while `installing`) when a server was killed before what it left was kept
+//! and its machine is gone: the result of an install lives in one of the two.
+//!
 //! The end of a run is recorded after its outputs were kept, so whoever sees a terminal status sees them too.
 
 /// Where a run stands.
@@ -232,7 +235,7 @@ pub fn step(state: State, input: Input) -> Result<Step, Refused> {
         // A server that stopped while the machine was being made begins again.
         (Queued | Starting, Input::Begin) => goes_on(Starting, "run_starting"),
         (Starting, Input::MachineReady) => goes_on(Starting, "sandbox_created"),
-        (Starting, Input::InstallStarted) => goes_on(Installing, "install_started"),
+        (Starting | Installing, Input::InstallStarted) => goes_on(Installing, "install_started"),
         (Installing, Input::InstallExited(0)) => goes_on(Installing, "install_finished"),
         (Installing, Input::InstallExited(_)) => failed(Phase::Install),
         (Installing, Input::Built) => ends(Succeeded, "build_succeeded", None, Release::Destroy),

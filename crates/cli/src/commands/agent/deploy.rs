@@ -263,7 +263,14 @@ impl Prepared {
                     description: description.map(str::to_owned),
                     metadata,
                 };
-                client.create_deployment(&request).await?
+                match client.create_deployment(&request).await {
+                    // Somebody else has just made it.
+                    Err(error) if error.code() == "agent_deployment_name_conflict" => client
+                        .find_deployment(self.name())
+                        .await?
+                        .ok_or_else(|| CliError::from(error))?,
+                    made => made?,
+                }
             }
         };
         let manifest = self.bundle.manifest();

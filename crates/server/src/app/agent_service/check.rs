@@ -122,8 +122,10 @@ pub(super) async fn repeat(plan: Plan, port: Port, run_id: String, service: Arc<
     }
     let mut pause = FIRST_PAUSE;
     let mut was_ready = false;
+    // A check that hangs is told of before the time is over.
+    let patience = PATIENCE.min(plan.deadline / 2);
     loop {
-        let result = once(&plan, &port).await;
+        let result = once(&plan, &port, patience).await;
         was_ready |= result.is_ok();
         let wait = match (result.is_ok(), was_ready) {
             (true, _) => HEALTH_PAUSE,
@@ -138,7 +140,7 @@ pub(super) async fn repeat(plan: Plan, port: Port, run_id: String, service: Arc<
     }
 }
 
-async fn once(plan: &Plan, port: &Port) -> Result<(), String> {
+async fn once(plan: &Plan, port: &Port, patience: Duration) -> Result<(), String> {
     let check = async {
         let stream = port
             .dial()
@@ -149,9 +151,15 @@ async fn once(plan: &Plan, port: &Port) -> Result<(), String> {
             Check::Tcp | Check::Timeout(_) => Ok(()),
         }
     };
-    match tokio::time::timeout(PATIENCE, check).await {
+    let within = patience.as_secs_f64();
+    match tokio::time::timeout(patience, check).await {
         Ok(result) => result,
-        Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+        Err(_) => Err(match &plan.check {
+            Check::Http(path) => format!("GET {path} has no answer within {within} s"),
+            Check::Tcp | Check::Timeout(_) => {
+                format!("port {} takes no connection within {within} s", plan.port)
+            }
+        }),
     }
 }
 

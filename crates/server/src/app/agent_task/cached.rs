@@ -34,15 +34,19 @@ impl Task {
                 Place::Ready(_) | Place::Wait(_) => None,
             }
         } else {
-            if self.state() == State::Installing && self.row.install_exit_code.is_none() {
+            let installs = self.row.machine_id.is_some() && self.row.install_exit_code.is_none();
+            if self.state() == State::Installing && installs {
                 return Err(self.machine_lost("install").await);
             }
+            // One that goes is of no use any more.
+            self.handle = None;
             match self.wait_for_place(line).await? {
                 Ok(artifact) => {
                     self.make_machine_over(&artifact, resumed).await?;
                     return Ok(None);
                 }
                 Err(keeper) => {
+                    self.forget_install().await;
                     self.make_machine(None, resumed).await?;
                     Some(keeper)
                 }
@@ -62,6 +66,20 @@ impl Task {
             self.make_machine_over(&artifact, resumed).await?;
         }
         Ok(None)
+    }
+
+    /// The machine in which the install ended is gone, and with it what a server before this one did not get to keep.
+    async fn forget_install(&mut self) {
+        if self.row.install_exit_code.is_none() {
+            return;
+        }
+        self.row.install_exit_code = None;
+        self.row.install_process_id = None;
+        self.row.artifact_id = None;
+        self.row.machine_id = None;
+        let message =
+            "the server ended before the result of the install was kept; installing again";
+        self.say("install_lost", message.into()).await;
     }
 
     /// The artifact, or the right to make it, however long another run takes over it.

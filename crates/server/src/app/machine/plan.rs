@@ -35,6 +35,8 @@ const CA_VARIABLES: [&str; 6] = [
 const MAX_METADATA: usize = 64 << 10;
 /// The most environment a machine gets.
 const MAX_ENVS: usize = 512 << 10;
+/// The longest `NAME=value` with its end that Linux gives to a program (MAX_ARG_STRLEN), in bytes.
+const MAX_ENV: usize = 128 << 10;
 
 /// A machine to be made; what it asks for was checked.
 #[derive(Clone, Debug)]
@@ -347,6 +349,13 @@ pub(in crate::app) fn check_envs(envs: &BTreeMap<String, String>) -> Result<()> 
             return Err(Error::invalid(format!(
                 "envs.{name}: the value holds a NUL byte"
             )));
+        }
+        if name.len() + value.len() + 2 > MAX_ENV {
+            return Err(Error::invalid(format!(
+                "envs.{name}: name and value have over {} bytes, which no program can be given",
+                MAX_ENV - 2
+            ))
+            .with_action("put it into a file"));
         }
     }
     let size: usize = envs.iter().map(|(k, v)| k.len() + v.len() + 2).sum();
