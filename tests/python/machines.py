@@ -268,6 +268,31 @@ def files(box):
     assert back.hexdigest() == digest
 
 
+def streams(box):
+    """Commands over the WebSocket."""
+    seen = []
+    line = "for i in 1 2 3; do echo $i; done; echo é >&2; exit 5"
+    done = box.commands.run(line, shell=True, on_stdout=seen.append, on_stderr=seen.append)
+    assert (done.exit_code, done.stdout, done.stderr) == (5, "1\n2\n3\n", "é\n"), done
+    assert "".join(seen).replace("é\n", "") == "1\n2\n3\n", seen
+    done = box.commands.run("seq 200000", shell=True, on_stdout=lambda text: None)
+    assert done.stdout == "".join(f"{n}\n" for n in range(1, 200001))
+    assert box.commands.run_streaming("no-such-program").exit_code == 127
+    # One that goes on: let go of, found again, spoken to.
+    seen = []
+    live = box.commands.run("echo up; read word; echo got $word", shell=True, background=True, on_stdout=seen.append)
+    while not seen:
+        time.sleep(0.01)
+    live.disconnect()
+    heard = []
+    again = box.commands.connect(live.pid, on_stdout=heard.append)
+    box.commands.send_stdin(live.pid, "it\n")
+    result = again.wait()
+    assert (result.exit_code, result.stdout) == (0, "up\ngot it\n"), result
+    assert "".join(heard) == "up\ngot it\n", heard
+    assert box.commands.get_logs(live.pid).stdout == "up\ngot it\n"
+
+
 def later(box):
     """What belongs to later is refused by name."""
     raises(NotImplementedError, "not_implemented", box.hibernate)
@@ -311,6 +336,7 @@ def main():
     asyncio.run(asynchronous())
     box = Sandbox.create(template="base")
     commands(box)
+    streams(box)
     files(box)
     later(box)
     box.kill()

@@ -18,7 +18,7 @@ use crate::{
     Guest,
     error::{Error, Result},
     files,
-    output::Next,
+    output::{FIRST_FOLLOWER, Next},
     process::{self, Process},
     tunnel,
 };
@@ -85,7 +85,7 @@ async fn answer(
         (&Method::GET, ["processes", pid, "output"]) => {
             let query: OutputQuery = form(query)?;
             let process = processes.get(number(pid)?)?;
-            if let (Next::Gone(base), _) = process.log.next(query.from) {
+            if let (Next::Gone(base), _) = process.log.next(query.from, query.follow) {
                 return Err(Error::invalid(format!(
                     "output before byte {base} was acknowledged and is gone"
                 )));
@@ -157,6 +157,7 @@ type Piece = io::Result<BodyFrame<Bytes>>;
 /// Frames of a process's output from `from` on.
 fn output(process: Arc<Process>, from: u64, follow: bool) -> impl Stream<Item = Piece> {
     let reader = Reader {
+        follower: follow.then(|| process.log.join(from)).flatten(),
         process,
         attached: false,
         done: false,
@@ -165,14 +166,16 @@ fn output(process: Arc<Process>, from: u64, follow: bool) -> impl Stream<Item = 
 }
 
 /// Frames of a process that belongs to one caller: what was sent is forgotten, and a caller that goes away
-/// takes the process tree with it. With `collect` nothing comes before a whole piece is there or the process
+/// takes the process tree with it, unless the process was started to outlive it. With `collect` nothing comes before a whole piece is there or the process
 /// ended.
 fn attached(process: Arc<Process>, collect: bool) -> impl Stream<Item = Piece> {
     let mut first = BytesMut::new();
     Frame::Started(process.pid).encode(&mut first);
+    let is_live = process.log.is_live();
     let reader = Reader {
         process,
-        attached: true,
+        attached: !is_live,
+        follower: is_live.then_some(FIRST_FOLLOWER),
         done: false,
     };
     reader.frames(0, true, first, if collect { PIECE } else { 1 })
@@ -182,6 +185,8 @@ fn attached(process: Arc<Process>, collect: bool) -> impl Stream<Item = Piece> {
 struct Reader {
     process: Arc<Process>,
     attached: bool,
+    /// Its number in a log that waits for followers.
+    follower: Option<u64>,
     done: bool,
 }
 
@@ -190,6 +195,9 @@ impl Drop for Reader {
         if self.attached && !self.done {
             let _ = self.process.signal(9);
             self.process.log.abandon();
+        }
+        if let Some(follower) = self.follower {
+            self.process.log.leave(follower);
         }
     }
 }
@@ -216,7 +224,7 @@ impl Reader {
                     tokio::pin!(grown);
                     grown.as_mut().enable();
                     loop {
-                        match process.log.next(at) {
+                        match process.log.next(at, follow) {
                             (Next::Frame(frame), next) => {
                                 frame.encode(&mut out);
                                 at = next;
@@ -225,17 +233,23 @@ impl Reader {
                                 }
                             }
                             (Next::Gone(_), _) => reader.done = true,
-                            (Next::Wait, _) => reader.done = !follow,
+                            (Next::Wait, now) => {
+                                at = now;
+                                reader.done = !follow;
+                            }
                         }
                         if reader.done
                             || out.len() >= PIECE
-                            || matches!(process.log.next(at).0, Next::Wait)
+                            || matches!(process.log.next(at, follow).0, Next::Wait)
                         {
                             break;
                         }
                     }
                     if reader.attached {
                         process.log.acknowledge(at);
+                    }
+                    if let Some(follower) = reader.follower {
+                        process.log.moved(follower, at);
                     }
                     // HTTP/2 counts pieces without content over the life of a connection, and ends it after a hundred.
                     if reader.done && out.is_empty() {

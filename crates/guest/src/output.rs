@@ -5,14 +5,23 @@
 //!                   ▲ acknowledge / head limit moves base or stops keeping
 //! ```
 //! Offsets count the bytes of both streams together in the order in which they were read.
+//!
+//! Under [`Retain::Live`] there are two stretches: the head, which stays, and what is on its way to followers:
+//!
+//! ```text
+//!  [ head: 0 .. 16 MiB ]   (gone)   [ live: from the slowest follower's place on .. total ]
+//! ```
 
-use std::{collections::VecDeque, sync::Mutex};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Mutex,
+};
 
 use bytes::Bytes;
 use nullspace_protocol::{Retain, frame::Frame};
 use tokio::sync::Notify;
 
-/// Kept of a process under [`Retain::Head`], in bytes.
+/// Kept of a process under [`Retain::Head`] and [`Retain::Live`], in bytes.
 const HEAD_LIMIT: u64 = 16 << 20;
 /// Not yet acknowledged output after which a process waits under [`Retain::UntilAcknowledged`].
 const WINDOW: u64 = 8 << 20;
@@ -30,6 +39,7 @@ pub(crate) struct Exit {
 enum Policy {
     Head,
     Window(u64),
+    Live,
     /// The caller went away: keep nothing.
     Discard,
 }
@@ -43,11 +53,37 @@ struct Record {
 struct State {
     policy: Policy,
     records: VecDeque<Record>,
+    /// What came after the head, until every follower has it.
+    live: VecDeque<Record>,
+    /// The next byte that each follower wants, by the follower's number.
+    followers: BTreeMap<u64, u64>,
     /// Everything before is gone.
     base: u64,
     total: u64,
     exit: Option<Exit>,
 }
+
+impl State {
+    /// Drops what every follower has.
+    fn trim(&mut self) {
+        let slowest = self.followers.values().min().copied().unwrap_or(u64::MAX);
+        while let Some(front) = self.live.front() {
+            if front.end() > slowest {
+                break;
+            }
+            self.live.pop_front();
+        }
+    }
+}
+
+impl Record {
+    fn end(&self) -> u64 {
+        self.offset + self.data.len() as u64
+    }
+}
+
+/// The follower that a process under [`Retain::Live`] has from its beginning.
+pub(crate) const FIRST_FOLLOWER: u64 = 0;
 
 /// One process's output; shared by the reader of its pipes and any number of followers.
 pub(crate) struct Log {
@@ -70,14 +106,18 @@ pub(crate) enum Next {
 impl Log {
     pub(crate) fn new(retain: Retain, attached: bool) -> Self {
         let policy = match (attached, retain) {
+            (_, Retain::Live) => Policy::Live,
             (true, _) => Policy::Window(ATTACHED_WINDOW),
             (false, Retain::UntilAcknowledged) => Policy::Window(WINDOW),
             (false, Retain::Head) => Policy::Head,
         };
+        let first = attached && policy == Policy::Live;
         Self {
             state: Mutex::new(State {
                 policy,
                 records: VecDeque::new(),
+                live: VecDeque::new(),
+                followers: first.then_some((FIRST_FOLLOWER, 0)).into_iter().collect(),
                 base: 0,
                 total: 0,
                 exit: None,
@@ -101,8 +141,12 @@ impl Log {
             room.as_mut().enable();
             {
                 let state = self.lock();
-                match state.policy {
-                    Policy::Window(window) if state.total - state.base >= window => {}
+                let slowest = state.followers.values().min().copied();
+                match (state.policy, slowest) {
+                    (Policy::Window(window), _) if state.total - state.base >= window => {}
+                    (Policy::Live, Some(slowest))
+                        if state.total >= HEAD_LIMIT
+                            && state.total.saturating_sub(slowest) >= ATTACHED_WINDOW => {}
                     _ => return,
                 }
             }
@@ -119,6 +163,17 @@ impl Log {
             Policy::Window(_) => data,
             Policy::Discard => {
                 state.base = state.total;
+                Bytes::new()
+            }
+            Policy::Live if offset < HEAD_LIMIT => data,
+            Policy::Live => {
+                if !state.followers.is_empty() {
+                    state.live.push_back(Record {
+                        offset,
+                        stderr,
+                        data,
+                    });
+                }
                 Bytes::new()
             }
             Policy::Head => {
@@ -147,10 +202,49 @@ impl Log {
         self.lock().exit
     }
 
+    /// Somebody reads from this byte on; the number to [`Log::moved`] and [`Log::leave`] with. Nobody has to be known
+    /// where nothing waits for readers.
+    pub(crate) fn join(&self, from: u64) -> Option<u64> {
+        let mut state = self.lock();
+        if state.policy != Policy::Live {
+            return None;
+        }
+        let number = state
+            .followers
+            .keys()
+            .next_back()
+            .map_or(1, |last| last + 1);
+        state.followers.insert(number, from);
+        Some(number)
+    }
+
+    /// A follower has everything before this byte.
+    pub(crate) fn moved(&self, follower: u64, to: u64) {
+        let mut state = self.lock();
+        state.followers.insert(follower, to);
+        state.trim();
+        drop(state);
+        self.room.notify_waiters();
+    }
+
+    /// A follower is gone.
+    pub(crate) fn leave(&self, follower: u64) {
+        let mut state = self.lock();
+        state.followers.remove(&follower);
+        state.trim();
+        drop(state);
+        self.room.notify_waiters();
+    }
+
+    /// Whether a process with this log outlives whoever it was started for.
+    pub(crate) fn is_live(&self) -> bool {
+        self.lock().policy == Policy::Live
+    }
+
     pub(crate) fn acknowledge(&self, offset: u64) {
         let mut state = self.lock();
         while let Some(front) = state.records.front() {
-            let end = front.offset + front.data.len() as u64;
+            let end = front.end();
             if end > offset {
                 break;
             }
@@ -171,17 +265,18 @@ impl Log {
         self.room.notify_waiters();
     }
 
-    /// The frame at `from`, and the offset after it.
-    pub(crate) fn next(&self, from: u64) -> (Next, u64) {
+    /// The frame at `from`, or the first after it that is there, and the offset after that. Whoever does not `follow`
+    /// sees the head alone: it only grows.
+    pub(crate) fn next(&self, from: u64, follow: bool) -> (Next, u64) {
         let state = self.lock();
         if from < state.base {
             return (Next::Gone(state.base), from);
         }
         // Records are in order of offset: find the one that holds `from`.
-        let at = state
-            .records
-            .partition_point(|r| r.offset + r.data.len() as u64 <= from);
-        if let Some(record) = state.records.get(at) {
+        let find = |records: &'_ VecDeque<Record>| records.partition_point(|r| r.end() <= from);
+        let head = state.records.get(find(&state.records));
+        let live = || state.live.get(find(&state.live)).filter(|_| follow);
+        if let Some(record) = head.or_else(live) {
             let skip = from.saturating_sub(record.offset) as usize;
             let start = record.offset + skip as u64;
             let data = record.data.slice(skip..);
@@ -202,6 +297,8 @@ impl Log {
                 }),
                 from,
             ),
+            // What a follower that came late has missed, it has missed.
+            None if state.policy == Policy::Live && follow => (Next::Wait, from.max(state.total)),
             None => (Next::Wait, from),
         }
     }
@@ -218,7 +315,7 @@ mod tests {
     use super::*;
 
     fn frame(log: &Log, from: u64) -> Option<(Frame, u64)> {
-        match log.next(from) {
+        match log.next(from, true) {
             (Next::Frame(frame), next) => Some((frame, next)),
             _ => None,
         }
@@ -258,7 +355,7 @@ mod tests {
         log.push(false, Bytes::from_static(b"one"));
         log.push(false, Bytes::from_static(b"two"));
         log.acknowledge(4);
-        assert!(matches!(log.next(0), (Next::Gone(3), 0)));
+        assert!(matches!(log.next(0, true), (Next::Gone(3), 0)));
         assert_eq!(
             frame(&log, 4),
             Some((Frame::Stdout(4, Bytes::from_static(b"wo")), 6))
@@ -277,6 +374,47 @@ mod tests {
         assert!(!waiter.is_finished());
         log.acknowledge(WINDOW);
         waiter.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_live_log_waits_for_its_slowest_follower_and_for_nobody_else() {
+        let log = std::sync::Arc::new(Log::new(Retain::Live, true));
+        let second = log.join(0).unwrap();
+        // The head is kept for all that come, so nobody is waited for.
+        log.push(false, Bytes::from(vec![0; HEAD_LIMIT as usize]));
+        log.moved(second, HEAD_LIMIT);
+        log.push(false, Bytes::from(vec![1; 10]));
+        let waiter = tokio::spawn({
+            let log = log.clone();
+            async move { log.wait_for_room().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiter.is_finished());
+        log.moved(FIRST_FOLLOWER, HEAD_LIMIT + 4);
+        waiter.await.unwrap();
+        let (rest, end) = frame(&log, HEAD_LIMIT + 4).unwrap();
+        assert_eq!(rest, Frame::Stdout(HEAD_LIMIT + 4, Bytes::from(vec![1; 6])));
+        assert_eq!(end, HEAD_LIMIT + 10);
+        // What all have is gone, and what comes while nobody follows.
+        log.moved(FIRST_FOLLOWER, end);
+        assert!(frame(&log, HEAD_LIMIT).is_some());
+        log.moved(second, end);
+        assert!(frame(&log, HEAD_LIMIT).is_none());
+        log.leave(FIRST_FOLLOWER);
+        log.leave(second);
+        log.push(true, Bytes::from(vec![2; 2 << 20]));
+        log.wait_for_room().await;
+        // A later follower has the head and goes on with what comes then.
+        let late = log.join(0).unwrap();
+        let (_, head) = frame(&log, 0).unwrap();
+        let (Next::Wait, now) = log.next(head, true) else {
+            panic!("something was kept");
+        };
+        assert_eq!((head, now), (HEAD_LIMIT, HEAD_LIMIT + 10 + (2 << 20)));
+        log.push(false, Bytes::from_static(b"x"));
+        assert!(matches!(frame(&log, now), Some((Frame::Stdout(_, _), _))));
+        assert!(matches!(log.next(head, false), (Next::Wait, HEAD_LIMIT)));
+        log.leave(late);
     }
 
     #[test]

@@ -24,6 +24,10 @@ pub enum Retain {
     /// Keep everything from the last acknowledged offset on; when a full window is not acknowledged the
     /// process waits. Nothing is ever lost.
     UntilAcknowledged,
+    /// Keep the first bytes like [`Retain::Head`], and hand what comes later to whoever follows then: the process
+    /// waits for the slowest of them, and for nobody when there is none. What nobody followed is missing in the
+    /// offsets. With `POST /exec` the caller follows from the first byte on, and the process outlives it.
+    Live,
 }
 
 /// `POST /exec` (attached, answers frames) and `POST /spawn` (background, answers [`Started`]).

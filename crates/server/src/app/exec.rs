@@ -6,14 +6,14 @@ use nullspace_api::{
 };
 use nullspace_protocol::{
     ErrorKind, ExecRequest as GuestExec, GuestClient, GuestError, OutputStream, PathRequest,
-    frame::Frame,
+    Retain, frame::Frame,
 };
 
 use super::{App, AppState, machine};
 use crate::error::{Error, Kind, Result};
 
 /// Time limit of a command that asks for none.
-const DEFAULT_TIMEOUT_SECS: u64 = 30;
+pub(super) const DEFAULT_TIMEOUT_SECS: u64 = 30;
 /// The longest time limit of a command.
 const MAX_TIMEOUT_SECS: u64 = 24 * 3600;
 /// Bytes of each stream that an answer holds; what comes later is read and dropped.
@@ -64,6 +64,7 @@ pub async fn run(app: AppState, id: String, request: ExecRequest) -> Result<Fini
 pub async fn spawn(app: &App, id: &str, request: ExecRequest) -> Result<u32> {
     let exec = GuestExec {
         stdin: true,
+        retain: Retain::Live,
         ..guest_request(request)?
     };
     let guest = machine::guest(app, id).await?;
@@ -77,6 +78,43 @@ pub async fn spawn(app: &App, id: &str, request: ExecRequest) -> Result<u32> {
                 never.stderr.trim_end()
             )))
         }
+    }
+}
+
+/// A command that its caller follows and that outlives the caller.
+pub(super) enum Begun {
+    /// It runs: its output, from the first frame on.
+    Running(OutputStream),
+    /// It cannot be run: what a shell would say.
+    Never(ExecResponse),
+}
+
+/// Starts a command whose output is streamed, for as long as somebody reads, and which goes on without. Without a time
+/// limit it runs until it ends.
+///
+/// # Errors
+/// As [`run`].
+pub(super) async fn begin(app: &App, id: &str, request: ExecRequest) -> Result<Begun> {
+    let timeout_ms = match request.timeout_secs {
+        Some(0) => return Err(Error::invalid("timeout_secs: must be at least 1")),
+        Some(secs) if secs > MAX_TIMEOUT_SECS => {
+            return Err(Error::invalid(format!(
+                "timeout_secs: must be 1 to {MAX_TIMEOUT_SECS}"
+            )));
+        }
+        limit => limit.map(|secs| secs * 1000),
+    };
+    let exec = GuestExec {
+        timeout_ms,
+        stdin: true,
+        retain: Retain::Live,
+        ..guest_request(request)?
+    };
+    let guest = machine::guest(app, id).await?;
+    match guest.exec(&exec).await {
+        Ok(stream) => Ok(Begun::Running(stream)),
+        Err(GuestError::Lost { reason, .. }) => Err(went_away(reason)),
+        Err(error) => Ok(Begun::Never(not_started(&guest, &exec, error).await?)),
     }
 }
 
@@ -196,7 +234,7 @@ async fn finish(mut stream: OutputStream, limit: u64) -> Result<Finished> {
     }
 }
 
-fn went_away(context: String) -> Error {
+pub(super) fn went_away(context: String) -> Error {
     Error::new(
         Kind::Machine,
         code::EXEC_FAILED,

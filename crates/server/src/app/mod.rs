@@ -21,6 +21,7 @@ pub mod machine;
 pub mod output;
 pub mod process;
 pub(crate) mod seal;
+pub(crate) mod socket;
 pub mod template;
 
 use std::{

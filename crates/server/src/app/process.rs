@@ -8,7 +8,7 @@ use super::{App, exec::lossy, machine};
 use crate::error::Result;
 
 /// SIGKILL.
-const KILL: i32 = 9;
+pub(super) const KILL: i32 = 9;
 
 /// All of them, oldest first, recently ended ones too.
 ///
@@ -89,7 +89,7 @@ pub async fn logs(app: &App, id: &str, pid: u32) -> Result<ProcessLogs> {
 }
 
 /// The length without an unfinished UTF-8 sequence at the end.
-fn whole_characters(bytes: &[u8]) -> usize {
+pub(super) fn whole_characters(bytes: &[u8]) -> usize {
     for back in 1..=bytes.len().min(3) {
         let at = bytes.len() - back;
         let needed = match bytes[at] {

@@ -26,7 +26,7 @@ const OF_A_MACHINE: &[(&str, &[&str])] = &[
     ("volumes", &["volumes", "volumes/{*rest}"]),
     ("egress rules", &["egress"]),
     ("terminals", &["pty", "pty/{*rest}"]),
-    ("web sockets", &["ws", "lifecycle/ws"]),
+    ("web sockets", &["lifecycle/ws"]),
     ("code contexts", &["code", "code/{*rest}"]),
     ("desktops", &["desktop", "desktop/{*rest}"]),
     ("git operations", &["git/{*rest}"]),

@@ -22,6 +22,7 @@ mod machine;
 mod openapi;
 mod process;
 mod rest;
+mod socket;
 
 use axum::{
     Router,
@@ -48,6 +49,7 @@ fn machine_routes() -> OpenApiRouter<AppState> {
         .merge(machine::routes())
         .merge(exec::routes())
         .merge(process::routes())
+        .merge(socket::routes())
         .merge(file::routes())
         .merge(batch::routes())
         .merge(event::machine_routes())

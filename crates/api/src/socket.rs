@@ -1,0 +1,150 @@
+//! The messages of a machine's WebSocket, `GET /v1/machines/{id}/ws`: one JSON object in each frame.
+//!
+//! ```text
+//!  client                         server
+//!  exec_start   ─────────────▶   exec_started, exec_stdout / exec_stderr …, exec_exit
+//!  exec_connect ─────────────▶   the same, from the first byte that is kept
+//!  exec_stdin, exec_stdin_close, exec_kill ──▶ nothing, or error
+//! ```
+//! `id` is the client's own word for a request; every message that the request causes has it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// From a client. Fields that are not known are ignored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ClientMessage {
+    /// Run a command.
+    ExecStart {
+        /// The client's word for it.
+        id: String,
+        /// Program, or a whole script with `shell`.
+        command: String,
+        /// Its arguments; with `shell` the script's `$1` and on.
+        #[serde(default)]
+        args: Vec<String>,
+        /// Seconds after which it is killed. The default of clients, 30, is no wish and does not count: the message
+        /// does not tell a command that is waited for from one that is to go on.
+        #[serde(default)]
+        timeout_secs: Option<u64>,
+        /// Working directory, absolute.
+        #[serde(default)]
+        cwd: Option<String>,
+        /// Set over the machine's own environment.
+        #[serde(default)]
+        envs: Option<BTreeMap<String, String>>,
+        /// Run `command` with `/bin/sh -c`.
+        #[serde(default)]
+        shell: Option<bool>,
+    },
+    /// Follow a process that was started before, from its first byte.
+    ExecConnect {
+        /// The client's word for it.
+        id: String,
+        /// The process.
+        pid: u32,
+    },
+    /// Write to a process's standard input.
+    ExecStdin {
+        /// The client's word for it.
+        id: String,
+        /// The process.
+        pid: u32,
+        /// What to write, verbatim.
+        data: String,
+    },
+    /// Close a process's standard input.
+    ExecStdinClose {
+        /// The client's word for it.
+        id: String,
+        /// The process.
+        pid: u32,
+    },
+    /// End a process and everything that it started.
+    ExecKill {
+        /// The client's word for it.
+        id: String,
+        /// The process.
+        pid: u32,
+    },
+}
+
+/// To a client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ServerMessage<'a> {
+    /// It runs. Comes before anything else of it.
+    ExecStarted {
+        /// The request's.
+        id: &'a str,
+        /// Its id inside the machine; 0 for a program that could not be started.
+        pid: u32,
+    },
+    /// It wrote to standard output.
+    ExecStdout {
+        /// The request's.
+        id: &'a str,
+        /// The process.
+        pid: u32,
+        /// As text: never half a character, and bytes that are no UTF-8 are replaced.
+        data: &'a str,
+        /// The bytes in base64, where text alone would not be them.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        data_base64: Option<&'a str>,
+    },
+    /// It wrote to standard error.
+    ExecStderr {
+        /// The request's.
+        id: &'a str,
+        /// The process.
+        pid: u32,
+        /// As for [`ServerMessage::ExecStdout`].
+        data: &'a str,
+        /// As for [`ServerMessage::ExecStdout`].
+        #[serde(skip_serializing_if = "Option::is_none")]
+        data_base64: Option<&'a str>,
+    },
+    /// Output that came while nobody followed, and was over what is kept.
+    ExecGap {
+        /// The request's.
+        id: &'a str,
+        /// The process.
+        pid: u32,
+        /// So many are missing here, of both streams together.
+        bytes: u64,
+    },
+    /// It ended; nothing more comes of it.
+    ExecExit {
+        /// The request's.
+        id: &'a str,
+        /// The process.
+        pid: u32,
+        /// 0 to 255; 128 + N after signal N, 127 and 126 when the program cannot be run, 124 at the time limit.
+        exit_code: i32,
+    },
+    /// The request was refused or broke off.
+    Error {
+        /// The request's; empty if it could not be read.
+        id: &'a str,
+        /// For programs; see [`crate::error::code`].
+        code: &'a str,
+        /// For people.
+        message: &'a str,
+    },
+}
+
+impl ClientMessage {
+    /// The client's word for it.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        match self {
+            Self::ExecStart { id, .. }
+            | Self::ExecConnect { id, .. }
+            | Self::ExecStdin { id, .. }
+            | Self::ExecStdinClose { id, .. }
+            | Self::ExecKill { id, .. } => id,
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! One machine's WebSocket: what a client asks for there, each request in a task of its own.
+//!
+//! ```text
+//!  frames in ──take──▶ a task for each request ──▶ frames out (few) ──▶ the connection
+//! ```
+//! Few frames wait on the way out: a client that reads slowly makes the tasks wait, these the guest, and the guest the
+//! process. When the connection ends its tasks are dropped; processes go on.
+
+use std::collections::HashMap;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use bytes::Bytes;
+use nullspace_api::{
+    error::code,
+    exec::ExecRequest,
+    socket::{ClientMessage, ServerMessage},
+};
+use nullspace_protocol::{OutputQuery, OutputStream, frame::Frame};
+use tokio::{sync::mpsc, task::JoinSet};
+
+use super::{
+    AppState,
+    exec::{self, Begun},
+    machine,
+    process::{KILL, whole_characters},
+};
+use crate::error::{Error, Kind, Result};
+
+/// Requests of one connection that are under way.
+const MAX_TASKS: usize = 1000;
+/// Pieces of standard input of one process that wait for it; then the connection waits.
+const MAX_INPUTS: usize = 64;
+/// The longest `id`, in bytes.
+const MAX_ID: usize = 256;
+
+/// One connection.
+pub(crate) struct Socket {
+    app: AppState,
+    machine: String,
+    out: mpsc::Sender<String>,
+    tasks: JoinSet<()>,
+    inputs: HashMap<u32, mpsc::Sender<Input>>,
+}
+
+/// For a process's standard input.
+struct Input {
+    id: String,
+    data: Bytes,
+    close: bool,
+}
+
+impl Socket {
+    /// Frames of answers go to `out`.
+    pub(crate) fn new(app: AppState, machine: String, out: mpsc::Sender<String>) -> Self {
+        Self {
+            app,
+            machine,
+            out,
+            tasks: JoinSet::new(),
+            inputs: HashMap::new(),
+        }
+    }
+
+    /// Takes a frame. Waits while what it is for has enough to do.
+    pub(crate) async fn take(&mut self, text: &str) {
+        while self.tasks.try_join_next().is_some() {}
+        let message = match serde_json::from_str::<ClientMessage>(text) {
+            Ok(message) => message,
+            Err(error) => return self.refuse(text, &error).await,
+        };
+        let answers = Answers {
+            app: self.app.clone(),
+            machine: self.machine.clone(),
+            id: message.id().to_owned(),
+            out: self.out.clone(),
+        };
+        if answers.id.len() > MAX_ID {
+            let error = Error::invalid(format!("id: over {MAX_ID} bytes"));
+            return Answers {
+                id: String::new(),
+                ..answers
+            }
+            .refuse(&error)
+            .await;
+        }
+        if self.tasks.len() >= MAX_TASKS {
+            let error = Error::new(
+                Kind::Limit,
+                code::CAPACITY_EXCEEDED,
+                format!("{MAX_TASKS} requests of this connection are under way"),
+            );
+            return answers.refuse(&error).await;
+        }
+        match message {
+            ClientMessage::ExecStart {
+                command,
+                args,
+                timeout_secs,
+                cwd,
+                envs,
+                shell,
+                ..
+            } => {
+                let request = ExecRequest {
+                    command,
+                    args: Some(args),
+                    cwd,
+                    envs,
+                    shell,
+                    background: None,
+                    timeout_secs: timeout_secs.filter(|secs| *secs != exec::DEFAULT_TIMEOUT_SECS),
+                };
+                self.tasks.spawn(answers.run(request));
+            }
+            ClientMessage::ExecConnect { pid, .. } => {
+                self.tasks.spawn(answers.attach(pid));
+            }
+            ClientMessage::ExecStdin { pid, data, .. } => {
+                self.input(answers, pid, data.into(), false).await;
+            }
+            ClientMessage::ExecStdinClose { pid, .. } => {
+                self.input(answers, pid, Bytes::new(), true).await;
+            }
+            ClientMessage::ExecKill { pid, .. } => {
+                self.tasks.spawn(answers.kill(pid));
+            }
+        }
+    }
+
+    /// Answers to what is no message, with its id if it has one.
+    async fn refuse(&self, text: &str, error: &serde_json::Error) {
+        let value: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
+        let id = value["id"].as_str().unwrap_or_default();
+        let answers = Answers {
+            app: self.app.clone(),
+            machine: self.machine.clone(),
+            id: id.chars().take(MAX_ID / 4).collect(),
+            out: self.out.clone(),
+        };
+        let error = match value["type"].as_str() {
+            Some(kind) if LATER.iter().any(|later| kind.starts_with(later)) => {
+                Error::not_implemented(format!("{kind} messages"))
+            }
+            _ => Error::invalid(format!("message: {error}")),
+        };
+        answers.refuse(&error).await;
+    }
+
+    /// Input of one process is written in the order in which it came.
+    async fn input(&mut self, answers: Answers, pid: u32, data: Bytes, close: bool) {
+        self.inputs.retain(|_, sender| !sender.is_closed());
+        let input = Input {
+            id: answers.id.clone(),
+            data,
+            close,
+        };
+        let sender = self.inputs.entry(pid).or_insert_with(|| {
+            let (sender, receiver) = mpsc::channel(MAX_INPUTS);
+            self.tasks.spawn(answers.feed(pid, receiver));
+            sender
+        });
+        let _ = sender.send(input).await;
+    }
+}
+
+/// Messages of the wire that this server does not have yet, by their beginning.
+const LATER: [&str; 2] = ["pty_", "file_watch"];
+
+/// Who asked, and the way back.
+struct Answers {
+    app: AppState,
+    machine: String,
+    id: String,
+    out: mpsc::Sender<String>,
+}
+
+impl Answers {
+    async fn say(&self, message: &ServerMessage<'_>) {
+        // A connection that is gone is noticed by whoever holds it.
+        if let Ok(text) = serde_json::to_string(message) {
+            let _ = self.out.send(text).await;
+        }
+    }
+
+    async fn refuse(&self, error: &Error) {
+        let told = ServerMessage::Error {
+            id: &self.id,
+            code: error.code,
+            message: &error.message,
+        };
+        self.say(&told).await;
+    }
+
+    async fn run(self, request: ExecRequest) {
+        let id = &self.id;
+        match exec::begin(&self.app, &self.machine, request).await {
+            Ok(Begun::Running(stream)) => self.follow(stream, 0).await,
+            Ok(Begun::Never(response)) => {
+                self.say(&ServerMessage::ExecStarted { id, pid: 0 }).await;
+                self.say(&ServerMessage::ExecStderr {
+                    id,
+                    pid: 0,
+                    data: &response.stderr,
+                    data_base64: None,
+                })
+                .await;
+                let exit_code = response.exit_code;
+                let exit = ServerMessage::ExecExit {
+                    id,
+                    pid: 0,
+                    exit_code,
+                };
+                self.say(&exit).await;
+            }
+            Err(error) => self.refuse(&error).await,
+        }
+    }
+
+    async fn attach(self, pid: u32) {
+        match self.find(pid).await {
+            Ok(stream) => {
+                let id = &self.id;
+                self.say(&ServerMessage::ExecStarted { id, pid }).await;
+                self.follow(stream, pid).await;
+            }
+            Err(error) => self.refuse(&error).await,
+        }
+    }
+
+    async fn find(&self, pid: u32) -> Result<OutputStream> {
+        let guest = machine::guest(&self.app, &self.machine).await?;
+        let query = OutputQuery {
+            from: 0,
+            follow: true,
+        };
+        Ok(guest.output(pid, query).await?)
+    }
+
+    /// Hands over what a process writes until it ends.
+    async fn follow(&self, mut stream: OutputStream, mut pid: u32) {
+        let id = &self.id;
+        let (mut out, mut err) = (Text::default(), Text::default());
+        let mut at = 0;
+        loop {
+            let frame = match stream.next().await {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return self.refuse(&exec::went_away(String::new())).await,
+                Err(error) => return self.refuse(&exec::went_away(error.to_string())).await,
+            };
+            if let Frame::Stdout(offset, data) | Frame::Stderr(offset, data) = &frame {
+                if let Some(bytes) = offset.checked_sub(at).filter(|bytes| *bytes > 0) {
+                    self.say(&ServerMessage::ExecGap { id, pid, bytes }).await;
+                }
+                at = offset + data.len() as u64;
+            }
+            match frame {
+                Frame::Started(started) => {
+                    pid = started;
+                    self.say(&ServerMessage::ExecStarted { id, pid }).await;
+                }
+                Frame::Stdout(_, data) => self.output(pid, false, &mut out, &data).await,
+                Frame::Stderr(_, data) => self.output(pid, true, &mut err, &data).await,
+                Frame::Exit {
+                    code,
+                    timed_out,
+                    total,
+                } => {
+                    self.rest(pid, false, &mut out).await;
+                    self.rest(pid, true, &mut err).await;
+                    if let Some(bytes) = total.checked_sub(at).filter(|bytes| *bytes > 0) {
+                        self.say(&ServerMessage::ExecGap { id, pid, bytes }).await;
+                    }
+                    let exit_code = if timed_out { 124 } else { code & 0xff };
+                    if timed_out {
+                        let data = "nullspace: the command was ended at its time limit\n";
+                        self.piece(pid, true, data, None).await;
+                    }
+                    let exit = ServerMessage::ExecExit { id, pid, exit_code };
+                    return self.say(&exit).await;
+                }
+            }
+        }
+    }
+
+    async fn output(&self, pid: u32, stderr: bool, text: &mut Text, data: &[u8]) {
+        // Most output is text that ends between characters.
+        if text.half.is_empty()
+            && let Ok(data) = std::str::from_utf8(data)
+        {
+            return self.piece(pid, stderr, data, None).await;
+        }
+        let bytes = text.take(data);
+        self.bytes(pid, stderr, &bytes).await;
+    }
+
+    async fn rest(&self, pid: u32, stderr: bool, text: &mut Text) {
+        let bytes = std::mem::take(&mut text.half);
+        self.bytes(pid, stderr, &bytes).await;
+    }
+
+    async fn bytes(&self, pid: u32, stderr: bool, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        match std::str::from_utf8(bytes) {
+            Ok(data) => self.piece(pid, stderr, data, None).await,
+            Err(_) => {
+                let encoded = BASE64.encode(bytes);
+                let data = String::from_utf8_lossy(bytes);
+                self.piece(pid, stderr, &data, Some(&encoded)).await;
+            }
+        }
+    }
+
+    async fn piece(&self, pid: u32, stderr: bool, data: &str, data_base64: Option<&str>) {
+        let id = &self.id;
+        let message = match stderr {
+            false => ServerMessage::ExecStdout {
+                id,
+                pid,
+                data,
+                data_base64,
+            },
+            true => ServerMessage::ExecStderr {
+                id,
+                pid,
+                data,
+                data_base64,
+            },
+        };
+        self.say(&message).await;
+    }
+
+    async fn kill(self, pid: u32) {
+        let killed = async {
+            let guest = machine::guest(&self.app, &self.machine).await?;
+            Ok::<_, Error>(guest.signal(pid, KILL).await?)
+        };
+        if let Err(error) = killed.await {
+            self.refuse(&error).await;
+        }
+    }
+
+    async fn feed(mut self, pid: u32, mut inputs: mpsc::Receiver<Input>) {
+        while let Some(input) = inputs.recv().await {
+            self.id = input.id;
+            let written = async {
+                let guest = machine::guest(&self.app, &self.machine).await?;
+                Ok::<_, Error>(guest.stdin(pid, input.data, input.close).await?)
+            };
+            if let Err(error) = written.await {
+                self.refuse(&error).await;
+            }
+        }
+    }
+}
+
+/// One stream of bytes on its way to text: half a character waits for its other half.
+#[derive(Default)]
+struct Text {
+    half: Vec<u8>,
+}
+
+impl Text {
+    fn take(&mut self, data: &[u8]) -> Vec<u8> {
+        let mut bytes = std::mem::take(&mut self.half);
+        bytes.extend_from_slice(data);
+        self.half = bytes.split_off(whole_characters(&bytes));
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn bytes_stay_in_order_and_characters_whole(
+            text in "[a\u{e9}\u{20ac}\u{1f980}]{0,40}",
+            cuts in proptest::collection::vec(0usize..160, 0..8),
+        ) {
+            let bytes = text.as_bytes();
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
+            cuts.extend([0, bytes.len()]);
+            cuts.sort_unstable();
+            let mut held = Text::default();
+            let mut whole = String::new();
+            for piece in cuts.windows(2) {
+                let taken = held.take(&bytes[piece[0]..piece[1]]);
+                prop_assert!(std::str::from_utf8(&taken).is_ok());
+                whole.push_str(&String::from_utf8_lossy(&taken));
+            }
+            prop_assert_eq!(whole, text);
+            prop_assert!(held.half.is_empty());
+        }
+    }
+}
