@@ -293,6 +293,35 @@ def streams(box):
     assert box.commands.get_logs(live.pid).stdout == "up\ngot it\n"
 
 
+def terminals(box):
+    session = box.pty.create_session(cols=90, rows=20, cwd="/tmp")
+    session.send_input("stty size; pwd; tty\n")
+    session.send_input(b"exit 3\n")
+    pieces = []
+    result = session.wait(on_data=pieces.append, timeout=60)
+    shown = b"".join(pieces).decode()
+    assert result.exit_code == 3, result
+    assert "20 90" in shown and "/tmp" in shown and "/dev/pts/" in shown, shown
+    # It outlives its connection, and is found by either of its names.
+    session = box.pty.create_session()
+    session.disconnect()
+    info = box.pty.get_session_info(session.session_id)
+    assert (info.pid, info.cols, info.rows) == (session.pid, 120, 30), info
+    assert session.session_id in [one.session_id for one in box.pty.list_sessions()]
+    box.pty.resize_session(session.session_id, 100, 40)
+    again = box.pty.connect(session.pid)
+    other = box.pty.connect(session_id=session.session_id)
+    again.send_input("stty size; exit\n")
+    for one in (again, other):
+        pieces = []
+        result = one.wait(on_data=pieces.append, timeout=60)
+        assert result.exit_code == 0 and b"40 100" in b"".join(pieces), (result, pieces)
+    raises(NotFoundError, "not_found", lambda: box.pty.get_session_info("pty_none"))
+    killed = box.pty.create_session()
+    box.pty.kill_session(killed.session_id)
+    assert killed.wait(timeout=60).exit_code == 137
+
+
 def later(box):
     """What belongs to later is refused by name."""
     raises(NotImplementedError, "not_implemented", box.hibernate)
@@ -337,6 +366,7 @@ def main():
     box = Sandbox.create(template="base")
     commands(box)
     streams(box)
+    terminals(box)
     files(box)
     later(box)
     box.kill()

@@ -1,5 +1,7 @@
 //! The published clients against this server, unchanged.
 
+use std::{io::Write, process::Stdio};
+
 use serde_json::Value;
 
 use crate::{
@@ -68,6 +70,58 @@ async fn the_command_line() {
     );
     let (code, out, _) = run(&["sandbox", "exec", &id, "--shell", "echo $A; exit 3"]);
     assert_eq!((code, out.trim()), (3, "b"));
+    // Streams and terminals, over the WebSocket.
+    let (code, out, err) = run(&[
+        "sandbox",
+        "process",
+        "stream",
+        &id,
+        "sh",
+        "-c",
+        "echo out; echo err >&2; exit 4",
+    ]);
+    assert_eq!((code, out.trim(), err.trim()), (4, "out", "err"));
+    let spawned = json(&[
+        "sandbox",
+        "exec",
+        &id,
+        "--background",
+        "--shell",
+        "read word; echo got $word; exit 6",
+        "--json",
+    ]);
+    let pid = spawned["pid"].to_string();
+    let mut stdin = published(&world, &python())
+        .args(["sandbox", "process", "stdin", &id, &pid])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    stdin.stdin.take().unwrap().write_all(b"it\n").unwrap();
+    assert!(stdin.wait().unwrap().success());
+    let (code, out, _) = run(&["sandbox", "process", "attach", &id, &pid]);
+    assert_eq!((code, out.trim()), (6, "got it"));
+    let terminal = json(&["sandbox", "pty", "create", &id]);
+    let session = terminal["session_id"].as_str().unwrap();
+    let listed = json(&["sandbox", "pty", "list", &id]);
+    assert_eq!(listed[0]["session_id"], session, "{listed}");
+    ok(&[
+        "sandbox", "pty", "resize", &id, session, "--cols", "77", "--rows", "33",
+    ]);
+    let mut connect = published(&world, &python())
+        .args(["sandbox", "pty", "connect", &id, "--session-id", session])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let typed = connect.stdin.take();
+    typed.unwrap().write_all(b"stty size; exit 9\n").unwrap();
+    let done = connect.wait_with_output().unwrap();
+    let shown = String::from_utf8_lossy(&done.stdout);
+    assert!(
+        done.status.code() == Some(9) && shown.contains("33 77"),
+        "{shown}"
+    );
+
     ok(&["sandbox", "kill", &id, "--json"]);
     let (code, ..) = run(&["sandbox", "get", "mch_none", "--json"]);
     assert_eq!(code, 3);

@@ -4,6 +4,8 @@ use rand::Rng;
 
 /// A machine.
 pub const MACHINE: &str = "mch_";
+/// A terminal.
+pub const PTY: &str = "pty_";
 /// An API key (not the key itself).
 pub const KEY: &str = "key_";
 /// One HTTP request.

@@ -15,6 +15,7 @@ pub mod machine;
 mod noun;
 pub mod page;
 pub mod process;
+pub mod pty;
 pub mod socket;
 pub mod time;
 

@@ -5,6 +5,8 @@
 //!  exec_start   ─────────────▶   exec_started, exec_stdout / exec_stderr …, exec_exit
 //!  exec_connect ─────────────▶   the same, from the first byte that is kept
 //!  exec_stdin, exec_stdin_close, exec_kill ──▶ nothing, or error
+//!  pty_start, pty_connect ───▶   pty_started, pty_output …, pty_exited
+//!  pty_input, pty_resize, pty_kill ──▶ nothing, or error
 //! ```
 //! `id` is the client's own word for a request; every message that the request causes has it.
 
@@ -69,6 +71,65 @@ pub enum ClientMessage {
         /// The process.
         pid: u32,
     },
+    /// Start a shell in a terminal.
+    PtyStart {
+        /// The client's word for it.
+        id: String,
+        /// Characters in a line; 120 when absent.
+        #[serde(default)]
+        cols: Option<u16>,
+        /// Lines; 30 when absent.
+        #[serde(default)]
+        rows: Option<u16>,
+        /// Working directory, absolute.
+        #[serde(default)]
+        cwd: Option<String>,
+        /// Set over the machine's own environment.
+        #[serde(default)]
+        envs: Option<BTreeMap<String, String>>,
+    },
+    /// Look at a terminal that is there, from the last that it showed.
+    PtyConnect {
+        /// The client's word for it.
+        id: String,
+        /// The terminal; this or `pid`.
+        #[serde(default)]
+        session_id: Option<String>,
+        /// The shell that runs in it.
+        #[serde(default)]
+        pid: Option<u32>,
+    },
+    /// Type.
+    PtyInput {
+        /// The client's word for it.
+        id: String,
+        /// The terminal.
+        session_id: String,
+        /// What is typed, in base64; this or `data`.
+        #[serde(default)]
+        data_base64: Option<String>,
+        /// What is typed, as text.
+        #[serde(default)]
+        data: Option<String>,
+    },
+    /// Change a terminal's size.
+    PtyResize {
+        /// The client's word for it.
+        id: String,
+        /// The terminal.
+        session_id: String,
+        /// Characters in a line.
+        cols: u16,
+        /// Lines.
+        rows: u16,
+    },
+    /// End everything in a terminal.
+    PtyKill {
+        /// The client's word for it.
+        id: String,
+        /// The terminal.
+        session_id: String,
+    },
 }
 
 /// To a client.
@@ -124,6 +185,39 @@ pub enum ServerMessage<'a> {
         /// 0 to 255; 128 + N after signal N, 127 and 126 when the program cannot be run, 124 at the time limit.
         exit_code: i32,
     },
+    /// The terminal is there. The first message of its request.
+    PtyStarted {
+        /// The request's.
+        id: &'a str,
+        /// The terminal.
+        session_id: &'a str,
+        /// The shell in it.
+        pid: u32,
+        /// Characters in a line.
+        cols: u16,
+        /// Lines.
+        rows: u16,
+    },
+    /// It showed something.
+    PtyOutput {
+        /// The request's.
+        id: &'a str,
+        /// The terminal.
+        session_id: &'a str,
+        /// The bytes in base64.
+        data_base64: &'a str,
+        /// The same as text, as far as it is text.
+        data: &'a str,
+    },
+    /// Its shell ended; nothing more comes of it.
+    PtyExited {
+        /// The request's.
+        id: &'a str,
+        /// The terminal.
+        session_id: &'a str,
+        /// As for [`ServerMessage::ExecExit`].
+        exit_code: i32,
+    },
     /// The request was refused or broke off.
     Error {
         /// The request's; empty if it could not be read.
@@ -144,7 +238,12 @@ impl ClientMessage {
             | Self::ExecConnect { id, .. }
             | Self::ExecStdin { id, .. }
             | Self::ExecStdinClose { id, .. }
-            | Self::ExecKill { id, .. } => id,
+            | Self::ExecKill { id, .. }
+            | Self::PtyStart { id, .. }
+            | Self::PtyConnect { id, .. }
+            | Self::PtyInput { id, .. }
+            | Self::PtyResize { id, .. }
+            | Self::PtyKill { id, .. } => id,
         }
     }
 }

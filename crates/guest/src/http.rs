@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxB
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use nullspace_protocol::{
     ErrorBody, ErrorKind, ExecRequest, Hello, OutputQuery, PROTOCOL_VERSION, SignalRequest,
-    Started, frame::Frame,
+    Started, TerminalSize, frame::Frame,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio_stream::wrappers::ReceiverStream;
@@ -100,6 +100,15 @@ async fn answer(
         (&Method::POST, ["processes", pid, "signal"]) => {
             let request: SignalRequest = json(body).await?;
             processes.get(number(pid)?)?.signal(request.signal)?;
+            ok(&())
+        }
+        (&Method::POST, ["processes", pid, "resize"]) => {
+            let size: TerminalSize = json(body).await?;
+            let process = processes.get(number(pid)?)?;
+            let terminal = process.terminal.as_ref();
+            terminal
+                .ok_or_else(|| Error::invalid(format!("process {pid} has no terminal")))?
+                .resize(size)?;
             ok(&())
         }
         (&Method::POST, ["processes", pid, "stdin"]) => {

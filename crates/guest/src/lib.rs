@@ -16,6 +16,7 @@ mod http;
 mod output;
 mod process;
 mod reaper;
+mod terminal;
 mod tunnel;
 mod users;
 

@@ -15,6 +15,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Mutex,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -27,6 +28,10 @@ const HEAD_LIMIT: u64 = 16 << 20;
 const WINDOW: u64 = 8 << 20;
 /// The same for a command whose output is streamed to its caller.
 const ATTACHED_WINDOW: u64 = 1 << 20;
+/// Kept of a process under [`Retain::Tail`], in bytes.
+const TAIL: u64 = 256 << 10;
+/// How long a process under [`Retain::Tail`] waits for a follower that takes nothing.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +45,7 @@ enum Policy {
     Head,
     Window(u64),
     Live,
+    Tail,
     /// The caller went away: keep nothing.
     Discard,
 }
@@ -67,6 +73,13 @@ impl State {
     /// Drops what every follower has.
     fn trim(&mut self) {
         let slowest = self.followers.values().min().copied().unwrap_or(u64::MAX);
+        if self.policy == Policy::Tail {
+            let floor = slowest.min(self.total.saturating_sub(TAIL));
+            while let Some(front) = self.records.front().filter(|front| front.end() <= floor) {
+                self.base = front.end();
+                self.records.pop_front();
+            }
+        }
         while let Some(front) = self.live.front() {
             if front.end() > slowest {
                 break;
@@ -107,6 +120,7 @@ impl Log {
     pub(crate) fn new(retain: Retain, attached: bool) -> Self {
         let policy = match (attached, retain) {
             (_, Retain::Live) => Policy::Live,
+            (_, Retain::Tail) => Policy::Tail,
             (true, _) => Policy::Window(ATTACHED_WINDOW),
             (false, Retain::UntilAcknowledged) => Policy::Window(WINDOW),
             (false, Retain::Head) => Policy::Head,
@@ -139,19 +153,38 @@ impl Log {
             let room = self.room.notified();
             tokio::pin!(room);
             room.as_mut().enable();
-            {
+            let patience = {
                 let state = self.lock();
                 let slowest = state.followers.values().min().copied();
-                match (state.policy, slowest) {
-                    (Policy::Window(window), _) if state.total - state.base >= window => {}
-                    (Policy::Live, Some(slowest))
-                        if state.total >= HEAD_LIMIT
-                            && state.total.saturating_sub(slowest) >= ATTACHED_WINDOW => {}
+                let lag = slowest.map_or(0, |slowest| state.total.saturating_sub(slowest));
+                match state.policy {
+                    Policy::Window(window) if state.total - state.base >= window => None,
+                    Policy::Live if state.total >= HEAD_LIMIT && lag >= ATTACHED_WINDOW => None,
+                    Policy::Tail if lag >= ATTACHED_WINDOW => Some(PATIENCE),
                     _ => return,
                 }
+            };
+            match patience {
+                None => room.await,
+                Some(patience) => {
+                    if tokio::time::timeout(patience, room).await.is_err() {
+                        self.leave_behind();
+                    }
+                }
             }
-            room.await;
         }
+    }
+
+    /// Who has taken nothing for too long is not waited for until it does.
+    fn leave_behind(&self) {
+        let mut state = self.lock();
+        let total = state.total;
+        for at in state.followers.values_mut() {
+            if total.saturating_sub(*at) >= ATTACHED_WINDOW {
+                *at = u64::MAX;
+            }
+        }
+        state.trim();
     }
 
     /// Adds what was read from a pipe.
@@ -160,7 +193,7 @@ impl Log {
         let offset = state.total;
         state.total += data.len() as u64;
         let keep = match state.policy {
-            Policy::Window(_) => data,
+            Policy::Window(_) | Policy::Tail => data,
             Policy::Discard => {
                 state.base = state.total;
                 Bytes::new()
@@ -188,6 +221,9 @@ impl Log {
                 data: keep,
             });
         }
+        if state.policy == Policy::Tail {
+            state.trim();
+        }
         drop(state);
         self.grown.notify_waiters();
     }
@@ -206,9 +242,10 @@ impl Log {
     /// where nothing waits for readers.
     pub(crate) fn join(&self, from: u64) -> Option<u64> {
         let mut state = self.lock();
-        if state.policy != Policy::Live {
+        if !matches!(state.policy, Policy::Live | Policy::Tail) {
             return None;
         }
+        let from = from.max(state.base);
         let number = state
             .followers
             .keys()
@@ -269,7 +306,7 @@ impl Log {
     /// sees the head alone: it only grows.
     pub(crate) fn next(&self, from: u64, follow: bool) -> (Next, u64) {
         let state = self.lock();
-        if from < state.base {
+        if from < state.base && state.policy != Policy::Tail {
             return (Next::Gone(state.base), from);
         }
         // Records are in order of offset: find the one that holds `from`.
@@ -298,7 +335,9 @@ impl Log {
                 from,
             ),
             // What a follower that came late has missed, it has missed.
-            None if state.policy == Policy::Live && follow => (Next::Wait, from.max(state.total)),
+            None if matches!(state.policy, Policy::Live | Policy::Tail) && follow => {
+                (Next::Wait, from.max(state.total))
+            }
             None => (Next::Wait, from),
         }
     }
@@ -415,6 +454,38 @@ mod tests {
         assert!(matches!(frame(&log, now), Some((Frame::Stdout(_, _), _))));
         assert!(matches!(log.next(head, false), (Next::Wait, HEAD_LIMIT)));
         log.leave(late);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tail_waits_for_followers_that_take_something() {
+        let log = Log::new(Retain::Tail, false);
+        log.push(false, Bytes::from(vec![0; 2 * TAIL as usize]));
+        log.push(false, Bytes::from(vec![1; TAIL as usize]));
+        // The last bytes are there for whoever comes.
+        let (tail, end) = frame(&log, 0).unwrap();
+        assert_eq!(
+            tail,
+            Frame::Stdout(2 * TAIL, Bytes::from(vec![1; TAIL as usize]))
+        );
+        let (quick, stuck) = (log.join(end).unwrap(), log.join(end).unwrap());
+        log.push(false, Bytes::from(vec![2; ATTACHED_WINDOW as usize]));
+        log.moved(quick, end + ATTACHED_WINDOW);
+        let begun = tokio::time::Instant::now();
+        log.wait_for_room().await;
+        assert!(begun.elapsed() >= PATIENCE);
+        // It was left behind, and nobody waits for it until it goes on.
+        log.push(false, Bytes::from(vec![3; 2 * ATTACHED_WINDOW as usize]));
+        log.moved(quick, end + 3 * ATTACHED_WINDOW);
+        let begun = tokio::time::Instant::now();
+        log.wait_for_room().await;
+        assert!(begun.elapsed() < PATIENCE);
+        let (next, _) = frame(&log, end).unwrap();
+        let Frame::Stdout(offset, _) = next else {
+            panic!("{next:?}");
+        };
+        assert!(offset > end);
+        log.leave(stuck);
+        log.leave(quick);
     }
 
     #[test]

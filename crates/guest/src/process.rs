@@ -28,6 +28,7 @@ use crate::{
     Guest,
     error::{Error, Result},
     output::{Exit, Log},
+    terminal::Terminal,
 };
 
 /// Ended processes that are remembered; the oldest are forgotten first.
@@ -43,6 +44,7 @@ pub(crate) struct Process {
     command: String,
     pub(crate) log: Log,
     stdin: tokio::sync::Mutex<Option<pipe::Sender>>,
+    pub(crate) terminal: Option<Terminal>,
     /// Set by the reaper; the log's exit follows once the pipes are drained.
     code: watch::Sender<Option<i32>>,
     timed_out: std::sync::atomic::AtomicBool,
@@ -57,6 +59,7 @@ impl Process {
             running: exit.is_none(),
             exit_code: exit.map(|e| e.code),
             timed_out: exit.is_some_and(|e| e.timed_out),
+            terminal: self.terminal.as_ref().map(Terminal::info),
         }
     }
 
@@ -201,27 +204,12 @@ pub(crate) fn start(guest: &Guest, request: ExecRequest, attached: bool) -> Resu
     )?;
     let (program_c, cwd_c) = (c_path(&program)?, c_path(&cwd_path)?);
 
-    let pipe =
-        || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);
-    let make = || -> io::Result<_> {
-        let (stdin_read, stdin_write) = if request.stdin {
-            let (read, write) = pipe()?;
-            (read, Some(pipe::Sender::from_owned_fd(write)?))
-        } else {
-            (OwnedFd::from(File::open("/dev/null")?), None)
-        };
-        let (out_read, out_write) = pipe()?;
-        let (err_read, err_write) = pipe()?;
-        // They are what they have to be: the checked constructor asks the kernel five times.
-        let reader = |pipe: OwnedFd| {
-            rustix::io::ioctl_fionbio(&pipe, true)?;
-            pipe::Receiver::from_owned_fd_unchecked(pipe)
-        };
-        let readers = (reader(out_read)?, reader(err_read)?);
-        Ok((stdin_read, stdin_write, out_write, err_write, readers))
+    let wires = match request.terminal {
+        Some(wanted) => Wires::terminal(wanted),
+        None => Wires::pipes(request.stdin),
     };
-    let (stdin_read, stdin_write, out_write, err_write, (stdout, stderr)) =
-        make().map_err(|e| Error::io("pipe", &e))?;
+    let wires = wires.map_err(|e| Error::io("standard input and output", &e))?;
+    let stdio = wires.child.each_ref().map(AsFd::as_fd);
     let process = guest
         .inner
         .processes
@@ -231,35 +219,85 @@ pub(crate) fn start(guest: &Guest, request: ExecRequest, attached: bool) -> Resu
                 argv: &argv,
                 env: &env,
                 cwd: &cwd_c,
-                stdio: [stdin_read.as_fd(), out_write.as_fd(), err_write.as_fd()],
+                stdio,
+                terminal: wires.terminal.is_some(),
             })?;
             Ok(Arc::new(Process {
                 pid: pid as u32,
                 command: label,
                 log: Log::new(request.retain, attached),
-                stdin: tokio::sync::Mutex::new(stdin_write),
+                stdin: tokio::sync::Mutex::new(wires.stdin),
+                terminal: wires.terminal,
                 code: watch::Sender::new(None),
                 timed_out: false.into(),
             }))
         })
         .map_err(|e| Error::io(&request.argv[0], &e))?;
-    drop((stdin_read, out_write, err_write));
+    drop(wires.child);
     if config.init {
         // When the machine is out of memory its programs go before its process 1 does. On some hosts process 1
         // cannot be made less likely to be chosen, so they are made more likely.
         let _ = std::fs::write(format!("/proc/{}/oom_score_adj", process.pid), "500");
     }
-    tokio::spawn(drive(process.clone(), stdout, stderr, request.timeout_ms));
+    tokio::spawn(drive(process.clone(), wires.output, request.timeout_ms));
     Ok(process)
 }
 
+/// What a process's standard input, output and error lead to.
+struct Wires {
+    /// The process's ends.
+    child: [OwnedFd; 3],
+    stdin: Option<pipe::Sender>,
+    output: [Stream; 2],
+    terminal: Option<Terminal>,
+}
+
+impl Wires {
+    fn pipes(stdin: bool) -> io::Result<Self> {
+        let pipe =
+            || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);
+        let (stdin_read, stdin) = if stdin {
+            let (read, write) = pipe()?;
+            (read, Some(pipe::Sender::from_owned_fd(write)?))
+        } else {
+            (OwnedFd::from(File::open("/dev/null")?), None)
+        };
+        let (out_read, out_write) = pipe()?;
+        let (err_read, err_write) = pipe()?;
+        Ok(Self {
+            child: [stdin_read, out_write, err_write],
+            stdin,
+            output: [
+                Some((reader(out_read)?, false)),
+                Some((reader(err_read)?, true)),
+            ],
+            terminal: None,
+        })
+    }
+
+    /// One end of a terminal is all three of the process's; what is typed and what is shown go through the other.
+    fn terminal(wanted: nullspace_protocol::Terminal) -> io::Result<Self> {
+        let (terminal, process_end) = Terminal::open(wanted)?;
+        let again = |fd: &OwnedFd| fd.try_clone();
+        let typed = again(&terminal.master)?;
+        rustix::io::ioctl_fionbio(&typed, true)?;
+        Ok(Self {
+            child: [again(&process_end)?, again(&process_end)?, process_end],
+            stdin: Some(pipe::Sender::from_owned_fd_unchecked(typed)?),
+            output: [Some((reader(again(&terminal.master)?)?, false)), None],
+            terminal: Some(terminal),
+        })
+    }
+}
+
+/// It is what it has to be: the checked constructor asks the kernel five times.
+fn reader(fd: OwnedFd) -> io::Result<pipe::Receiver> {
+    rustix::io::ioctl_fionbio(&fd, true)?;
+    pipe::Receiver::from_owned_fd_unchecked(fd)
+}
+
 /// Reads both pipes until the process ended and they are empty, then publishes the exit.
-async fn drive(
-    process: Arc<Process>,
-    stdout: pipe::Receiver,
-    stderr: pipe::Receiver,
-    timeout_ms: Option<u64>,
-) {
+async fn drive(process: Arc<Process>, mut streams: [Stream; 2], timeout_ms: Option<u64>) {
     let mut code = process.code.subscribe();
     let deadline = async {
         match timeout_ms {
@@ -267,7 +305,6 @@ async fn drive(
             None => std::future::pending().await,
         }
     };
-    let mut streams = [Some((stdout, false)), Some((stderr, true))];
     let mut buffer = BytesMut::with_capacity(CHUNK);
     tokio::pin!(deadline);
     let mut expired = false;

@@ -17,7 +17,7 @@ use crate::{
     types::{
         ErrorBody, ErrorKind, ExecRequest, FileInfo, Hello, OutputQuery, PathRequest,
         PermissionsRequest, ProcessInfo, ReadQuery, RenameRequest, SignalRequest, Started,
-        WriteQuery,
+        TerminalSize, WriteQuery,
     },
 };
 
@@ -187,6 +187,17 @@ impl GuestClient {
     pub async fn stdin(&self, pid: u32, data: Bytes, close: bool) -> Result<(), GuestError> {
         let path = format!("/processes/{pid}/stdin?close={close}");
         self.send(Method::POST, &path, data, "writing standard input")
+            .await
+            .map(drop)
+    }
+
+    /// Changes the size of a process's terminal, and tells the process.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` when it has no terminal.
+    pub async fn resize(&self, pid: u32, size: TerminalSize) -> Result<(), GuestError> {
+        let path = format!("/processes/{pid}/resize");
+        self.post(&path, &size, "resizing a terminal")
             .await
             .map(drop)
     }

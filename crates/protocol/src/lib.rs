@@ -18,14 +18,16 @@ pub use client::{ByteStream, GuestClient, GuestError, OutputStream};
 pub use types::{
     ErrorBody, ErrorKind, ExecRequest, FileInfo, FileKind, Hello, MkdirRequest, OutputQuery,
     PathRequest, PermissionsRequest, ProcessInfo, ReadQuery, RenameRequest, Retain, SignalRequest,
-    Started, WriteQuery,
+    Started, Terminal, TerminalSize, WriteQuery,
 };
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// The version in [`Hello`]. It grows when an old client could misunderstand a new guest; additions that
 /// old peers ignore do not change it.
-pub const PROTOCOL_VERSION: u32 = 1;
+///
+/// 2: [`Retain::Live`], [`Retain::Tail`], terminals.
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Any byte stream, as engines hand it out.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}

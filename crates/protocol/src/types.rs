@@ -28,6 +28,9 @@ pub enum Retain {
     /// waits for the slowest of them, and for nobody when there is none. What nobody followed is missing in the
     /// offsets. With `POST /exec` the caller follows from the first byte on, and the process outlives it.
     Live,
+    /// Keep the last bytes. The process waits for whoever follows, but not for one that takes nothing for some seconds:
+    /// that one misses what the others have had.
+    Tail,
 }
 
 /// `POST /exec` (attached, answers frames) and `POST /spawn` (background, answers [`Started`]).
@@ -57,6 +60,28 @@ pub struct ExecRequest {
     /// before the end either: a short command is then answered in one piece.
     #[serde(default)]
     pub collect: bool,
+    /// Standard input, output and error are a terminal (all output is then standard output); `stdin` does not count.
+    #[serde(default)]
+    pub terminal: Option<Terminal>,
+}
+
+/// A terminal that a process runs in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terminal {
+    /// The host's name for it.
+    pub session: String,
+    /// Its size.
+    #[serde(flatten)]
+    pub size: TerminalSize,
+}
+
+/// `POST /processes/{pid}/resize`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Characters in a line.
+    pub cols: u16,
+    /// Lines.
+    pub rows: u16,
 }
 
 /// A process was started.
@@ -80,6 +105,9 @@ pub struct ProcessInfo {
     /// Whether the time limit ended it.
     #[serde(default)]
     pub timed_out: bool,
+    /// The terminal it was started in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<Terminal>,
 }
 
 /// Query of `GET /processes/{pid}/output`.

@@ -26,6 +26,8 @@ pub struct Command<'a> {
     pub cwd: &'a CStr,
     /// Standard input, output and error.
     pub stdio: [BorrowedFd<'a>; 3],
+    /// Standard input is a terminal that belongs to no session: it becomes the controlling one of the command's.
+    pub terminal: bool,
 }
 
 /// Starts the command in a session of its own with default signal handling, and returns its process id.
@@ -45,6 +47,7 @@ pub fn spawn(command: &Command<'_>) -> io::Result<i32> {
         env: env.as_ptr(),
         cwd: command.cwd.as_ptr(),
         stdio: command.stdio.map(|fd| fd.as_raw_fd()),
+        terminal: command.terminal,
         ignored: ignored_signals(),
         error: 0,
     };
@@ -91,6 +94,7 @@ struct Start {
     env: *const *const libc::c_char,
     cwd: *const libc::c_char,
     stdio: [i32; 3],
+    terminal: bool,
     ignored: &'static [libc::c_int],
     error: libc::c_int,
 }
@@ -107,7 +111,8 @@ extern "C" fn become_command(start: *mut libc::c_void) -> libc::c_int {
             // Targets 0..=2 are below every source: the caller's own standard streams are open.
             || libc::dup2((*start).stdio[0], 0) < 0
             || libc::dup2((*start).stdio[1], 1) < 0
-            || libc::dup2((*start).stdio[2], 2) < 0;
+            || libc::dup2((*start).stdio[2], 2) < 0
+            || ((*start).terminal && libc::ioctl(0, libc::TIOCSCTTY, 0) < 0);
         if !failed {
             let default: libc::sigaction = std::mem::zeroed();
             for signal in HANDLED.iter().chain((*start).ignored) {
@@ -162,6 +167,7 @@ mod tests {
             env: &[c"GREETING=hello".to_owned()],
             cwd,
             stdio: [null.as_fd(), out.as_fd(), out.as_fd()],
+            terminal: false,
         })
     }
 

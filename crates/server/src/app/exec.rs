@@ -118,7 +118,7 @@ pub(super) async fn begin(app: &App, id: &str, request: ExecRequest) -> Result<B
     }
 }
 
-fn guest_request(request: ExecRequest) -> Result<GuestExec> {
+pub(super) fn guest_request(request: ExecRequest) -> Result<GuestExec> {
     if request.command.is_empty() {
         return Err(Error::invalid("command: must not be empty"));
     }

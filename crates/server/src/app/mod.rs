@@ -20,6 +20,7 @@ pub mod key;
 pub mod machine;
 pub mod output;
 pub mod process;
+pub mod pty;
 pub(crate) mod seal;
 pub(crate) mod socket;
 pub mod template;

@@ -10,7 +10,7 @@ use crate::error::Result;
 /// SIGKILL.
 pub(super) const KILL: i32 = 9;
 
-/// All of them, oldest first, recently ended ones too.
+/// All of them but the shells of terminals, oldest first, recently ended ones too.
 ///
 /// # Errors
 /// Those of [`machine::guest`].
@@ -19,6 +19,7 @@ pub async fn list(app: &App, id: &str) -> Result<Vec<ProcessInfo>> {
     let processes = guest.processes().await?;
     Ok(processes
         .into_iter()
+        .filter(|process| process.terminal.is_none())
         .map(|process| ProcessInfo {
             pid: process.pid,
             command: process.command,

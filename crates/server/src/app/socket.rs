@@ -6,13 +6,14 @@
 //! Few frames wait on the way out: a client that reads slowly makes the tasks wait, these the guest, and the guest the
 //! process. When the connection ends its tasks are dropped; processes go on.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use nullspace_api::{
     error::code,
     exec::ExecRequest,
+    pty::PtyInfo,
     socket::{ClientMessage, ServerMessage},
 };
 use nullspace_protocol::{OutputQuery, OutputStream, frame::Frame};
@@ -23,6 +24,7 @@ use super::{
     exec::{self, Begun},
     machine,
     process::{KILL, whole_characters},
+    pty::{self, Which},
 };
 use crate::error::{Error, Kind, Result};
 
@@ -40,13 +42,24 @@ pub(crate) struct Socket {
     out: mpsc::Sender<String>,
     tasks: JoinSet<()>,
     inputs: HashMap<u32, mpsc::Sender<Input>>,
+    /// The shells of terminals that were typed into.
+    shells: HashMap<String, u32>,
 }
 
 /// For a process's standard input.
 struct Input {
     id: String,
     data: Bytes,
-    close: bool,
+    kind: InputKind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum InputKind {
+    Write,
+    /// Close it.
+    Close,
+    /// A terminal's: that its shell has just ended is told by its own end.
+    Typed,
 }
 
 impl Socket {
@@ -58,6 +71,7 @@ impl Socket {
             out,
             tasks: JoinSet::new(),
             inputs: HashMap::new(),
+            shells: HashMap::new(),
         }
     }
 
@@ -116,15 +130,87 @@ impl Socket {
                 self.tasks.spawn(answers.attach(pid));
             }
             ClientMessage::ExecStdin { pid, data, .. } => {
-                self.input(answers, pid, data.into(), false).await;
+                self.input(answers, pid, data.into(), InputKind::Write)
+                    .await;
             }
             ClientMessage::ExecStdinClose { pid, .. } => {
-                self.input(answers, pid, Bytes::new(), true).await;
+                self.input(answers, pid, Bytes::new(), InputKind::Close)
+                    .await;
             }
             ClientMessage::ExecKill { pid, .. } => {
                 self.tasks.spawn(answers.kill(pid));
             }
+            ClientMessage::PtyStart {
+                cols,
+                rows,
+                cwd,
+                envs,
+                ..
+            } => {
+                self.tasks.spawn(answers.open((cols, rows), cwd, envs));
+            }
+            ClientMessage::PtyConnect {
+                session_id, pid, ..
+            } => {
+                self.tasks.spawn(answers.connect(session_id, pid));
+            }
+            ClientMessage::PtyInput {
+                session_id,
+                data_base64,
+                data,
+                ..
+            } => {
+                if let Err(error) = self.typed(&answers, session_id, data_base64, data).await {
+                    answers.refuse(&error).await;
+                }
+            }
+            ClientMessage::PtyResize {
+                session_id,
+                cols,
+                rows,
+                ..
+            } => {
+                // In order with what is typed, and not worth the end of a session when it fails.
+                let which = Which::Session(session_id);
+                let _ = pty::resize(&self.app, &self.machine, &which, cols, rows).await;
+            }
+            ClientMessage::PtyKill { session_id, .. } => {
+                let which = Which::Session(session_id);
+                if let Err(error) = pty::kill(&self.app, &self.machine, &which).await {
+                    answers.refuse(&error).await;
+                }
+            }
         }
+    }
+
+    /// Something was typed into a terminal.
+    async fn typed(
+        &mut self,
+        answers: &Answers,
+        session: String,
+        data_base64: Option<String>,
+        data: Option<String>,
+    ) -> Result<()> {
+        let data = match (data_base64, data) {
+            (Some(encoded), None) => BASE64
+                .decode(encoded)
+                .map_err(|error| Error::invalid(format!("data_base64: {error}")))?,
+            (None, Some(text)) => text.into_bytes(),
+            _ => return Err(Error::invalid("data_base64 or data: one of them is needed")),
+        };
+        let pid = match self.shells.get(&session) {
+            Some(pid) => *pid,
+            None => {
+                let which = Which::Session(session.clone());
+                let pid = pty::get(&self.app, &self.machine, &which).await?.pid;
+                self.shells.insert(session, pid);
+                pid
+            }
+        };
+        let answers = answers.clone();
+        self.input(answers, pid, data.into(), InputKind::Typed)
+            .await;
+        Ok(())
     }
 
     /// Answers to what is no message, with its id if it has one.
@@ -147,12 +233,12 @@ impl Socket {
     }
 
     /// Input of one process is written in the order in which it came.
-    async fn input(&mut self, answers: Answers, pid: u32, data: Bytes, close: bool) {
+    async fn input(&mut self, answers: Answers, pid: u32, data: Bytes, kind: InputKind) {
         self.inputs.retain(|_, sender| !sender.is_closed());
         let input = Input {
             id: answers.id.clone(),
             data,
-            close,
+            kind,
         };
         let sender = self.inputs.entry(pid).or_insert_with(|| {
             let (sender, receiver) = mpsc::channel(MAX_INPUTS);
@@ -164,9 +250,10 @@ impl Socket {
 }
 
 /// Messages of the wire that this server does not have yet, by their beginning.
-const LATER: [&str; 2] = ["pty_", "file_watch"];
+const LATER: [&str; 1] = ["file_watch"];
 
 /// Who asked, and the way back.
+#[derive(Clone)]
 struct Answers {
     app: AppState,
     machine: String,
@@ -331,6 +418,85 @@ impl Answers {
         self.say(&message).await;
     }
 
+    async fn open(
+        self,
+        size: (Option<u16>, Option<u16>),
+        cwd: Option<String>,
+        envs: Option<BTreeMap<String, String>>,
+    ) {
+        match pty::start(&self.app, &self.machine, size, cwd, envs).await {
+            Ok(pty) => self.show(&pty).await,
+            Err(error) => self.refuse(&error).await,
+        }
+    }
+
+    async fn connect(self, session: Option<String>, pid: Option<u32>) {
+        let which = match (session, pid) {
+            (Some(session), None) => Which::Session(session),
+            (None, Some(pid)) => Which::Pid(pid),
+            _ => {
+                let error = Error::invalid("session_id or pid: one of them is needed");
+                return self.refuse(&error).await;
+            }
+        };
+        match pty::get(&self.app, &self.machine, &which).await {
+            Ok(pty) => self.show(&pty).await,
+            Err(error) => self.refuse(&error).await,
+        }
+    }
+
+    /// Hands over what a terminal shows until its shell ends.
+    async fn show(&self, pty: &PtyInfo) {
+        let (id, session_id) = (&self.id, &pty.session_id);
+        let mut stream = match pty::look(&self.app, &self.machine, pty.pid).await {
+            Ok(stream) => stream,
+            Err(error) => return self.refuse(&error).await,
+        };
+        let started = ServerMessage::PtyStarted {
+            id,
+            session_id,
+            pid: pty.pid,
+            cols: pty.cols,
+            rows: pty.rows,
+        };
+        self.say(&started).await;
+        let mut is_first = true;
+        loop {
+            match stream.next().await {
+                Ok(Some(Frame::Started(_))) => {}
+                Ok(Some(Frame::Stdout(offset, data) | Frame::Stderr(offset, data))) => {
+                    // What is kept may begin in the middle of a line, or of a word to the terminal.
+                    let whole = match std::mem::take(&mut is_first) && offset > 0 {
+                        true => data
+                            .iter()
+                            .position(|byte| *byte == b'\n')
+                            .map_or(0, |at| at + 1),
+                        false => 0,
+                    };
+                    let data = &data[whole..];
+                    let shown = ServerMessage::PtyOutput {
+                        id,
+                        session_id,
+                        data_base64: &BASE64.encode(data),
+                        data: &String::from_utf8_lossy(data),
+                    };
+                    self.say(&shown).await;
+                }
+                Ok(Some(Frame::Exit { code, .. })) => {
+                    let exit_code = code & 0xff;
+                    let exited = ServerMessage::PtyExited {
+                        id,
+                        session_id,
+                        exit_code,
+                    };
+                    return self.say(&exited).await;
+                }
+                Ok(None) => return self.refuse(&exec::went_away(String::new())).await,
+                Err(error) => return self.refuse(&exec::went_away(error.to_string())).await,
+            }
+        }
+    }
+
     async fn kill(self, pid: u32) {
         let killed = async {
             let guest = machine::guest(&self.app, &self.machine).await?;
@@ -344,12 +510,16 @@ impl Answers {
     async fn feed(mut self, pid: u32, mut inputs: mpsc::Receiver<Input>) {
         while let Some(input) = inputs.recv().await {
             self.id = input.id;
+            let close = input.kind == InputKind::Close;
             let written = async {
                 let guest = machine::guest(&self.app, &self.machine).await?;
-                Ok::<_, Error>(guest.stdin(pid, input.data, input.close).await?)
+                Ok::<_, Error>(guest.stdin(pid, input.data, close).await?)
             };
-            if let Err(error) = written.await {
-                self.refuse(&error).await;
+            match written.await {
+                Err(error) if input.kind != InputKind::Typed || error.kind != Kind::Invalid => {
+                    self.refuse(&error).await;
+                }
+                _ => {}
             }
         }
     }

@@ -25,7 +25,6 @@ const OF_A_MACHINE: &[(&str, &[&str])] = &[
     ("ssh access", &["ssh-access"]),
     ("volumes", &["volumes", "volumes/{*rest}"]),
     ("egress rules", &["egress"]),
-    ("terminals", &["pty", "pty/{*rest}"]),
     ("web sockets", &["lifecycle/ws"]),
     ("code contexts", &["code", "code/{*rest}"]),
     ("desktops", &["desktop", "desktop/{*rest}"]),

@@ -21,6 +21,7 @@ mod later;
 mod machine;
 mod openapi;
 mod process;
+mod pty;
 mod rest;
 mod socket;
 
@@ -49,6 +50,7 @@ fn machine_routes() -> OpenApiRouter<AppState> {
         .merge(machine::routes())
         .merge(exec::routes())
         .merge(process::routes())
+        .merge(pty::routes())
         .merge(socket::routes())
         .merge(file::routes())
         .merge(batch::routes())

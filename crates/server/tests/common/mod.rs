@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 pub mod project;
+pub mod socket;
 
 use std::{sync::Arc, time::Duration};
 

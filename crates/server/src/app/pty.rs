@@ -1,0 +1,193 @@
+//! Terminals: shells that people and programs look at and type into. A terminal lives in its machine and outlives every
+//! connection to it and this server.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use nullspace_api::{error::code, exec::ExecRequest, id, pty::PtyInfo};
+use nullspace_protocol::{
+    ExecRequest as GuestExec, GuestClient, OutputQuery, OutputStream, ProcessInfo, Retain,
+    Terminal, TerminalSize,
+};
+
+use super::{App, exec, machine, process::KILL};
+use crate::error::{Error, Result};
+
+/// The size of a terminal that nobody has said one for.
+const DEFAULT_SIZE: (u16, u16) = (120, 30);
+/// The longest line and the most lines of a terminal.
+const MAX_SIZE: u16 = 2000;
+/// The first version of the guest protocol that has terminals.
+const GUEST_VERSION: u32 = 2;
+/// bash where there is one.
+const SHELL: &str = "if [ -x /bin/bash ]; then exec /bin/bash; else exec /bin/sh; fi";
+
+/// What a terminal is asked for by.
+#[derive(Clone, Debug)]
+pub enum Which {
+    /// Its id.
+    Session(String),
+    /// The shell in it.
+    Pid(u32),
+}
+
+/// Makes one, with a shell in it.
+///
+/// # Errors
+/// `invalid_request` (size, directory, variables) and those of [`machine::guest`].
+pub async fn start(
+    app: &App,
+    machine_id: &str,
+    (cols, rows): (Option<u16>, Option<u16>),
+    cwd: Option<String>,
+    envs: Option<BTreeMap<String, String>>,
+) -> Result<PtyInfo> {
+    let size = size(
+        cols.unwrap_or(DEFAULT_SIZE.0),
+        rows.unwrap_or(DEFAULT_SIZE.1),
+    )?;
+    let mut env = BTreeMap::from([("TERM".to_owned(), "xterm-256color".to_owned())]);
+    env.extend(envs.unwrap_or_default());
+    let request = exec::guest_request(ExecRequest {
+        command: SHELL.into(),
+        shell: Some(true),
+        cwd,
+        envs: Some(env),
+        ..ExecRequest::default()
+    })?;
+    let session = id::new(id::PTY);
+    let request = GuestExec {
+        label: Some("shell".into()),
+        retain: Retain::Tail,
+        terminal: Some(Terminal {
+            session: session.clone(),
+            size,
+        }),
+        ..request
+    };
+    let guest = guest(app, machine_id).await?;
+    let pid = guest.spawn(&request).await?;
+    Ok(PtyInfo {
+        session_id: session,
+        pid,
+        cols: size.cols,
+        rows: size.rows,
+        running: true,
+        exit_code: None,
+    })
+}
+
+/// All of a machine, oldest first, recently ended ones too.
+///
+/// # Errors
+/// Those of [`machine::guest`].
+pub async fn list(app: &App, machine_id: &str) -> Result<Vec<PtyInfo>> {
+    let guest = machine::guest(app, machine_id).await?;
+    let processes = guest.processes().await?;
+    Ok(processes.into_iter().filter_map(info).collect())
+}
+
+/// One terminal.
+///
+/// # Errors
+/// `not_found` and those of [`machine::guest`].
+pub async fn get(app: &App, machine_id: &str, which: &Which) -> Result<PtyInfo> {
+    let all = list(app, machine_id).await?;
+    all.into_iter()
+        .rev()
+        .find(|pty| match which {
+            Which::Session(session) => pty.session_id == *session,
+            Which::Pid(pid) => pty.pid == *pid,
+        })
+        .ok_or_else(|| {
+            let what = match which {
+                Which::Session(session) => format!("{session:?}"),
+                Which::Pid(pid) => format!("with process {pid}"),
+            };
+            Error::not_found(code::NOT_FOUND, format!("no terminal {what}"))
+        })
+}
+
+/// What it showed last, and everything from now on.
+///
+/// # Errors
+/// Those of [`machine::guest`]; `not_found` when it ended long ago.
+pub async fn look(app: &App, machine_id: &str, pid: u32) -> Result<OutputStream> {
+    let query = OutputQuery {
+        from: 0,
+        follow: true,
+    };
+    Ok(machine::guest(app, machine_id)
+        .await?
+        .output(pid, query)
+        .await?)
+}
+
+/// Types into the terminal in which this process is the shell.
+///
+/// # Errors
+/// `invalid_request` when the shell has ended.
+pub async fn input(app: &App, machine_id: &str, pid: u32, data: Bytes) -> Result<()> {
+    let guest = machine::guest(app, machine_id).await?;
+    Ok(guest.stdin(pid, data, false).await?)
+}
+
+/// Changes its size.
+///
+/// # Errors
+/// `not_found`, `invalid_request` (size).
+pub async fn resize(
+    app: &App,
+    machine_id: &str,
+    which: &Which,
+    cols: u16,
+    rows: u16,
+) -> Result<()> {
+    let size = size(cols, rows)?;
+    let pty = get(app, machine_id, which).await?;
+    let guest = machine::guest(app, machine_id).await?;
+    Ok(guest.resize(pty.pid, size).await?)
+}
+
+/// Ends everything in it. One that ended already is fine.
+///
+/// # Errors
+/// `not_found`.
+pub async fn kill(app: &App, machine_id: &str, which: &Which) -> Result<()> {
+    let pty = get(app, machine_id, which).await?;
+    let guest = machine::guest(app, machine_id).await?;
+    Ok(guest.signal(pty.pid, KILL).await?)
+}
+
+fn size(cols: u16, rows: u16) -> Result<TerminalSize> {
+    for (name, value) in [("cols", cols), ("rows", rows)] {
+        if value == 0 || value > MAX_SIZE {
+            return Err(Error::invalid(format!("{name}: must be 1 to {MAX_SIZE}")));
+        }
+    }
+    Ok(TerminalSize { cols, rows })
+}
+
+fn info(process: ProcessInfo) -> Option<PtyInfo> {
+    let terminal = process.terminal?;
+    Some(PtyInfo {
+        session_id: terminal.session,
+        pid: process.pid,
+        cols: terminal.size.cols,
+        rows: terminal.size.rows,
+        running: process.running,
+        exit_code: process.exit_code.map(|code| code & 0xff),
+    })
+}
+
+/// A guest that knows terminals: one that does not would run the shell without.
+async fn guest(app: &App, machine_id: &str) -> Result<GuestClient> {
+    let guest = machine::guest(app, machine_id).await?;
+    if guest.hello().protocol < GUEST_VERSION {
+        return Err(
+            Error::not_implemented("terminals in machines that an earlier version made")
+                .with_action("make a new machine"),
+        );
+    }
+    Ok(guest)
+}
