@@ -1,6 +1,9 @@
 //! Our command line against a real server.
 
-use std::process::Output;
+use std::{
+    io::Write,
+    process::{Output, Stdio},
+};
 
 use serde_json::{Value, json};
 
@@ -298,4 +301,138 @@ async fn quickstart_shows_the_whole_path() {
     assert_eq!(parsed["words"], 18);
     let example = repository().join("examples/minimal-job/main.py");
     assert!(example.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_and_terminals() {
+    let world = World::start().await;
+    let id = world.machine(json!({"template": "base"})).await;
+    let done = world.nullspace(&[
+        "machine",
+        "process",
+        "stream",
+        &id,
+        "sh",
+        "-c",
+        "printf 'a\\377b'; echo err >&2; exit 4",
+    ]);
+    // Byte by byte, and each where it was printed.
+    assert_eq!(
+        (done.status.code(), &*done.stdout, &*done.stderr),
+        (Some(4), &b"a\xffb"[..], &b"err\n"[..])
+    );
+    let started = world.json(&[
+        "machine",
+        "exec",
+        &id,
+        "--background",
+        "--shell",
+        "read word; echo got $word; sleep 600",
+        "--json",
+    ]);
+    let pid = started["pid"].to_string();
+    let piped = |arguments: &[&str], text: &str| {
+        let mut child = world
+            .program()
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(text.as_bytes()).unwrap();
+        drop(stdin);
+        let done = child.wait_with_output().unwrap();
+        let shown = String::from_utf8_lossy(&done.stdout).into_owned();
+        (done.status.code(), shown)
+    };
+    let (code, _) = piped(&["machine", "process", "stdin", &id, &pid], "it\n");
+    assert_eq!(code, Some(0));
+    assert!(
+        world
+            .ok(&["machine", "process", "list", &id])
+            .contains("running")
+    );
+    let path = format!("/v1/machines/{id}/processes/{pid}/logs");
+    world
+        .until_at(&path, |logs| logs["stdout"] == "got it\n")
+        .await;
+    world.ok(&["machine", "process", "kill", &id, &pid]);
+    let attached = world.nullspace(&["machine", "process", "attach", &id, &pid]);
+    assert_eq!(
+        (attached.status.code(), &*attached.stdout),
+        (Some(137), &b"got it\n"[..])
+    );
+    assert_eq!(
+        world.ok(&["machine", "process", "logs", &id, &pid]),
+        "got it\n"
+    );
+    let code = world.ok(&["machine", "process", "code-run", &id, "print(6 * 7)"]);
+    assert_eq!(code, "42\n");
+    assert_eq!(
+        world.fails(&["machine", "process", "attach", &id, "999999", "--json"]),
+        (3, json!("not_found"))
+    );
+
+    let made = world.json(&[
+        "machine", "pty", "create", &id, "--cols", "50", "--rows", "11",
+    ]);
+    let session = made["session_id"].as_str().unwrap();
+    let connect = ["machine", "pty", "connect", &id, "--session-id", session];
+    // Left by a time limit, it goes on.
+    let (code, _) = piped(&[&connect[..], &["--timeout", "1"]].concat(), "x=kept\n");
+    assert_eq!(code, Some(124));
+    assert_eq!(world.json(&["machine", "pty", "list", &id])[0]["cols"], 50);
+    world.ok(&[
+        "machine", "pty", "resize", &id, session, "--cols", "60", "--rows", "12",
+    ]);
+    // In a terminal of one's own: its size is the other's, its keys go there, colours and full-screen programs come back.
+    let line = format!(
+        "stty cols 91 rows 17; exec {} machine pty connect {id} --session-id {session}",
+        crate::world::PROGRAM
+    );
+    let mut here = world
+        .isolated("script")
+        .args(["-qfec", &line, "/dev/null"])
+        .env("SHELL", "/bin/sh")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut keys = here.stdin.take().unwrap();
+    let mut screen = here.stdout.take().unwrap();
+    let mut shown = String::new();
+    let mut until = |keys: &mut dyn Write, typed: &str, wanted: &str| {
+        keys.write_all(typed.as_bytes()).unwrap();
+        let mut piece = [0; 4096];
+        while !shown.contains(wanted) {
+            let n = std::io::Read::read(&mut screen, &mut piece).unwrap();
+            assert!(n > 0, "{wanted:?} did not come: {shown:?}");
+            shown.push_str(&String::from_utf8_lossy(&piece[..n]));
+        }
+        let end = shown.find(wanted).unwrap() + wanted.len();
+        shown.drain(..end);
+    };
+    until(&mut keys, "stty size; echo $x-$TERM\r", "17 91\r\n");
+    until(&mut keys, "", "kept-xterm-256color\r\n");
+    until(
+        &mut keys,
+        "printf '\\033[31mré%s\\033[0m\\n' d\r",
+        "\u{1b}[31mréd\u{1b}[0m",
+    );
+    // The alternate screen of a full-screen program, and its end by a key.
+    until(
+        &mut keys,
+        "python3 -c 'import curses; curses.wrapper(lambda s: (s.addstr(3, 4, \"full\"), s.getch()))'\r",
+        "\u{1b}[?1049h",
+    );
+    until(&mut keys, "", "full");
+    until(&mut keys, "q", "\u{1b}[?1049l");
+    until(&mut keys, "sleep 600\r", "sleep 600");
+    until(&mut keys, "\u{3}", "^C");
+    keys.write_all(b"exit 5\r").unwrap();
+    assert_eq!(here.wait().unwrap().code(), Some(5));
+    let again = world.nullspace(&connect);
+    assert_eq!(again.status.code(), Some(5));
+    world.ok(&["machine", "kill", &id]);
 }

@@ -10,7 +10,7 @@
 //! ```
 //! `id` is the client's own word for a request; every message that the request causes has it.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -139,38 +139,38 @@ pub enum ServerMessage<'a> {
     /// It runs. Comes before anything else of it.
     ExecStarted {
         /// The request's.
-        id: &'a str,
+        id: Cow<'a, str>,
         /// Its id inside the machine; 0 for a program that could not be started.
         pid: u32,
     },
     /// It wrote to standard output.
     ExecStdout {
         /// The request's.
-        id: &'a str,
+        id: Cow<'a, str>,
         /// The process.
         pid: u32,
         /// As text: never half a character, and bytes that are no UTF-8 are replaced.
-        data: &'a str,
+        data: Cow<'a, str>,
         /// The bytes in base64, where text alone would not be them.
         #[serde(skip_serializing_if = "Option::is_none")]
-        data_base64: Option<&'a str>,
+        data_base64: Option<Cow<'a, str>>,
     },
     /// It wrote to standard error.
     ExecStderr {
         /// The request's.
-        id: &'a str,
+        id: Cow<'a, str>,
         /// The process.
         pid: u32,
         /// As for [`ServerMessage::ExecStdout`].
-        data: &'a str,
+        data: Cow<'a, str>,
         /// As for [`ServerMessage::ExecStdout`].
         #[serde(skip_serializing_if = "Option::is_none")]
-        data_base64: Option<&'a str>,
+        data_base64: Option<Cow<'a, str>>,
     },
     /// Output that came while nobody followed, and was over what is kept.
     ExecGap {
         /// The request's.
-        id: &'a str,
+        id: Cow<'a, str>,
         /// The process.
         pid: u32,
         /// So many are missing here, of both streams together.
@@ -179,7 +179,7 @@ pub enum ServerMessage<'a> {
     /// It ended; nothing more comes of it.
     ExecExit {
         /// The request's.
-        id: &'a str,
+        id: Cow<'a, str>,
         /// The process.
         pid: u32,
         /// 0 to 255; 128 + N after signal N, 127 and 126 when the program cannot be run, 124 at the time limit.
@@ -188,9 +188,9 @@ pub enum ServerMessage<'a> {
     /// The terminal is there. The first message of its request.
     PtyStarted {
         /// The request's.
-        id: &'a str,
+        id: Cow<'a, str>,
         /// The terminal.
-        session_id: &'a str,
+        session_id: Cow<'a, str>,
         /// The shell in it.
         pid: u32,
         /// Characters in a line.
@@ -201,31 +201,31 @@ pub enum ServerMessage<'a> {
     /// It showed something.
     PtyOutput {
         /// The request's.
-        id: &'a str,
+        id: Cow<'a, str>,
         /// The terminal.
-        session_id: &'a str,
+        session_id: Cow<'a, str>,
         /// The bytes in base64.
-        data_base64: &'a str,
+        data_base64: Cow<'a, str>,
         /// The same as text, as far as it is text.
-        data: &'a str,
+        data: Cow<'a, str>,
     },
     /// Its shell ended; nothing more comes of it.
     PtyExited {
         /// The request's.
-        id: &'a str,
+        id: Cow<'a, str>,
         /// The terminal.
-        session_id: &'a str,
+        session_id: Cow<'a, str>,
         /// As for [`ServerMessage::ExecExit`].
         exit_code: i32,
     },
     /// The request was refused or broke off.
     Error {
         /// The request's; empty if it could not be read.
-        id: &'a str,
+        id: Cow<'a, str>,
         /// For programs; see [`crate::error::code`].
-        code: &'a str,
+        code: Cow<'a, str>,
         /// For people.
-        message: &'a str,
+        message: Cow<'a, str>,
     },
 }
 

@@ -1,6 +1,6 @@
-//! Where the options of `machine exec` end and the command begins.
+//! Where the options of `machine exec` and `machine process stream` end and the command begins.
 //!
-//! The published CLI takes its own options of `exec` wherever they stand before a `--`, and hands everything else to the
+//! The published CLI takes its own options of these wherever they stand before a `--`, and hands everything else to the
 //! command: `exec ID ls -la --json` is `ls -la`, printed as JSON. No parser we have does that, so the arguments are put
 //! in order before parsing: options, `--`, the rest.
 
@@ -11,7 +11,7 @@ const WITH_VALUE: [&str; 4] = ["--timeout", "--cwd", "--env", "--api-url"];
 /// Options of `exec` that take none.
 const WITHOUT: [&str; 3] = ["--json", "--background", "--shell"];
 
-/// The arguments with the options of `machine exec` before its command. All others stay as they are.
+/// The arguments with the options of a command that takes another before that. All others stay as they are.
 pub(crate) fn options_first(argv: Vec<OsString>) -> Vec<OsString> {
     let Some(start) = start_of_exec(&argv) else {
         return argv;
@@ -46,7 +46,7 @@ pub(crate) fn options_first(argv: Vec<OsString>) -> Vec<OsString> {
     ordered
 }
 
-/// The index after `exec`, if that is what is asked for.
+/// The index after `exec` or `process stream`, if that is what is asked for.
 fn start_of_exec(argv: &[OsString]) -> Option<usize> {
     let mut words = argv.iter().enumerate().skip(1);
     let mut word = || {
@@ -61,8 +61,14 @@ fn start_of_exec(argv: &[OsString]) -> Option<usize> {
         }
     };
     let (_, group) = word()?;
-    let (index, verb) = word()?;
-    (matches!(group, "machine" | "sandbox") && verb == "exec").then_some(index + 1)
+    if !matches!(group, "machine" | "sandbox") {
+        return None;
+    }
+    let (index, verb) = match word()? {
+        (_, "process") => word().map(|(index, verb)| (index, verb == "stream"))?,
+        (index, verb) => (index, verb == "exec"),
+    };
+    verb.then_some(index + 1)
 }
 
 #[cfg(test)]
@@ -103,6 +109,14 @@ mod tests {
             ),
             ("n machine exec --help", "n machine exec --help"),
             ("n machine exec --bad i", "n machine exec --bad -- i"),
+            (
+                "n sandbox process stream i ls -la --shell",
+                "n sandbox process stream --shell -- i ls -la",
+            ),
+            (
+                "n machine process logs i 7 --json",
+                "n machine process logs i 7 --json",
+            ),
             ("n machine list --json", "n machine list --json"),
             ("n agent run exec --json", "n agent run exec --json"),
         ] {

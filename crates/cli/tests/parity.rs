@@ -1,5 +1,5 @@
-//! The command line against that of the published client: every command of its `agent` group, every flag and every
-//! positional is accepted here too. Ours may have more.
+//! The command line against that of the published client: every command of its `agent` group and of the groups of machines
+//! that are there ([`GROUPS`]), every flag and every positional is accepted here too. Ours may have more.
 //!
 //! Needs `NULLSPACE_TEST_PYTHON`, a Python with `nullspace-sdk[cli]==0.1.9` installed, and says so when skipped. No
 //! server is asked.
@@ -10,6 +10,9 @@ use std::process::Command as Process;
 use clap::{Arg, ArgAction, Command, CommandFactory as _};
 use nullspace_cli::Cli;
 use serde_json::Value;
+
+/// The beginnings of the commands that are compared.
+const GROUPS: [&[&str]; 3] = [&["agent"], &["sandbox", "process"], &["sandbox", "pty"]];
 
 /// What the published program says about itself.
 fn schema(python: &str) -> Value {
@@ -122,11 +125,18 @@ fn lines(theirs: &Value) -> Vec<Vec<&str>> {
     let params = list(theirs, "params");
     for param in params {
         if text(param, "kind") == "argument" && is(param, "required") {
-            plain.push("name");
+            // Of a process, if it is a number.
+            let is_number = text(param, "type").starts_with("integer");
+            plain.push(if is_number { "7" } else { "name" });
+        }
+    }
+    for param in params {
+        if text(param, "kind") == "option" && is(param, "required") {
+            plain.extend([text(param, "primary_flag"), example(param)]);
         }
     }
     let mut lines = vec![plain.clone()];
-    for param in params {
+    for param in params.iter().filter(|param| !is(param, "required")) {
         for flag in flags(param) {
             let mut line = plain.clone();
             for _ in 0..=usize::from(is(param, "multiple")) {
@@ -142,7 +152,7 @@ fn lines(theirs: &Value) -> Vec<Vec<&str>> {
 }
 
 #[test]
-fn every_published_agent_command_is_accepted() {
+fn every_published_command_is_accepted() {
     let Ok(python) = std::env::var("NULLSPACE_TEST_PYTHON") else {
         println!("skipped: NULLSPACE_TEST_PYTHON is not set");
         return;
@@ -154,8 +164,8 @@ fn every_published_agent_command_is_accepted() {
     let (mut compared, mut parsed, mut wrong) = (0, 0, Vec::new());
     for (id, theirs) in schema["commands"].as_object().expect("commands") {
         let path = list(theirs, "path");
-        if path.first().and_then(Value::as_str) != Some("agent")
-            || text(theirs, "kind") != "command"
+        let words: Vec<&str> = path.iter().filter_map(Value::as_str).collect();
+        if !GROUPS.iter().any(|group| words.starts_with(group)) || text(theirs, "kind") != "command"
         {
             continue;
         }
@@ -181,5 +191,5 @@ fn every_published_agent_command_is_accepted() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     println!("compared {compared} commands, parsed {parsed} command lines");
-    assert!(compared >= 15, "only {compared} commands are published");
+    assert!(compared >= 28, "only {compared} commands are published");
 }

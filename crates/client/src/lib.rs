@@ -1,8 +1,8 @@
 //! A typed client of the Nullspace HTTP API, and where its address and key come from.
 //!
 //! Used by the CLI and by tests. [`config`] finds the address and the key as the published clients do; [`Client`]
-//! speaks: one file per noun ([`machines`], [`processes`], [`files`], [`agents`]) over one transport ([`transport`]) that knows the
-//! time limits, the retries and the error bodies of the wire. Bodies of any size stream in both directions.
+//! speaks: one file per noun ([`machines`], [`processes`], [`pty`], [`files`], [`agents`]) over one transport ([`transport`]) that
+//! knows the time limits, the retries and the error bodies of the wire. Bodies of any size stream in both directions.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -22,6 +22,8 @@ mod error;
 pub mod files;
 pub mod machines;
 pub mod processes;
+pub mod pty;
+pub mod socket;
 pub mod transport;
 
 pub use error::{ApiError, Error};

@@ -206,6 +206,23 @@ pub struct Download {
 }
 
 impl Download {
+    /// The connection itself, after an answer that says that it is now something else.
+    pub(crate) async fn upgraded(self) -> Result<reqwest::Upgraded, Error> {
+        let refused = |reason: String| Error::Decode {
+            method: self.method.clone(),
+            path: self.path.clone(),
+            reason,
+        };
+        let status = self.response.status();
+        if status != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(refused(format!(
+                "status {status}, which opens no WebSocket"
+            )));
+        }
+        let upgraded = self.response.upgrade().await;
+        upgraded.map_err(|error| refused(root_cause(&error)))
+    }
+
     /// Length of the body, if the server said it.
     #[must_use]
     pub fn content_length(&self) -> Option<u64> {
@@ -287,23 +304,8 @@ impl Client {
         if parsed.query().is_some() || parsed.fragment().is_some() {
             return Err(bad("it must not have a query or a fragment".to_owned()));
         }
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("nullspace/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_max_idle_per_host(16)
-            .redirect(reqwest::redirect::Policy::none());
-        if is_loopback(&parsed) {
-            // A proxy cannot reach this host's own loopback, whatever the environment says.
-            builder = builder.no_proxy();
-        }
-        let http = builder.build().map_err(|error| {
-            Error::Local(format!(
-                "cannot make an HTTP client: {}",
-                root_cause(&error)
-            ))
-        })?;
         Ok(Self {
-            http,
+            http: built(builder(&parsed))?,
             base: url.into(),
             key: config
                 .api_key
@@ -311,6 +313,19 @@ impl Client {
                 .map(|key| Secret(key.value.as_str().into())),
             timeout: config.timeout,
         })
+    }
+
+    /// The same client for connections that become something else than HTTP.
+    pub(crate) fn upgrading(&self) -> Result<Self, Error> {
+        let mut client = self.clone();
+        // A server with TLS may choose HTTP/2, which has no such upgrade.
+        if let Some(url) = reqwest::Url::parse(&self.base)
+            .ok()
+            .filter(|url| url.scheme() == "https")
+        {
+            client.http = built(builder(&url).http1_only())?;
+        }
+        Ok(client)
     }
 
     /// The server's address, without a slash at the end.
@@ -376,7 +391,7 @@ impl Client {
     async fn refused(&self, call: &Call<'_>) -> Result<Download, Failed> {
         let answer = self.attempt(call).await?;
         let status = answer.response.status();
-        if status.is_success() {
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(answer);
         }
         if !status.is_client_error() && !status.is_server_error() {
@@ -449,6 +464,29 @@ impl Client {
             None => Err(call.transport_error(silence(limit), false).into()),
         }
     }
+}
+
+fn builder(url: &reqwest::Url) -> reqwest::ClientBuilder {
+    let builder = reqwest::Client::builder()
+        .user_agent(concat!("nullspace/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_max_idle_per_host(16)
+        .redirect(reqwest::redirect::Policy::none());
+    if is_loopback(url) {
+        // A proxy cannot reach this host's own loopback, whatever the environment says.
+        builder.no_proxy()
+    } else {
+        builder
+    }
+}
+
+fn built(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, Error> {
+    builder.build().map_err(|error| {
+        Error::Local(format!(
+            "cannot make an HTTP client: {}",
+            root_cause(&error)
+        ))
+    })
 }
 
 /// How long to wait before another attempt; `None` for no other attempt.

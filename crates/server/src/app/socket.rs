@@ -271,9 +271,9 @@ impl Answers {
 
     async fn refuse(&self, error: &Error) {
         let told = ServerMessage::Error {
-            id: &self.id,
-            code: error.code,
-            message: &error.message,
+            id: (&self.id).into(),
+            code: error.code.into(),
+            message: (&error.message).into(),
         };
         self.say(&told).await;
     }
@@ -283,17 +283,21 @@ impl Answers {
         match exec::begin(&self.app, &self.machine, request).await {
             Ok(Begun::Running(stream)) => self.follow(stream, 0).await,
             Ok(Begun::Never(response)) => {
-                self.say(&ServerMessage::ExecStarted { id, pid: 0 }).await;
-                self.say(&ServerMessage::ExecStderr {
-                    id,
+                self.say(&ServerMessage::ExecStarted {
+                    id: id.into(),
                     pid: 0,
-                    data: &response.stderr,
+                })
+                .await;
+                self.say(&ServerMessage::ExecStderr {
+                    id: id.into(),
+                    pid: 0,
+                    data: (&response.stderr).into(),
                     data_base64: None,
                 })
                 .await;
                 let exit_code = response.exit_code;
                 let exit = ServerMessage::ExecExit {
-                    id,
+                    id: id.into(),
                     pid: 0,
                     exit_code,
                 };
@@ -307,7 +311,8 @@ impl Answers {
         match self.find(pid).await {
             Ok(stream) => {
                 let id = &self.id;
-                self.say(&ServerMessage::ExecStarted { id, pid }).await;
+                self.say(&ServerMessage::ExecStarted { id: id.into(), pid })
+                    .await;
                 self.follow(stream, pid).await;
             }
             Err(error) => self.refuse(&error).await,
@@ -336,14 +341,20 @@ impl Answers {
             };
             if let Frame::Stdout(offset, data) | Frame::Stderr(offset, data) = &frame {
                 if let Some(bytes) = offset.checked_sub(at).filter(|bytes| *bytes > 0) {
-                    self.say(&ServerMessage::ExecGap { id, pid, bytes }).await;
+                    self.say(&ServerMessage::ExecGap {
+                        id: id.into(),
+                        pid,
+                        bytes,
+                    })
+                    .await;
                 }
                 at = offset + data.len() as u64;
             }
             match frame {
                 Frame::Started(started) => {
                     pid = started;
-                    self.say(&ServerMessage::ExecStarted { id, pid }).await;
+                    self.say(&ServerMessage::ExecStarted { id: id.into(), pid })
+                        .await;
                 }
                 Frame::Stdout(_, data) => self.output(pid, false, &mut out, &data).await,
                 Frame::Stderr(_, data) => self.output(pid, true, &mut err, &data).await,
@@ -355,14 +366,23 @@ impl Answers {
                     self.rest(pid, false, &mut out).await;
                     self.rest(pid, true, &mut err).await;
                     if let Some(bytes) = total.checked_sub(at).filter(|bytes| *bytes > 0) {
-                        self.say(&ServerMessage::ExecGap { id, pid, bytes }).await;
+                        self.say(&ServerMessage::ExecGap {
+                            id: id.into(),
+                            pid,
+                            bytes,
+                        })
+                        .await;
                     }
                     let exit_code = if timed_out { 124 } else { code & 0xff };
                     if timed_out {
                         let data = "nullspace: the command was ended at its time limit\n";
                         self.piece(pid, true, data, None).await;
                     }
-                    let exit = ServerMessage::ExecExit { id, pid, exit_code };
+                    let exit = ServerMessage::ExecExit {
+                        id: id.into(),
+                        pid,
+                        exit_code,
+                    };
                     return self.say(&exit).await;
                 }
             }
@@ -403,16 +423,16 @@ impl Answers {
         let id = &self.id;
         let message = match stderr {
             false => ServerMessage::ExecStdout {
-                id,
+                id: id.into(),
                 pid,
-                data,
-                data_base64,
+                data: data.into(),
+                data_base64: data_base64.map(Into::into),
             },
             true => ServerMessage::ExecStderr {
-                id,
+                id: id.into(),
                 pid,
-                data,
-                data_base64,
+                data: data.into(),
+                data_base64: data_base64.map(Into::into),
             },
         };
         self.say(&message).await;
@@ -453,8 +473,8 @@ impl Answers {
             Err(error) => return self.refuse(&error).await,
         };
         let started = ServerMessage::PtyStarted {
-            id,
-            session_id,
+            id: id.into(),
+            session_id: session_id.into(),
             pid: pty.pid,
             cols: pty.cols,
             rows: pty.rows,
@@ -475,18 +495,18 @@ impl Answers {
                     };
                     let data = &data[whole..];
                     let shown = ServerMessage::PtyOutput {
-                        id,
-                        session_id,
-                        data_base64: &BASE64.encode(data),
-                        data: &String::from_utf8_lossy(data),
+                        id: id.into(),
+                        session_id: session_id.into(),
+                        data_base64: BASE64.encode(data).into(),
+                        data: String::from_utf8_lossy(data),
                     };
                     self.say(&shown).await;
                 }
                 Ok(Some(Frame::Exit { code, .. })) => {
                     let exit_code = code & 0xff;
                     let exited = ServerMessage::PtyExited {
-                        id,
-                        session_id,
+                        id: id.into(),
+                        session_id: session_id.into(),
                         exit_code,
                     };
                     return self.say(&exited).await;

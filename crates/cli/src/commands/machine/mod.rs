@@ -6,6 +6,8 @@ pub(crate) mod exec;
 mod get;
 mod kill;
 mod list;
+mod process;
+mod pty;
 
 use clap::Subcommand;
 
@@ -31,6 +33,10 @@ enum Command {
     Exec(exec::Args),
     /// End machines
     Kill(kill::Args),
+    /// Processes that go on by themselves, and commands that are streamed
+    Process(process::Args),
+    /// Terminals
+    Pty(pty::Args),
     /// Copy files to or from a machine
     Cp(cp::Args),
 }
@@ -42,6 +48,8 @@ pub(crate) async fn run(args: Args, app: &App) -> Outcome {
         Command::Get(args) => get::run(&args, app).await,
         Command::Exec(args) => exec::run(&args, app).await,
         Command::Kill(args) => kill::run(&args, app).await,
+        Command::Process(args) => process::run(args, app).await,
+        Command::Pty(args) => pty::run(args, app).await,
         Command::Cp(args) => cp::run(&args, app).await,
     }
 }

@@ -1,0 +1,83 @@
+//! A machine's WebSocket: the messages of [`nullspace_api::socket`].
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use futures_util::{SinkExt as _, StreamExt as _};
+use nullspace_api::socket::{ClientMessage, ServerMessage};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{self, Message, protocol::Role},
+};
+
+use crate::error::Error;
+use crate::machines::machine_path;
+use crate::transport::{Call, Client, Retry};
+
+/// A connection. Processes and terminals outlive it.
+#[derive(Debug)]
+pub struct Socket {
+    stream: WebSocketStream<reqwest::Upgraded>,
+    path: String,
+}
+
+impl Client {
+    /// Opens a machine's WebSocket.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn socket(&self, machine: &str) -> Result<Socket, Error> {
+        let path = format!("{}/ws", machine_path(machine));
+        let call = Call::get(path.clone())
+            .header("connection", "Upgrade")
+            .header("upgrade", "websocket")
+            .header("sec-websocket-version", "13")
+            .header(
+                "sec-websocket-key",
+                BASE64.encode(rand::random::<[u8; 16]>()),
+            )
+            .retry(Retry::Never);
+        let upgraded = self.upgrading()?.send(&call).await?.upgraded().await?;
+        let stream = WebSocketStream::from_raw_socket(upgraded, Role::Client, None).await;
+        Ok(Socket { stream, path })
+    }
+}
+
+impl Socket {
+    /// Sends a message.
+    ///
+    /// # Errors
+    /// [`Error::Transport`] when the connection is gone.
+    pub async fn send(&mut self, message: &ClientMessage) -> Result<(), Error> {
+        let text =
+            serde_json::to_string(message).map_err(|error| Error::Local(error.to_string()))?;
+        let sent = self.stream.send(Message::text(text)).await;
+        sent.map_err(|error| self.lost(&error))
+    }
+
+    /// The next message, whatever request it is of; `None` when the server has closed the connection. Messages of kinds
+    /// that this client does not know are left out.
+    ///
+    /// # Errors
+    /// [`Error::Transport`] when the connection breaks.
+    pub async fn next(&mut self) -> Result<Option<ServerMessage<'static>>, Error> {
+        while let Some(frame) = self.stream.next().await {
+            let text = match frame.map_err(|error| self.lost(&error))? {
+                Message::Text(text) => text,
+                Message::Close(_) => return Ok(None),
+                _ => continue,
+            };
+            if let Ok(message) = serde_json::from_str(&text) {
+                return Ok(Some(message));
+            }
+        }
+        Ok(None)
+    }
+
+    fn lost(&self, error: &tungstenite::Error) -> Error {
+        Error::Transport {
+            method: http::Method::GET,
+            path: self.path.clone(),
+            reason: error.to_string(),
+            unsent: false,
+        }
+    }
+}
