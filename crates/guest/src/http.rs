@@ -118,6 +118,11 @@ async fn answer(
             process.write_stdin(&data, close).await?;
             ok(&())
         }
+        (&Method::POST, ["processes", pid, "typing"]) => {
+            let process = processes.get(number(pid)?)?;
+            typing(&process, body).await?;
+            ok(&())
+        }
         (&Method::POST, ["files", "stat"]) => ok(&files::stat(guest, json(body).await?).await?),
         (&Method::POST, ["files", "list"]) => ok(&files::list(guest, json(body).await?).await?),
         (&Method::POST, ["files", "mkdir"]) => ok(&files::mkdir(guest, json(body).await?).await?),
@@ -147,6 +152,17 @@ async fn answer(
             path.join("/")
         ))),
     }
+}
+
+/// Writes a body to a process's standard input piece by piece, as they come.
+async fn typing(process: &Process, mut body: Incoming) -> Result<()> {
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| Error::invalid(format!("request body: {e}")))?;
+        if let Ok(data) = frame.into_data() {
+            process.write_stdin(&data, false).await?;
+        }
+    }
+    Ok(())
 }
 
 #[derive(Deserialize)]

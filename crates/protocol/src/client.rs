@@ -191,6 +191,22 @@ impl GuestClient {
             .map(drop)
     }
 
+    /// Writes to a process's standard input whatever comes, when it comes, until the end of `data` or of the process. It
+    /// is left open.
+    ///
+    /// # Errors
+    /// As [`GuestClient::stdin`]; an error of `data` is [`GuestError::Lost`].
+    pub async fn typing<S>(&self, pid: u32, data: S) -> Result<(), GuestError>
+    where
+        S: Stream<Item = Result<Bytes, std::io::Error>> + Send,
+    {
+        let path = format!("/processes/{pid}/typing");
+        let response = (self.connection)
+            .send_stream(Method::POST, &path, data, "writing standard input")
+            .await?;
+        accepted(&path, response).await.map(drop)
+    }
+
     /// Changes the size of a process's terminal, and tells the process.
     ///
     /// # Errors

@@ -72,6 +72,12 @@ impl Viewer {
     /// Looks until this is shown, and forgets what came up to it.
     async fn sees(&mut self, text: &str) {
         while !self.shown.contains(text) {
+            // Of a flood its end is enough.
+            let mut old = self.shown.len().saturating_sub(4096);
+            while !self.shown.is_char_boundary(old) {
+                old -= 1;
+            }
+            self.shown.drain(..old);
             let message = self.hears().await;
             assert_eq!(
                 message["type"], "pty_output",

@@ -18,6 +18,7 @@ mod nginx;
 mod peers;
 mod rows;
 mod service;
+mod stream;
 mod table;
 mod wire;
 
@@ -68,6 +69,8 @@ pub(crate) enum Group {
     Artifact,
     /// A job's output on its way to a follower.
     Follow,
+    /// Output and keys over a machine's WebSocket.
+    Stream,
     /// The server started on what is there.
     Restart,
     /// Many idle machines.

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::table::Samples;
+use super::{stream::Terminal, table::Samples};
 
 /// Where [`Live::cat`] puts its file.
 const CAT_FILE: &str = "/dev/shm/bench";
@@ -153,6 +153,25 @@ impl Live {
             command.arg("exec").arg(&self.id).arg("true");
             command
         })
+    }
+
+    /// Runs a script in the container; its output goes through a pipe.
+    pub(crate) fn sh(&self, script: &str) -> Result<Duration> {
+        let outside = format!(
+            "{} exec {} sh -c '{script}' | cat > /dev/null",
+            self.program, self.id
+        );
+        let start = Instant::now();
+        let status = Command::new("sh").arg("-c").arg(&outside).status()?;
+        ensure!(status.success(), "{outside}: {status}");
+        Ok(start.elapsed())
+    }
+
+    /// `cat` in a terminal of the container.
+    pub(crate) fn terminal(&self) -> Result<Terminal> {
+        let mut command = Command::new(self.program);
+        command.args(["exec", "--tty", &self.id, "cat"]);
+        Terminal::start(&mut command)
     }
 
     /// Removes what [`Self::cat`] wrote.

@@ -15,7 +15,7 @@ use super::{
     api::{Client, Server},
     artifact, density, follow, gateway,
     peers::{self, Bundle, Live, Peer},
-    service,
+    service, stream,
     table::{Samples, Table},
 };
 
@@ -61,6 +61,11 @@ pub(crate) async fn all(args: &Args, server: &mut Server, table: &mut Table) -> 
     }
     if args.wants(Group::Follow) {
         follow::run(server, table).await.context("follow")?;
+    }
+    if args.wants(Group::Stream) {
+        stream::run(server, &bundle, n, table)
+            .await
+            .context("stream")?;
     }
     if args.wants(Group::Restart) {
         let mut times = Vec::new();

@@ -18,6 +18,7 @@ use nullspace_api::{
 };
 use nullspace_protocol::{OutputQuery, OutputStream, frame::Frame};
 use tokio::{sync::mpsc, task::JoinSet};
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 
 use super::{
     AppState,
@@ -420,22 +421,9 @@ impl Answers {
     }
 
     async fn piece(&self, pid: u32, stderr: bool, data: &str, data_base64: Option<&str>) {
-        let id = &self.id;
-        let message = match stderr {
-            false => ServerMessage::ExecStdout {
-                id: id.into(),
-                pid,
-                data: data.into(),
-                data_base64: data_base64.map(Into::into),
-            },
-            true => ServerMessage::ExecStderr {
-                id: id.into(),
-                pid,
-                data: data.into(),
-                data_base64: data_base64.map(Into::into),
-            },
-        };
-        self.say(&message).await;
+        if let Ok(text) = output(&self.id, pid, stderr, data, data_base64) {
+            let _ = self.out.send(text).await;
+        }
     }
 
     async fn open(
@@ -530,12 +518,14 @@ impl Answers {
     async fn feed(mut self, pid: u32, mut inputs: mpsc::Receiver<Input>) {
         while let Some(input) = inputs.recv().await {
             self.id = input.id;
-            let close = input.kind == InputKind::Close;
-            let written = async {
-                let guest = machine::guest(&self.app, &self.machine).await?;
-                Ok::<_, Error>(guest.stdin(pid, input.data, close).await?)
+            let written = match input.kind {
+                InputKind::Typed => self.type_on(pid, input.data, &mut inputs).await,
+                InputKind::Write | InputKind::Close => {
+                    let close = input.kind == InputKind::Close;
+                    self.write(pid, input.data, close).await
+                }
             };
-            match written.await {
+            match written {
                 Err(error) if input.kind != InputKind::Typed || error.kind != Kind::Invalid => {
                     self.refuse(&error).await;
                 }
@@ -543,6 +533,65 @@ impl Answers {
             }
         }
     }
+
+    async fn write(&self, pid: u32, data: Bytes, close: bool) -> Result<()> {
+        let guest = machine::guest(&self.app, &self.machine).await?;
+        Ok(guest.stdin(pid, data, close).await?)
+    }
+
+    /// Everything that is typed into a terminal from now on goes through one request: one for each key would be a good
+    /// part of the time until it shows.
+    async fn type_on(
+        &self,
+        pid: u32,
+        first: Bytes,
+        inputs: &mut mpsc::Receiver<Input>,
+    ) -> Result<()> {
+        let guest = machine::guest(&self.app, &self.machine).await?;
+        let (sender, keys) = mpsc::channel(1);
+        let typing = guest.typing(pid, ReceiverStream::new(keys).map(Ok));
+        let hand_over = async {
+            let mut next = Some(first);
+            while let Some(data) = next {
+                if sender.send(data).await.is_err() {
+                    return;
+                }
+                next = inputs.recv().await.map(|input| input.data);
+            }
+            // The connection is gone, and this with it.
+        };
+        tokio::select! {
+            biased;
+            typed = typing => Ok(typed?),
+            () = hand_over => Ok(()),
+        }
+    }
+}
+
+/// An [`ServerMessage::ExecStdout`] or [`ServerMessage::ExecStderr`] as JSON. All of a flood of output goes through here:
+/// the general way to JSON looks at each byte by itself, and was the largest part of what a gigabyte cost.
+fn output(
+    id: &str,
+    pid: u32,
+    stderr: bool,
+    data: &str,
+    data_base64: Option<&str>,
+) -> Result<String, std::string::FromUtf8Error> {
+    let kind = if stderr { "exec_stderr" } else { "exec_stdout" };
+    let size = data.len() + data.len() / 16 + data_base64.map_or(0, str::len) + id.len() + 128;
+    let mut text = Vec::with_capacity(size);
+    let mut field = |name: &str, value: &str| {
+        text.extend_from_slice(name.as_bytes());
+        json_escape_simd::escape_into(value, &mut text);
+    };
+    field("{\"type\":", kind);
+    field(",\"id\":", id);
+    field(&format!(",\"pid\":{pid},\"data\":"), data);
+    if let Some(encoded) = data_base64 {
+        field(",\"data_base64\":", encoded);
+    }
+    text.push(b'}');
+    String::from_utf8(text)
 }
 
 /// One stream of bytes on its way to text: half a character waits for its other half.
@@ -567,6 +616,17 @@ mod tests {
     use super::*;
 
     proptest! {
+        #[test]
+        fn output_is_the_message(data in any::<String>(), id in any::<String>(), encoded in any::<Option<String>>(), stderr in any::<bool>()) {
+            let text = output(&id, 7, stderr, &data, encoded.as_deref()).unwrap_or_default();
+            let (id, data, data_base64) = (id.into(), data.into(), encoded.map(Into::into));
+            let message = match stderr {
+                false => ServerMessage::ExecStdout { id, pid: 7, data, data_base64 },
+                true => ServerMessage::ExecStderr { id, pid: 7, data, data_base64 },
+            };
+            prop_assert_eq!(serde_json::from_str::<ServerMessage<'_>>(&text).ok(), Some(message));
+        }
+
         #[test]
         fn bytes_stay_in_order_and_characters_whole(
             text in "[a\u{e9}\u{20ac}\u{1f980}]{0,40}",
