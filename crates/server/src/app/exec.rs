@@ -62,12 +62,16 @@ pub async fn run(app: AppState, id: String, request: ExecRequest) -> Result<Fini
 /// # Errors
 /// As [`run`].
 pub async fn spawn(app: &App, id: &str, request: ExecRequest) -> Result<u32> {
+    let request = guest_request(request)?;
+    let guest = machine::guest(app, id).await?;
     let exec = GuestExec {
         stdin: true,
-        retain: Retain::Live,
-        ..guest_request(request)?
+        retain: match guest.hello().protocol {
+            ..STREAMS => Retain::Head,
+            STREAMS.. => Retain::Live,
+        },
+        ..request
     };
-    let guest = machine::guest(app, id).await?;
     match guest.spawn(&exec).await {
         Ok(pid) => Ok(pid),
         Err(error) => {
@@ -79,6 +83,22 @@ pub async fn spawn(app: &App, id: &str, request: ExecRequest) -> Result<u32> {
             )))
         }
     }
+}
+
+/// The first version of the guest protocol with output for several followers, and terminals. Machines outlive the server
+/// that made them.
+const STREAMS: u32 = 2;
+
+/// Refuses `what` in a machine whose guest is too old for it.
+///
+/// # Errors
+/// `not_implemented`.
+pub(super) fn require_streams(guest: &GuestClient, what: &str) -> Result<()> {
+    if guest.hello().protocol >= STREAMS {
+        return Ok(());
+    }
+    let what = format!("{what} in a machine that an earlier version made");
+    Err(Error::not_implemented(what).with_action("make a new machine"))
 }
 
 /// A command that its caller follows and that outlives the caller.
@@ -111,6 +131,7 @@ pub(super) async fn begin(app: &App, id: &str, request: ExecRequest) -> Result<B
         ..guest_request(request)?
     };
     let guest = machine::guest(app, id).await?;
+    require_streams(&guest, "streamed commands")?;
     match guest.exec(&exec).await {
         Ok(stream) => Ok(Begun::Running(stream)),
         Err(GuestError::Lost { reason, .. }) => Err(went_away(reason)),

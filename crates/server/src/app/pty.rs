@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use nullspace_api::{error::code, exec::ExecRequest, id, pty::PtyInfo};
 use nullspace_protocol::{
-    ExecRequest as GuestExec, GuestClient, OutputQuery, OutputStream, ProcessInfo, Retain,
-    Terminal, TerminalSize,
+    ExecRequest as GuestExec, OutputQuery, OutputStream, ProcessInfo, Retain, Terminal,
+    TerminalSize,
 };
 
 use super::{App, exec, machine, process::KILL};
@@ -17,8 +17,6 @@ use crate::error::{Error, Result};
 const DEFAULT_SIZE: (u16, u16) = (120, 30);
 /// The longest line and the most lines of a terminal.
 const MAX_SIZE: u16 = 2000;
-/// The first version of the guest protocol that has terminals.
-const GUEST_VERSION: u32 = 2;
 /// bash where there is one.
 const SHELL: &str = "if [ -x /bin/bash ]; then exec /bin/bash; else exec /bin/sh; fi";
 
@@ -65,7 +63,9 @@ pub async fn start(
         }),
         ..request
     };
-    let guest = guest(app, machine_id).await?;
+    let guest = machine::guest(app, machine_id).await?;
+    // A guest that does not know terminals would run the shell without.
+    exec::require_streams(&guest, "terminals")?;
     let pid = guest.spawn(&request).await?;
     Ok(PtyInfo {
         session_id: session,
@@ -178,16 +178,4 @@ fn info(process: ProcessInfo) -> Option<PtyInfo> {
         running: process.running,
         exit_code: process.exit_code.map(|code| code & 0xff),
     })
-}
-
-/// A guest that knows terminals: one that does not would run the shell without.
-async fn guest(app: &App, machine_id: &str) -> Result<GuestClient> {
-    let guest = machine::guest(app, machine_id).await?;
-    if guest.hello().protocol < GUEST_VERSION {
-        return Err(
-            Error::not_implemented("terminals in machines that an earlier version made")
-                .with_action("make a new machine"),
-        );
-    }
-    Ok(guest)
 }
