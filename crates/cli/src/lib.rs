@@ -39,8 +39,8 @@ use crate::ui::Ui;
   nullspace agent deploy . && nullspace agent run my-agent --follow
   nullspace machine create --template host    a machine of your own
 
-Address and key come from --api-url, NULLSPACE_API_URL and NULLSPACE_API_KEY, ./.env, or `nullspace auth login`,
-in this order; without any, from http://localhost:3000."
+Address and key come from --api-url, NULLSPACE_API_URL and NULLSPACE_API_KEY, ./.env, or
+`nullspace auth login`, in this order; without any, from http://localhost:3000."
 )]
 pub struct Cli {
     #[command(flatten)]

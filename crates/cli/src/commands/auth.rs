@@ -24,7 +24,8 @@ enum Command {
   nullspace auth login --api-url https://nullspace.example.com
   nullspace auth login < key.txt
 
-Nothing is sent. A key in NULLSPACE_API_KEY, ./.env or ~/.config/nullspace/config.json still goes before the saved one.")]
+Nothing is sent. A key in NULLSPACE_API_KEY, ./.env or ~/.config/nullspace/config.json still goes
+before the saved one.")]
     Login,
 }
 

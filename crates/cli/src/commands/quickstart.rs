@@ -25,8 +25,8 @@ use crate::ui::Ui;
   nullspace quickstart
   nullspace quickstart --template host     without the download for the template `base`
 
-The first start makes the template `base` from Debian packages: some 150 MB, a few minutes. A server that was started
-goes on in the background.")]
+The first start makes the template `base` from Debian packages: some 150 MB, a few minutes. A
+server that was started goes on in the background.")]
 pub(crate) struct Args {
     /// What the example's machine starts from.
     #[arg(long, default_value = "base")]

@@ -41,10 +41,11 @@ const CA_BUNDLES: [&str; 4] = [
   nullspace serve --listen 0.0.0.0:3000 --data-dir /srv/nullspace
   NULLSPACE_BOOTSTRAP_API_KEY=ns_live_… nullspace serve --config /etc/nullspace.toml
 
-Settings come from flags, then the environment (NULLSPACE_LISTEN, NULLSPACE_DATA_DIR, NULLSPACE_CONFIG,
-NULLSPACE_TEMPLATE_CACHE_DIR, NULLSPACE_MAKE_BASE, NULLSPACE_TRUST_HOST_CERTIFICATES, NULLSPACE_SPARE_MACHINES,
-NULLSPACE_LOG), then the file, then defaults. NULLSPACE_BOOTSTRAP_API_KEY lets a key in; without it and without any
-key, one is made at the first start and put into this user's configuration, so that the command line works at once.
+Settings come from flags, then the environment (NULLSPACE_LISTEN, NULLSPACE_DATA_DIR,
+NULLSPACE_CONFIG, NULLSPACE_TEMPLATE_CACHE_DIR, NULLSPACE_MAKE_BASE,
+NULLSPACE_TRUST_HOST_CERTIFICATES, NULLSPACE_SPARE_MACHINES, NULLSPACE_LOG), then the file, then
+defaults. NULLSPACE_BOOTSTRAP_API_KEY lets a key in; without it and without any key, one is made
+at the first start and put into this user's configuration, so that the command line works at once.
 
 The file:
   listen = \"127.0.0.1:3000\"

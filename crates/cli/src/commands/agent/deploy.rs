@@ -28,8 +28,8 @@ use crate::ui::{Ui, tame};
   nullspace agent deploy my-agent --dry-run     what would be uploaded, and what is left out
   nullspace agent deploy . --name review --metadata team=platform
 
-Left out of every bundle: .git, .env, virtual environments, node_modules, caches, private keys; also what
-[bundle] exclude, .nullspaceignore and .gitignore name.")]
+Left out of every bundle: .git, .env, virtual environments, node_modules, caches, private keys;
+also what [bundle] exclude, .nullspaceignore and .gitignore name.")]
 pub(crate) struct Args {
     /// The project.
     #[arg(value_name = "DIR", conflicts_with = "project_dir")]

@@ -44,12 +44,13 @@ use signals::Signals;
   nullspace agent dev --once --env-file .env.local      run it once; exits with its exit code
   nullspace agent dev --keep                            leave the machine for a look inside
 
-What is uploaded is what `agent deploy` would bundle; a change of anything else is ignored. After a change the changed
-files are uploaded and the entry point is run again; the install step runs again when requirements.txt, pyproject.toml,
-uv.lock, package.json or package-lock.json changed. What the program made in the machine stays there.
+What is uploaded is what `agent deploy` would bundle; a change of anything else is ignored. After
+a change the changed files are uploaded and the entry point is run again; the install step runs
+again when requirements.txt, pyproject.toml, uv.lock, package.json or package-lock.json changed.
+What the program made in the machine stays there.
 
-Ctrl-C ends the program and deletes the machine. With --json the project is run once and its machine stays until its
-time limit, as the answer names it.")]
+Ctrl-C ends the program and deletes the machine. With --json the project is run once and its
+machine stays until its time limit, as the answer names it.")]
 pub(super) struct Args {
     /// The project.
     #[arg(value_name = "DIR", conflicts_with = "project_dir")]

@@ -22,8 +22,8 @@ use content::Content;
   nullspace agent diff adrun_123 adrun_456
   nullspace agent diff adrun_123 adrun_456 --json | jq .same
 
-Only what differs is shown. Durations are told, but runs that differ in nothing else are the same. Contents of outputs
-are compared up to 8 MiB. The exit code is 0 either way.")]
+Only what differs is shown. Durations are told, but runs that differ in nothing else are the same.
+Contents of outputs are compared up to 8 MiB. The exit code is 0 either way.")]
 pub(super) struct Args {
     /// The run to compare with.
     #[arg(value_name = "RUN_A", value_parser = crate::input::named)]

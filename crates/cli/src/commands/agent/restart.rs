@@ -13,8 +13,8 @@ use crate::reference;
   nullspace agent deploy . && nullspace agent restart my-api
   nullspace agent restart my-api --env-file .env.production --reason \"new key\"
 
-Variables are not taken over from before: those that the project names under [env] are taken from --env, --env-file,
-then from this environment.")]
+Variables are not taken over from before: those that the project names under [env] are taken from
+--env, --env-file, then from this environment.")]
 pub(super) struct Args {
     /// Id or name.
     #[arg(value_name = "DEPLOYMENT", value_parser = crate::input::named)]

@@ -24,12 +24,13 @@ use crate::{exit, fields, input, reference};
   nullspace agent run report --retain-on-failure --retention-seconds 3600
   nullspace agent run --from adrun_123 --set topic=birds --set limits.pages=3 --follow
 
-With --from, the version and the input are those of an earlier run, and --set changes single fields of the input: the
-key may be dotted, the value is JSON if it reads as JSON and text otherwise. Variables are not stored, so they are not
-taken over.
+With --from, the version and the input are those of an earlier run, and --set changes single
+fields of the input: the key may be dotted, the value is JSON if it reads as JSON and text
+otherwise. Variables are not stored, so they are not taken over.
 
-Variables that the project names under [env] are taken from --env, --env-file, then from this environment.
-With --follow the exit code is 0 if the run succeeded and 1 if it did not; an interrupt leaves the run alone.")]
+Variables that the project names under [env] are taken from --env, --env-file, then from this
+environment. With --follow the exit code is 0 if the run succeeded and 1 if it did not; an
+interrupt leaves the run alone.")]
 pub(crate) struct Args {
     /// Id or name; with --from that of the run if left out.
     #[arg(value_name = "DEPLOYMENT", value_parser = crate::input::named, required_unless_present = "from")]

@@ -16,8 +16,8 @@ use crate::reference;
   curl \"$(nullspace agent url my-api)\"
   nullspace agent url my-api --env-file .env.production     the first start
 
-There is a URL while the service is ready and its config has public_url = true under [permissions]. A service that
-was stopped stays so; `nullspace agent restart` starts it again.")]
+There is a URL while the service is ready and its config has public_url = true under
+[permissions]. A service that was stopped stays so; `nullspace agent restart` starts it again.")]
 pub(super) struct Args {
     /// Id or name.
     #[arg(value_name = "DEPLOYMENT", value_parser = crate::input::named)]

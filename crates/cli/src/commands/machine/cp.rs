@@ -17,8 +17,8 @@ use crate::transfer::{self, Copied};
   nullspace machine cp mch_123:/workspace/result.json .
   tar c . | nullspace machine cp - mch_123:/tmp/tree.tar
 
-Into a directory that is there, or a path that ends in /, the source is put under its own name. A local name with a
-colon is written with ./ before it.")]
+Into a directory that is there, or a path that ends in /, the source is put under its own name. A
+local name with a colon is written with ./ before it.")]
 pub(super) struct Args {
     /// A local path, MACHINE:PATH, or - for standard input.
     #[arg(value_name = "FROM")]

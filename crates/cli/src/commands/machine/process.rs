@@ -64,8 +64,8 @@ struct One {
   nullspace machine process stream mch_123 make -j4
   nullspace machine process stream mch_123 --shell 'for i in 1 2 3; do echo $i; sleep 1; done'
 
-Without --timeout it may take as long as it likes, and with 30, which clients say when they were told
-nothing. It goes on if this program is interrupted:
+Without --timeout it may take as long as it likes, and with 30, which clients say when they were
+told nothing. It goes on if this program is interrupted:
 see `process list` and `process attach`.")]
 struct Stream {
     /// The machine's id.

@@ -88,7 +88,8 @@ struct One {
   nullspace machine pty connect mch_123 --session-id pty_456
   echo 'make; exit' | nullspace machine pty connect mch_123 --session-id pty_456
 
-What comes from a pipe is typed as it is: end it with `exit`, or the shell goes on and so does this.")]
+What comes from a pipe is typed as it is: end it with `exit`, or the shell goes on and so does
+this.")]
 struct Connect {
     /// The machine's id.
     #[arg(value_name = "MACHINE", value_parser = crate::input::named)]
