@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     host::run,
     python::{python, script},
-    world::{World, repository},
+    world::{World, find, repository},
 };
 
 const STUB_PORT: u16 = 9099;
@@ -79,9 +79,9 @@ impl Example {
             &input,
             "--follow",
         ];
+        let config = fs::read_to_string(self.project().join("nullspace.agent.toml")).unwrap();
         for pair in &model {
             let (name, _) = pair.split_once('=').unwrap();
-            let config = fs::read_to_string(self.project().join("nullspace.agent.toml")).unwrap();
             if config.contains(&format!("\"{name}\"")) {
                 arguments.extend(["--env", pair]);
             }
@@ -109,18 +109,6 @@ impl Example {
         }
         self.world.ok(&arguments).trim().to_owned()
     }
-}
-
-/// The first file of this name below a directory.
-fn find(directory: &Path, name: &str) -> Option<std::path::PathBuf> {
-    fs::read_dir(directory).ok()?.flatten().find_map(|entry| {
-        let path = entry.path();
-        if entry.file_name() == name {
-            Some(path)
-        } else {
-            find(&path, name)
-        }
-    })
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     host::run,
     python::{python, script},
-    world::{World, answer, repository},
+    world::{World, answer, find, repository},
 };
 
 /// The entry point of a service that works.
@@ -451,7 +451,7 @@ async fn variables_of_any_kind_arrive_as_they_are() {
         "--download",
         results.to_str().unwrap(),
     ]);
-    let found = run_find(&results);
+    let found = find(&results, "result.json").unwrap();
     let given: Value = serde_json::from_str(&std::fs::read_to_string(found).unwrap()).unwrap();
     assert_eq!(given, envs);
     // What no process can be given is refused before there is a machine, and so is what is missing.
@@ -471,14 +471,4 @@ async fn variables_of_any_kind_arrive_as_they_are() {
         );
     }
     assert_eq!(world.listed().await, before);
-}
-
-fn run_find(directory: &Path) -> PathBuf {
-    PathBuf::from(
-        run(
-            "find",
-            &[directory.to_str().unwrap(), "-name", "result.json"],
-        )
-        .trim(),
-    )
 }

@@ -369,3 +369,18 @@ pub async fn answer(request: RequestBuilder) -> (StatusCode, Value) {
         .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
     (status, body)
 }
+
+/// The first file of this name below a directory.
+pub fn find(directory: &Path, name: &str) -> Option<PathBuf> {
+    std::fs::read_dir(directory)
+        .ok()?
+        .flatten()
+        .find_map(|entry| {
+            let path = entry.path();
+            if entry.file_name() == name {
+                Some(path)
+            } else {
+                find(&path, name)
+            }
+        })
+}

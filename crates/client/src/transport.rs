@@ -614,6 +614,43 @@ mod tests {
         Call::get("/").transport_error("x", unsent).into()
     }
 
+    #[tokio::test]
+    async fn what_cannot_be_read_is_not_sent_again() {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let server = server.expect("a port");
+        let address = server.local_addr().expect("an address");
+        let router = axum::Router::new().fallback(async |_: Bytes| ());
+        let serving = tokio::spawn(axum::serve(server, router).into_future());
+        let client = Client {
+            http: reqwest::Client::builder()
+                .no_proxy()
+                .build()
+                .expect("a client"),
+            base: format!("http://{address}").into(),
+            key: None,
+            timeout: Duration::from_secs(60),
+        };
+        let attempts = std::sync::atomic::AtomicU32::new(0);
+        let call = Call::new(Method::PUT, "/")
+            .stream(|pulse| {
+                attempts.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let pieces = [
+                    Ok(Bytes::from("a piece")),
+                    Err(std::io::Error::other("the file changed")),
+                ];
+                body_from(futures_util::stream::iter(pieces), pulse)
+            })
+            .unauthorised()
+            .retry(Retry::Upload);
+        let error = client.send(&call).await.expect_err("half a body");
+        assert!(
+            matches!(&error, Error::Local(text) if text == "the file changed"),
+            "{error:?}"
+        );
+        assert_eq!(attempts.load(std::sync::atomic::Ordering::Relaxed), 1);
+        serving.abort();
+    }
+
     #[test]
     fn attempts_and_pauses_are_those_of_the_wire() {
         let second = Duration::from_secs(1);

@@ -21,7 +21,7 @@ use nullspace_store::{
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
-use super::{App, agent, agent_run, agent_service};
+use super::{App, agent, agent_run, agent_service, process::whole_characters};
 use crate::error::{Error, Result};
 
 /// The longest line, in bytes; longer ones are cut into several.
@@ -109,14 +109,6 @@ fn partial(row: &mut RunRow, source: Source) -> &mut Option<Vec<u8>> {
     match source {
         Source::Stdout => &mut row.partial_stdout,
         Source::Stderr => &mut row.partial_stderr,
-    }
-}
-
-/// Where the last whole character of a line that is cut ends.
-fn whole_characters(line: &[u8]) -> usize {
-    match std::str::from_utf8(line) {
-        Err(error) if error.error_len().is_none() && error.valid_up_to() > 0 => error.valid_up_to(),
-        _ => line.len(),
     }
 }
 

@@ -36,13 +36,8 @@ pub struct Finished {
 /// runs.
 pub async fn run(app: AppState, id: String, request: ExecRequest) -> Result<Finished> {
     let timeout = request.timeout_secs.unwrap_or(DEFAULT_TIMEOUT_SECS);
-    if timeout == 0 || timeout > MAX_TIMEOUT_SECS {
-        return Err(Error::invalid(format!(
-            "timeout_secs: must be 1 to {MAX_TIMEOUT_SECS}"
-        )));
-    }
     let exec = GuestExec {
-        timeout_ms: Some(timeout * 1000),
+        timeout_ms: Some(millis(timeout)?),
         collect: true,
         ..guest_request(request)?
     };
@@ -115,15 +110,7 @@ pub(super) enum Begun {
 /// # Errors
 /// As [`run`].
 pub(super) async fn begin(app: &App, id: &str, request: ExecRequest) -> Result<Begun> {
-    let timeout_ms = match request.timeout_secs {
-        Some(0) => return Err(Error::invalid("timeout_secs: must be at least 1")),
-        Some(secs) if secs > MAX_TIMEOUT_SECS => {
-            return Err(Error::invalid(format!(
-                "timeout_secs: must be 1 to {MAX_TIMEOUT_SECS}"
-            )));
-        }
-        limit => limit.map(|secs| secs * 1000),
-    };
+    let timeout_ms = request.timeout_secs.map(millis).transpose()?;
     let exec = GuestExec {
         timeout_ms,
         stdin: true,
@@ -137,6 +124,16 @@ pub(super) async fn begin(app: &App, id: &str, request: ExecRequest) -> Result<B
         Err(GuestError::Lost { reason, .. }) => Err(went_away(reason)),
         Err(error) => Ok(Begun::Never(not_started(&guest, &exec, error).await?)),
     }
+}
+
+/// A time limit that is one.
+fn millis(secs: u64) -> Result<u64> {
+    if secs == 0 || secs > MAX_TIMEOUT_SECS {
+        return Err(Error::invalid(format!(
+            "timeout_secs: must be 1 to {MAX_TIMEOUT_SECS}"
+        )));
+    }
+    Ok(secs * 1000)
 }
 
 pub(super) fn guest_request(request: ExecRequest) -> Result<GuestExec> {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use nullspace_api::process::{ProcessInfo, ProcessLogs};
-use nullspace_protocol::{OutputQuery, frame::Frame};
+use nullspace_protocol::{OutputQuery, OutputStream, frame::Frame};
 
 use super::{App, exec::lossy, machine};
 use crate::error::Result;
@@ -44,6 +44,19 @@ pub async fn kill(app: &App, id: &str, pid: u32) -> Result<()> {
 pub async fn stdin(app: &App, id: &str, pid: u32, data: String) -> Result<()> {
     let guest = machine::guest(app, id).await?;
     Ok(guest.stdin(pid, Bytes::from(data), false).await?)
+}
+
+/// What one wrote, from the first byte that is kept, and everything that it writes until it ends.
+///
+/// # Errors
+/// `not_found`.
+pub(super) async fn follow(app: &App, id: &str, pid: u32) -> Result<OutputStream> {
+    let guest = machine::guest(app, id).await?;
+    let query = OutputQuery {
+        from: 0,
+        follow: true,
+    };
+    Ok(guest.output(pid, query).await?)
 }
 
 /// What one wrote so far, from its start.

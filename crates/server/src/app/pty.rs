@@ -3,12 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use nullspace_api::{error::code, exec::ExecRequest, id, pty::PtyInfo};
-use nullspace_protocol::{
-    ExecRequest as GuestExec, OutputQuery, OutputStream, ProcessInfo, Retain, Terminal,
-    TerminalSize,
-};
+use nullspace_protocol::{ExecRequest as GuestExec, ProcessInfo, Retain, Terminal, TerminalSize};
 
 use super::{App, exec, machine, process::KILL};
 use crate::error::{Error, Result};
@@ -106,30 +102,6 @@ pub async fn get(app: &App, machine_id: &str, which: &Which) -> Result<PtyInfo> 
             };
             Error::not_found(code::NOT_FOUND, format!("no terminal {what}"))
         })
-}
-
-/// What it showed last, and everything from now on.
-///
-/// # Errors
-/// Those of [`machine::guest`]; `not_found` when it ended long ago.
-pub async fn look(app: &App, machine_id: &str, pid: u32) -> Result<OutputStream> {
-    let query = OutputQuery {
-        from: 0,
-        follow: true,
-    };
-    Ok(machine::guest(app, machine_id)
-        .await?
-        .output(pid, query)
-        .await?)
-}
-
-/// Types into the terminal in which this process is the shell.
-///
-/// # Errors
-/// `invalid_request` when the shell has ended.
-pub async fn input(app: &App, machine_id: &str, pid: u32, data: Bytes) -> Result<()> {
-    let guest = machine::guest(app, machine_id).await?;
-    Ok(guest.stdin(pid, data, false).await?)
 }
 
 /// Changes its size.

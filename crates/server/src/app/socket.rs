@@ -6,6 +6,8 @@
 //! Few frames wait on the way out: a client that reads slowly makes the tasks wait, these the guest, and the guest the
 //! process. When the connection ends its tasks are dropped; processes go on.
 
+mod text;
+
 use std::collections::{BTreeMap, HashMap};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
@@ -16,15 +18,16 @@ use nullspace_api::{
     pty::PtyInfo,
     socket::{ClientMessage, ServerMessage},
 };
-use nullspace_protocol::{OutputQuery, OutputStream, frame::Frame};
+use nullspace_protocol::{OutputStream, frame::Frame};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 
+use self::text::{Text, output};
 use super::{
     AppState,
     exec::{self, Begun},
     machine,
-    process::{KILL, whole_characters},
+    process::{self, KILL},
     pty::{self, Which},
 };
 use crate::error::{Error, Kind, Result};
@@ -83,21 +86,11 @@ impl Socket {
             Ok(message) => message,
             Err(error) => return self.refuse(text, &error).await,
         };
-        let answers = Answers {
-            app: self.app.clone(),
-            machine: self.machine.clone(),
-            id: message.id().to_owned(),
-            out: self.out.clone(),
-        };
-        if answers.id.len() > MAX_ID {
+        if message.id().len() > MAX_ID {
             let error = Error::invalid(format!("id: over {MAX_ID} bytes"));
-            return Answers {
-                id: String::new(),
-                ..answers
-            }
-            .refuse(&error)
-            .await;
+            return self.answers("").refuse(&error).await;
         }
+        let answers = self.answers(message.id());
         if self.tasks.len() >= MAX_TASKS {
             let error = Error::new(
                 Kind::Limit,
@@ -171,7 +164,7 @@ impl Socket {
                 rows,
                 ..
             } => {
-                // In order with what is typed, and not worth the end of a session when it fails.
+                // Done before anything that is typed after it, and not worth the end of a session when it fails.
                 let which = Which::Session(session_id);
                 let _ = pty::resize(&self.app, &self.machine, &which, cols, rows).await;
             }
@@ -218,19 +211,23 @@ impl Socket {
     async fn refuse(&self, text: &str, error: &serde_json::Error) {
         let value: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
         let id = value["id"].as_str().unwrap_or_default();
-        let answers = Answers {
-            app: self.app.clone(),
-            machine: self.machine.clone(),
-            id: id.chars().take(MAX_ID / 4).collect(),
-            out: self.out.clone(),
-        };
+        let id: String = id.chars().take(MAX_ID / 4).collect();
         let error = match value["type"].as_str() {
             Some(kind) if LATER.iter().any(|later| kind.starts_with(later)) => {
                 Error::not_implemented(format!("{kind} messages"))
             }
             _ => Error::invalid(format!("message: {error}")),
         };
-        answers.refuse(&error).await;
+        self.answers(&id).refuse(&error).await;
+    }
+
+    fn answers(&self, id: &str) -> Answers {
+        Answers {
+            app: self.app.clone(),
+            machine: self.machine.clone(),
+            id: id.to_owned(),
+            out: self.out.clone(),
+        }
     }
 
     /// Input of one process is written in the order in which it came.
@@ -309,7 +306,7 @@ impl Answers {
     }
 
     async fn attach(self, pid: u32) {
-        match self.find(pid).await {
+        match process::follow(&self.app, &self.machine, pid).await {
             Ok(stream) => {
                 let id = &self.id;
                 self.say(&ServerMessage::ExecStarted { id: id.into(), pid })
@@ -318,15 +315,6 @@ impl Answers {
             }
             Err(error) => self.refuse(&error).await,
         }
-    }
-
-    async fn find(&self, pid: u32) -> Result<OutputStream> {
-        let guest = machine::guest(&self.app, &self.machine).await?;
-        let query = OutputQuery {
-            from: 0,
-            follow: true,
-        };
-        Ok(guest.output(pid, query).await?)
     }
 
     /// Hands over what a process writes until it ends.
@@ -392,7 +380,7 @@ impl Answers {
 
     async fn output(&self, pid: u32, stderr: bool, text: &mut Text, data: &[u8]) {
         // Most output is text that ends between characters.
-        if text.half.is_empty()
+        if text.is_whole()
             && let Ok(data) = std::str::from_utf8(data)
         {
             return self.piece(pid, stderr, data, None).await;
@@ -402,7 +390,7 @@ impl Answers {
     }
 
     async fn rest(&self, pid: u32, stderr: bool, text: &mut Text) {
-        let bytes = std::mem::take(&mut text.half);
+        let bytes = text.rest();
         self.bytes(pid, stderr, &bytes).await;
     }
 
@@ -456,7 +444,7 @@ impl Answers {
     /// Hands over what a terminal shows until its shell ends.
     async fn show(&self, pty: &PtyInfo) {
         let (id, session_id) = (&self.id, &pty.session_id);
-        let mut stream = match pty::look(&self.app, &self.machine, pty.pid).await {
+        let mut stream = match process::follow(&self.app, &self.machine, pty.pid).await {
             Ok(stream) => stream,
             Err(error) => return self.refuse(&error).await,
         };
@@ -564,87 +552,6 @@ impl Answers {
             biased;
             typed = typing => Ok(typed?),
             () = hand_over => Ok(()),
-        }
-    }
-}
-
-/// An [`ServerMessage::ExecStdout`] or [`ServerMessage::ExecStderr`] as JSON. All of a flood of output goes through here:
-/// the general way to JSON looks at each byte by itself, and was the largest part of what a gigabyte cost.
-fn output(
-    id: &str,
-    pid: u32,
-    stderr: bool,
-    data: &str,
-    data_base64: Option<&str>,
-) -> Result<String, std::string::FromUtf8Error> {
-    let kind = if stderr { "exec_stderr" } else { "exec_stdout" };
-    let size = data.len() + data.len() / 16 + data_base64.map_or(0, str::len) + id.len() + 128;
-    let mut text = Vec::with_capacity(size);
-    let mut field = |name: &str, value: &str| {
-        text.extend_from_slice(name.as_bytes());
-        json_escape_simd::escape_into(value, &mut text);
-    };
-    field("{\"type\":", kind);
-    field(",\"id\":", id);
-    field(&format!(",\"pid\":{pid},\"data\":"), data);
-    if let Some(encoded) = data_base64 {
-        field(",\"data_base64\":", encoded);
-    }
-    text.push(b'}');
-    String::from_utf8(text)
-}
-
-/// One stream of bytes on its way to text: half a character waits for its other half.
-#[derive(Default)]
-struct Text {
-    half: Vec<u8>,
-}
-
-impl Text {
-    fn take(&mut self, data: &[u8]) -> Vec<u8> {
-        let mut bytes = std::mem::take(&mut self.half);
-        bytes.extend_from_slice(data);
-        self.half = bytes.split_off(whole_characters(&bytes));
-        bytes
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn output_is_the_message(data in any::<String>(), id in any::<String>(), encoded in any::<Option<String>>(), stderr in any::<bool>()) {
-            let text = output(&id, 7, stderr, &data, encoded.as_deref()).unwrap_or_default();
-            let (id, data, data_base64) = (id.into(), data.into(), encoded.map(Into::into));
-            let message = match stderr {
-                false => ServerMessage::ExecStdout { id, pid: 7, data, data_base64 },
-                true => ServerMessage::ExecStderr { id, pid: 7, data, data_base64 },
-            };
-            prop_assert_eq!(serde_json::from_str::<ServerMessage<'_>>(&text).ok(), Some(message));
-        }
-
-        #[test]
-        fn bytes_stay_in_order_and_characters_whole(
-            text in "[a\u{e9}\u{20ac}\u{1f980}]{0,40}",
-            cuts in proptest::collection::vec(0usize..160, 0..8),
-        ) {
-            let bytes = text.as_bytes();
-            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
-            cuts.extend([0, bytes.len()]);
-            cuts.sort_unstable();
-            let mut held = Text::default();
-            let mut whole = String::new();
-            for piece in cuts.windows(2) {
-                let taken = held.take(&bytes[piece[0]..piece[1]]);
-                prop_assert!(std::str::from_utf8(&taken).is_ok());
-                whole.push_str(&String::from_utf8_lossy(&taken));
-            }
-            prop_assert_eq!(whole, text);
-            prop_assert!(held.half.is_empty());
         }
     }
 }
