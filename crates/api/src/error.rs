@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::upload::UploadFailure;
+
 /// Error codes. Clients decide by these words, not by the HTTP status.
 pub mod code {
     /// The request is malformed or asks for something impossible.
@@ -43,6 +45,8 @@ pub mod code {
     pub const EXEC_FAILED: &str = "exec_failed";
     /// A file operation failed in the machine.
     pub const FILE_ERROR: &str = "file_error";
+    /// An upload in parts failed; `error_detail.reason` says why.
+    pub const FILE_UPLOAD_ERROR: &str = "file_upload_error";
     /// The request body is too large.
     pub const BODY_TOO_LARGE: &str = "body_too_large";
     /// The client took too long.
@@ -100,4 +104,7 @@ pub struct ErrorBody {
     /// More facts, by code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<serde_json::Value>,
+    /// Why an upload in parts failed, with the code `file_upload_error`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_detail: Option<UploadFailure>,
 }

@@ -6,6 +6,8 @@ use rand::Rng;
 pub const MACHINE: &str = "mch_";
 /// A terminal.
 pub const PTY: &str = "pty_";
+/// An upload in parts.
+pub const UPLOAD: &str = "upl_";
 /// An API key (not the key itself).
 pub const KEY: &str = "key_";
 /// One HTTP request.

@@ -16,8 +16,10 @@ mod noun;
 pub mod page;
 pub mod process;
 pub mod pty;
+pub mod search;
 pub mod socket;
 pub mod time;
+pub mod upload;
 
 pub use error::ErrorBody;
 pub use noun::Noun;

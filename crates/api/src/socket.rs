@@ -7,6 +7,7 @@
 //!  exec_stdin, exec_stdin_close, exec_kill ──▶ nothing, or error
 //!  pty_start, pty_connect ───▶   pty_started, pty_output …, pty_exited
 //!  pty_input, pty_resize, pty_kill ──▶ nothing, or error
+//!  file_watch   ─────────────▶   file_watch_started, file_event …, error when it ends
 //! ```
 //! `id` is the client's own word for a request; every message that the request causes has it.
 
@@ -15,7 +16,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 use serde::{Deserialize, Serialize};
 
 /// From a client. Fields that are not known are ignored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ClientMessage {
     /// Run a command.
@@ -111,6 +112,22 @@ pub enum ClientMessage {
         /// What is typed, as text.
         #[serde(default)]
         data: Option<String>,
+    },
+    /// Tell what happens to files, until the connection ends.
+    FileWatch {
+        /// The client's word for it.
+        id: String,
+        /// A directory, or one file.
+        path: String,
+        /// Act as this user of the machine.
+        #[serde(default)]
+        user: Option<String>,
+        /// Everything beneath, not the direct children alone.
+        #[serde(default)]
+        recursive: bool,
+        /// Seconds after which it ends by itself.
+        #[serde(default)]
+        timeout_secs: Option<f64>,
     },
     /// Change a terminal's size.
     PtyResize {
@@ -218,6 +235,23 @@ pub enum ServerMessage<'a> {
         /// As for [`ServerMessage::ExecExit`].
         exit_code: i32,
     },
+    /// A watch is there: whatever happens from now on is told.
+    FileWatchStarted {
+        /// The request's.
+        id: Cow<'a, str>,
+    },
+    /// Something happened to a file.
+    FileEvent {
+        /// The request's.
+        id: Cow<'a, str>,
+        /// `create`, `write`, `remove`, `rename` (it went from this path; a `create` follows if the new one is watched
+        /// too), `chmod`, or `resync_required`: more happened than could be told, look again.
+        event: Cow<'a, str>,
+        /// The last segment of `path`.
+        name: Cow<'a, str>,
+        /// Absolute.
+        path: Cow<'a, str>,
+    },
     /// The request was refused or broke off.
     Error {
         /// The request's; empty if it could not be read.
@@ -243,7 +277,8 @@ impl ClientMessage {
             | Self::PtyConnect { id, .. }
             | Self::PtyInput { id, .. }
             | Self::PtyResize { id, .. }
-            | Self::PtyKill { id, .. } => id,
+            | Self::PtyKill { id, .. }
+            | Self::FileWatch { id, .. } => id,
         }
     }
 }

@@ -29,7 +29,11 @@ const MAX_DEPTH: u32 = 64;
 /// Bytes moved at once.
 const CHUNK: usize = 256 << 10;
 /// Chunks under way between a file and the connection.
-const IN_FLIGHT: usize = 4;
+pub(crate) const IN_FLIGHT: usize = 4;
+/// How the names of files that are not in their place yet begin. Watches do not tell of them.
+pub(crate) const INCOMING: &str = ".nullspace-incoming-";
+/// The same for one that will replace a file.
+pub(crate) const INCOMING_OVER: &str = ".nullspace-incoming-over-";
 const O_NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits() as i32;
 const O_NOFOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
 
@@ -38,20 +42,20 @@ pub(crate) type Chunks = mpsc::Receiver<io::Result<Bytes>>;
 
 /// A request's path as the machine sees it and as this process opens it.
 #[derive(Clone)]
-struct Target {
+pub(crate) struct Target {
     /// Absolute in the machine.
-    shown: String,
-    real: PathBuf,
+    pub(crate) shown: String,
+    pub(crate) real: PathBuf,
 }
 
 /// The files of one guest, on behalf of one user of the machine.
-struct Files<'a> {
+pub(crate) struct Files<'a> {
     guest: &'a Guest,
-    user: Option<User>,
+    pub(crate) user: Option<User>,
 }
 
 impl<'a> Files<'a> {
-    fn new(guest: &'a Guest, user: Option<&str>) -> Result<Self> {
+    pub(crate) fn new(guest: &'a Guest, user: Option<&str>) -> Result<Self> {
         let user = match user {
             None | Some("root" | "0") => None,
             Some(name) => Some(Names::read(&guest.host_path("/etc")).find(name)?),
@@ -60,7 +64,7 @@ impl<'a> Files<'a> {
     }
 
     /// Relative paths start at the machine's default directory, or at the user's home.
-    fn target(&self, path: &str) -> Result<Target> {
+    pub(crate) fn target(&self, path: &str) -> Result<Target> {
         if path.is_empty() || path.contains('\0') {
             return Err(Error::invalid("the path is empty or holds a NUL byte"));
         }
@@ -85,7 +89,7 @@ impl<'a> Files<'a> {
     }
 
     /// Does the work as the user: on a thread of its own when that is not root.
-    async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
@@ -375,7 +379,7 @@ impl Write for ChunkWriter {
 }
 
 /// A new file beside its place, gone again unless it is published.
-struct Upload {
+pub(crate) struct Upload {
     file: File,
     temporary: PathBuf,
     target: Target,
@@ -383,7 +387,7 @@ struct Upload {
 }
 
 impl Upload {
-    fn create(target: Target, mode: Option<u32>) -> Result<Self> {
+    pub(crate) fn create(target: Target, mode: Option<u32>) -> Result<Self> {
         let fail = |e: io::Error| Error::io(&target.shown, &e);
         let parent = target
             .real
@@ -412,8 +416,13 @@ impl Upload {
         let target = Target { real, ..target };
         let fail = |e: io::Error| Error::io(&target.shown, &e);
         let parent = target.real.parent().unwrap_or(parent);
+        let prefix = if owner.is_some() {
+            INCOMING_OVER
+        } else {
+            INCOMING
+        };
         for attempt in 0.. {
-            let temporary = parent.join(format!(".nullspace-incoming-{}-{attempt}", unique()));
+            let temporary = parent.join(format!("{prefix}{}-{attempt}", unique()));
             match OpenOptions::new()
                 .write(true)
                 .create_new(true)
@@ -444,13 +453,13 @@ impl Upload {
         Err(Error::invalid("unreachable"))
     }
 
-    fn append(&mut self, data: &[u8]) -> Result<()> {
+    pub(crate) fn append(&mut self, data: &[u8]) -> Result<()> {
         self.file
             .write_all(data)
             .map_err(|e| Error::io(&self.target.shown, &e))
     }
 
-    fn publish(mut self, etc: &Path) -> Result<FileInfo> {
+    pub(crate) fn publish(mut self, etc: &Path) -> Result<FileInfo> {
         fs::rename(&self.temporary, &self.target.real)
             .map_err(|e| Error::io(&self.target.shown, &e))?;
         self.published = true;
@@ -473,32 +482,11 @@ fn unique() -> u64 {
 }
 
 /// Replaces a file by the request's bytes: whole or not at all.
-pub(crate) async fn write(
-    guest: &Guest,
-    query: WriteQuery,
-    mut body: Incoming,
-) -> Result<FileInfo> {
+pub(crate) async fn write(guest: &Guest, query: WriteQuery, body: Incoming) -> Result<FileInfo> {
     let files = Files::new(guest, query.user.as_deref())?;
     let target = files.target(&query.path)?;
     let etc = guest.host_path("/etc");
     let (sender, mut receiver) = mpsc::channel::<Option<Bytes>>(IN_FLIGHT);
-    let feed = async move {
-        // The end is a message of its own: a connection that breaks must not look like the end.
-        loop {
-            let message = match body.frame().await {
-                None => None,
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => Some(data),
-                    Err(_) => continue,
-                },
-                Some(Err(_)) => return,
-            };
-            let end = message.is_none();
-            if sender.send(message).await.is_err() || end {
-                return;
-            }
-        }
-    };
     let store = files.run(move || {
         let mut incoming = Upload::create(target, query.mode)?;
         while let Some(message) = receiver.blocking_recv() {
@@ -507,13 +495,33 @@ pub(crate) async fn write(
                 None => return incoming.publish(&etc),
             }
         }
-        Err(Error::new(
-            nullspace_protocol::ErrorKind::Io,
-            "the upload was cut off",
-        ))
+        Err(cut_off())
     });
-    let ((), stored) = tokio::join!(feed, store);
+    let ((), stored) = tokio::join!(feed(body, sender), store);
     stored
+}
+
+/// Hands a body to whoever stores it. The end is a message of its own: a connection that breaks must not look like it.
+pub(crate) async fn feed(mut body: Incoming, sender: mpsc::Sender<Option<Bytes>>) {
+    loop {
+        let message = match body.frame().await {
+            None => None,
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => Some(data),
+                Err(_) => continue,
+            },
+            Some(Err(_)) => return,
+        };
+        let end = message.is_none();
+        if sender.send(message).await.is_err() || end {
+            return;
+        }
+    }
+}
+
+/// A body that did not come to its end.
+pub(crate) fn cut_off() -> Error {
+    Error::new(nullspace_protocol::ErrorKind::Io, "the upload was cut off")
 }
 
 pub(crate) async fn mkdir(guest: &Guest, request: PathRequest) -> Result<()> {

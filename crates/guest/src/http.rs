@@ -20,7 +20,7 @@ use crate::{
     files,
     output::{FIRST_FOLLOWER, Next},
     process::{self, Process},
-    tunnel,
+    search, staging, tunnel, watch,
 };
 
 /// The most JSON a request may carry: a command line and its environment.
@@ -143,6 +143,26 @@ async fn answer(
         (&Method::GET, ["files", "tar"]) => Ok(Response::new(chunked(
             files::tar(guest, form(query)?).await?,
         ))),
+        (&Method::POST, ["files", "find"]) => ok(&search::find(guest, json(body).await?).await?),
+        (&Method::POST, ["files", "search"]) => {
+            ok(&search::search(guest, json(body).await?).await?)
+        }
+        (&Method::POST, ["files", "replace"]) => {
+            ok(&search::replace(guest, json(body).await?).await?)
+        }
+        (&Method::POST, ["files", "watch"]) => Ok(Response::new(chunked(
+            watch::start(guest, json(body).await?).await?,
+        ))),
+        (&Method::POST, ["uploads", "stage"]) => {
+            ok(&staging::stage(guest, json(body).await?).await?)
+        }
+        (&Method::PUT, ["uploads", "part"]) => ok(&staging::part(guest, form(query)?, body).await?),
+        (&Method::POST, ["uploads", "publish"]) => {
+            ok(&staging::publish(guest, json(body).await?).await?)
+        }
+        (&Method::POST, ["uploads", "discard"]) => {
+            ok(&staging::discard(guest, json(body).await?).await?)
+        }
         (&Method::POST, ["tunnel"]) => {
             let port = form::<TunnelQuery>(query)?.port;
             Ok(Response::new(chunked(tunnel::open(port, body).await?)))

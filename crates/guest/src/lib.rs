@@ -16,9 +16,12 @@ mod http;
 mod output;
 mod process;
 mod reaper;
+mod search;
+mod staging;
 mod terminal;
 mod tunnel;
 mod users;
+mod watch;
 
 use std::{
     collections::BTreeMap,
@@ -54,6 +57,8 @@ pub struct Guest {
 struct Inner {
     config: Config,
     processes: process::Table,
+    watches: watch::Count,
+    publishing: staging::Publishing,
 }
 
 impl std::fmt::Debug for Guest {
@@ -73,7 +78,12 @@ impl Guest {
         let processes = process::Table::default();
         reaper::start(processes.clone(), config.init)?;
         Ok(Self {
-            inner: Arc::new(Inner { config, processes }),
+            inner: Arc::new(Inner {
+                config,
+                processes,
+                watches: watch::Count::default(),
+                publishing: staging::Publishing::default(),
+            }),
         })
     }
 

@@ -1,6 +1,11 @@
 //! The host's end of the protocol.
 
 mod connection;
+mod search;
+mod upload;
+mod watch;
+
+pub use watch::WatchStream;
 
 use std::{pin::Pin, sync::Arc};
 

@@ -12,14 +12,23 @@
 
 mod client;
 pub mod frame;
+mod search;
 mod types;
+mod upload;
+mod watch;
 
-pub use client::{ByteStream, GuestClient, GuestError, OutputStream};
+pub use client::{ByteStream, GuestClient, GuestError, OutputStream, WatchStream};
+pub use search::{ReplaceRequest, Replaced, SearchMatch, SearchRequest};
 pub use types::{
     ErrorBody, ErrorKind, ExecRequest, FileInfo, FileKind, Hello, MkdirRequest, OutputQuery,
     PathRequest, PermissionsRequest, ProcessInfo, ReadQuery, RenameRequest, Retain, SignalRequest,
     Started, Terminal, TerminalSize, WriteQuery,
 };
+pub use upload::{
+    Conflict, DiscardRequest, PartQuery, PublishOutcome, PublishRequest, Published, RefusedReason,
+    StageRequest, Staged, Target, UploadKind,
+};
+pub use watch::{WatchEvent, WatchKind, WatchRequest};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -27,7 +36,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 /// old peers ignore do not change it.
 ///
 /// 2: [`Retain::Live`], [`Retain::Tail`], terminals.
-pub const PROTOCOL_VERSION: u32 = 2;
+/// 3: searching, replacing, watching, uploads in parts.
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Any byte stream, as engines hand it out.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}

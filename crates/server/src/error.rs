@@ -21,6 +21,8 @@ pub enum Kind {
     MethodNotAllowed,
     /// Not in this state.
     Conflict,
+    /// It was there, and is over.
+    Gone,
     /// The byte range asked for is not in the file.
     Range,
     /// The body is too large.

@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    app::{self, App, AppState, key, machine, template},
+    app::{self, App, AppState, key, machine, template, upload},
     config::Config,
     error::Error,
 };
@@ -176,6 +176,7 @@ impl Server {
                 connections: TaskTracker::new(),
             },
             agents: app::agent::Agents::default(),
+            uploads: app::upload::Uploads::default(),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -321,6 +322,9 @@ async fn forget(app: AppState) {
             Err(error) => {
                 tracing::warn!(context = ?error.context, "old records could not be removed");
             }
+        }
+        if let Err(error) = upload::sweep(&app).await {
+            tracing::warn!(context = ?error.context, "uploads that are over could not be removed");
         }
         tokio::select! {
             () = tokio::time::sleep(FORGET_EVERY) => {}

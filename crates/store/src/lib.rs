@@ -27,6 +27,7 @@ pub mod key;
 pub mod machine;
 mod migrate;
 mod reader;
+pub mod upload;
 mod writer;
 
 use std::{path::Path, sync::mpsc};

@@ -11,6 +11,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0003_services.sql"),
     include_str!("../migrations/0004_artifacts.sql"),
     include_str!("../migrations/0005_log_lines.sql"),
+    include_str!("../migrations/0006_uploads.sql"),
 ];
 
 /// Brings the database to the newest schema, each step in a transaction of its own.

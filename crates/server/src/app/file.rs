@@ -12,21 +12,23 @@ use nullspace_api::{
 use nullspace_lifecycle::machine::State;
 use nullspace_protocol::{
     ByteStream, ErrorKind, FileInfo as GuestInfo, FileKind, GuestClient, GuestError, PathRequest,
-    PermissionsRequest, ReadQuery, RenameRequest, WriteQuery,
+    PermissionsRequest, ReadQuery, RenameRequest, WatchRequest, WatchStream, WriteQuery,
 };
 
 use super::{App, exec::lossy, machine, output::KeptFile};
 use crate::error::{Error, Kind, Result};
 
+/// The protocol version from which on guests search, watch and take uploads in parts.
+const WORKSPACE: u32 = 3;
 /// The largest file that an answer in JSON holds.
 const MAX_READ: u64 = 64 << 20;
 
 /// The files of one running machine, on behalf of one of its users.
 #[derive(Debug)]
 pub struct Files {
-    guest: GuestClient,
+    pub(super) guest: GuestClient,
     cwd: String,
-    user: Option<String>,
+    pub(super) user: Option<String>,
 }
 
 impl Files {
@@ -52,7 +54,7 @@ impl Files {
     }
 
     /// Refuses empty paths and the platform's own folder.
-    fn check(&self, path: String) -> Result<String> {
+    pub(super) fn check(&self, path: String) -> Result<String> {
         if path.is_empty() || path.contains('\0') {
             return Err(Error::invalid("path: must not be empty or hold a NUL byte"));
         }
@@ -66,6 +68,15 @@ impl Files {
             )));
         }
         Ok(path)
+    }
+
+    /// Refuses what the guest of a machine that an earlier version made cannot do.
+    pub(super) fn require_workspace(&self, what: &str) -> Result<()> {
+        if self.guest.hello().protocol >= WORKSPACE {
+            return Ok(());
+        }
+        let what = format!("{what} in a machine that an earlier version made");
+        Err(Error::not_implemented(what).with_action("make a new machine"))
     }
 
     fn request(&self, path: String) -> Result<PathRequest> {
@@ -247,6 +258,29 @@ impl Files {
         Ok(info(found))
     }
 
+    /// Watches a path. The platform's own folder is left out.
+    ///
+    /// # Errors
+    /// `not_found`, `permission_denied`, `invalid_request` (too many directories), `file_error` (too many watches).
+    pub async fn watch(&self, path: String, recursive: bool) -> Result<WatchStream> {
+        self.require_workspace("watching files")?;
+        let request = WatchRequest {
+            path: self.check(path)?,
+            user: self.user.clone(),
+            recursive,
+            except: vec![machine::RESERVED.to_owned()],
+        };
+        match self.guest.watch(&request).await {
+            // A limit of the machine or the host, not a fault of ours.
+            Err(error) if error.kind() == Some(ErrorKind::Exhausted) => Err(Error::new(
+                Kind::Limit,
+                code::CAPACITY_EXCEEDED,
+                error.to_string(),
+            )),
+            watched => watched.map_err(file_error),
+        }
+    }
+
     /// Sets permission bits from octal digits.
     ///
     /// # Errors
@@ -322,7 +356,7 @@ async fn or_gone<T>(app: &App, id: &str, found: std::io::Result<Option<T>>) -> R
 }
 
 /// Refusals about files; the machine itself is fine.
-fn file_error(error: GuestError) -> Error {
+pub(super) fn file_error(error: GuestError) -> Error {
     match error.kind() {
         Some(ErrorKind::Exhausted) => {
             Error::new(Kind::Internal, code::FILE_ERROR, error.to_string())

@@ -22,8 +22,10 @@ pub mod output;
 pub mod process;
 pub mod pty;
 pub(crate) mod seal;
+pub mod search;
 pub(crate) mod socket;
 pub mod template;
+pub mod upload;
 
 use std::{
     net::IpAddr,
@@ -62,6 +64,8 @@ pub struct App {
     pub(crate) seal: seal::Seal,
     /// Where the doors of services are opened, and who is on the way through them.
     pub(crate) doors: Doors,
+    /// Uploads in parts that are under way.
+    pub(crate) uploads: upload::Uploads,
     /// The agent side's own state.
     pub agents: agent::Agents,
     /// Cancelled when the server is told to stop: open streams end themselves then.

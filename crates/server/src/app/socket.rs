@@ -7,6 +7,7 @@
 //! process. When the connection ends its tasks are dropped; processes go on.
 
 mod text;
+mod watch;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -158,6 +159,16 @@ impl Socket {
                     answers.refuse(&error).await;
                 }
             }
+            ClientMessage::FileWatch {
+                path,
+                user,
+                recursive,
+                timeout_secs,
+                ..
+            } => {
+                self.tasks
+                    .spawn(answers.watch(path, user, recursive, timeout_secs));
+            }
             ClientMessage::PtyResize {
                 session_id,
                 cols,
@@ -212,12 +223,7 @@ impl Socket {
         let value: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
         let id = value["id"].as_str().unwrap_or_default();
         let id: String = id.chars().take(MAX_ID / 4).collect();
-        let error = match value["type"].as_str() {
-            Some(kind) if LATER.iter().any(|later| kind.starts_with(later)) => {
-                Error::not_implemented(format!("{kind} messages"))
-            }
-            _ => Error::invalid(format!("message: {error}")),
-        };
+        let error = Error::invalid(format!("message: {error}"));
         self.answers(&id).refuse(&error).await;
     }
 
@@ -246,9 +252,6 @@ impl Socket {
         let _ = sender.send(input).await;
     }
 }
-
-/// Messages of the wire that this server does not have yet, by their beginning.
-const LATER: [&str; 1] = ["file_watch"];
 
 /// Who asked, and the way back.
 #[derive(Clone)]

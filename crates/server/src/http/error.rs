@@ -5,7 +5,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use nullspace_api::{ErrorBody, Noun};
+use nullspace_api::{ErrorBody, Noun, error::code, upload::UploadFailure};
 
 use crate::error::{Error, Kind};
 
@@ -28,6 +28,7 @@ fn status(kind: Kind) -> StatusCode {
         Kind::NotFound => StatusCode::NOT_FOUND,
         Kind::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Kind::Conflict => StatusCode::CONFLICT,
+        Kind::Gone => StatusCode::GONE,
         Kind::Range => StatusCode::RANGE_NOT_SATISFIABLE,
         Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Kind::SlowClient => StatusCode::REQUEST_TIMEOUT,
@@ -47,13 +48,22 @@ pub(super) fn finish(mut response: Response, noun: Noun, request_id: &str) -> Re
         let retryable =
             matches!(error.kind, Kind::Unavailable | Kind::Limit) || error.retry_after.is_some();
         log(&error, request_id);
+        let mut error_detail: Option<UploadFailure> = None;
+        let mut details = error.details;
+        if error.code == code::FILE_UPLOAD_ERROR {
+            error_detail = details.take().and_then(|d| serde_json::from_value(d).ok());
+            if let Some(detail) = &mut error_detail {
+                detail.request_id = Some(request_id.to_owned());
+            }
+        }
         let body = ErrorBody {
             error: error.message,
             code: noun.code(error.code).to_owned(),
             request_id: Some(request_id.to_owned()),
             retryable: retryable.then_some(true),
             suggested_action: error.suggested_action.map(String::from),
-            details: error.details,
+            details,
+            error_detail,
         };
         // What else was said about the answer stays: `Allow`, for one.
         let old = std::mem::replace(

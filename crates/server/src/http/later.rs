@@ -30,14 +30,9 @@ const OF_A_MACHINE: &[(&str, &[&str])] = &[
     ("desktops", &["desktop", "desktop/{*rest}"]),
     ("git operations", &["git/{*rest}"]),
     (
-        "searching and replacing in files",
-        &["files/find", "files/search", "files/replace"],
-    ),
-    (
         "signed file urls",
         &["files/download-url", "files/upload-url"],
     ),
-    ("upload sessions", &["uploads", "uploads/{*rest}"]),
 ];
 
 /// Everywhere else.

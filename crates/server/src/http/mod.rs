@@ -23,7 +23,9 @@ mod openapi;
 mod process;
 mod pty;
 mod rest;
+mod search;
 mod socket;
+mod upload;
 
 use axum::{
     Router,
@@ -54,6 +56,8 @@ fn machine_routes() -> OpenApiRouter<AppState> {
         .merge(socket::routes())
         .merge(file::routes())
         .merge(batch::routes())
+        .merge(search::routes())
+        .merge(upload::routes())
         .merge(event::machine_routes())
 }
 
@@ -96,6 +100,7 @@ async fn edge(State(app): State<AppState>, request: Request, next: Next) -> Resp
     let (mut request, rest) = rest::keep(request);
     let request_id = id::new(id::REQUEST);
     let noun = Noun::of_path(request.uri().path());
+    request.extensions_mut().insert(noun);
     let span = tracing::debug_span!(
         "request",
         id = request_id,

@@ -37,11 +37,12 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(socket))
 }
 
-/// Open a WebSocket for commands whose output is streamed, and for terminals.
+/// Open a WebSocket for commands whose output is streamed, for terminals, and to watch files.
 ///
 /// Each frame holds one JSON object with a `type`. `exec_start`, `exec_connect`, `exec_stdin`, `exec_stdin_close`,
-/// `exec_kill`, `pty_start`, `pty_connect`, `pty_input`, `pty_resize` and `pty_kill` go in; `exec_started`, `exec_stdout`,
-/// `exec_stderr`, `exec_gap`, `exec_exit`, `pty_started`, `pty_output`, `pty_exited` and `error` come out. Processes and
+/// `exec_kill`, `pty_start`, `pty_connect`, `pty_input`, `pty_resize`, `pty_kill` and `file_watch` go in; `exec_started`, `exec_stdout`,
+/// `exec_stderr`, `exec_gap`, `exec_exit`, `pty_started`, `pty_output`, `pty_exited`, `file_watch_started`, `file_event`
+/// and `error` come out. Processes and
 /// terminals outlive the connection.
 #[utoipa::path(get, path = "/{id}/ws", tag = "commands", operation_id = "machine_ws",
     params(("id" = String, Path)),
