@@ -5,6 +5,8 @@ import hashlib
 import os
 import tempfile
 import time
+import urllib.error
+import urllib.request
 import uuid
 from pathlib import Path
 
@@ -268,6 +270,74 @@ def files(box):
     assert back.hexdigest() == digest
 
 
+def searches(box):
+    """Looking into files, and being told when they change."""
+    f = box.files
+    f.write("/data/s/a.txt", "one\ntwo\nthree two\n")
+    f.write("/data/s/sub/b.txt", "two\n")
+    f.write("/data/s/sub/c.bin", b"two\x00two")
+    found = [(match.file, match.line, match.content) for match in f.find_files("/data/s", "^t.o$")]
+    assert found == [("/data/s/a.txt", 2, "two"), ("/data/s/sub/b.txt", 1, "two")], found
+    assert f.search_files("/data/s", "*.txt") == ["/data/s/a.txt", "/data/s/sub/b.txt"]
+    assert f.replace_in_files(["/data/s/a.txt", "/data/s/sub/b.txt"], "two", "2") == 3
+    assert f.read("/data/s/a.txt") == "one\n2\nthree 2\n"
+    f.set_permissions("/data/s/a.txt", "0600")
+    assert f.info("/data/s/a.txt").mode == "0600"
+    seen = []
+    watch = f.watch_dir("/data/s", seen.append, recursive=True)
+    f.write("/data/s/new/d.txt", "x")
+    f.remove("/data/s/sub/b.txt")
+    wanted = {("create", "/data/s/new"), ("remove", "/data/s/sub/b.txt")}
+    while not wanted <= {(event.event_type, event.path) for event in seen}:
+        time.sleep(0.01)
+    watch.stop()
+    raises(SandboxError, "invalid_request", lambda: f.find_files("/data/s", "("))
+    raises(NotFoundError, "not_found", lambda: f.search_files("/data/none", "*"))
+
+
+def transfers(box):
+    """Uploads in parts, and URLs that need no key."""
+    f = box.files
+    home = Path(tempfile.mkdtemp())
+    big = home / "big"
+    big.write_bytes(os.urandom(20 << 20))
+    done = f.upload(big, "/data/t/")
+    assert (done.transport, done.target_path) == ("resumable", "/data/t/big"), done
+    digest = hashlib.sha256(big.read_bytes()).hexdigest()
+    assert box.commands.run("sha256sum", ["/data/t/big"]).stdout.split()[0] == digest
+    again = f.resume_upload(done.upload_id, big)
+    assert again.resumed and again.target_path == "/data/t/big", again
+    # A directory, over one that is there.
+    tree = home / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "run.sh").write_text("#!/bin/sh\necho ran\n")
+    (tree / "run.sh").chmod(0o755)
+    (tree / "sub" / "link").symlink_to("../run.sh")
+    (tree / ".nullspaceignore").write_text("*.log\n")
+    (tree / "no.log").write_text("x")
+    f.write("/data/tree/old", "old")
+    done = f.upload(tree, "/data/tree", user="nobody", conflict="merge")
+    assert f.search_files("/data/tree", "*") == [
+        "/data/tree/.nullspaceignore", "/data/tree/old", "/data/tree/run.sh", "/data/tree/sub", "/data/tree/sub/link",
+    ], f.search_files("/data/tree", "*")
+    assert box.commands.run("/data/tree/sub/link", []).stdout == "ran\n"
+    assert f.info("/data/tree/run.sh").owner == "nobody"
+    f.upload(tree, "/data/tree", conflict="replace")
+    assert not f.exists("/data/tree/old")
+    raises(SandboxError, "file_upload_error", lambda: f.upload(tree, "/data/tree", conflict="error"))
+    # By URL.
+    to = f.upload_url("/data/by url")
+    put = urllib.request.Request(to.url, b"by url", method="PUT")
+    assert urllib.request.urlopen(put).status == 204
+    assert urllib.request.urlopen(f.download_url("/data/by url")).read() == b"by url"
+    try:
+        urllib.request.urlopen(to.url)
+    except urllib.error.HTTPError as error:
+        assert error.code == 403, error.code
+    else:
+        raise AssertionError("a URL for uploads gave the file")
+
+
 def streams(box):
     """Commands over the WebSocket."""
     seen = []
@@ -325,10 +395,6 @@ def terminals(box):
 def later(box):
     """What belongs to later is refused by name."""
     raises(NotImplementedError, "not_implemented", box.hibernate)
-    raises(NotImplementedError, "not_implemented", lambda: box.files.download_url("/etc/passwd"))
-    raises(NotImplementedError, "not_implemented", lambda: box.files.upload_url("/data/x"))
-    raises(NotImplementedError, "not_implemented", lambda: box.files.search_files("/etc", "root"))
-    raises(NotImplementedError, "not_implemented", lambda: box.files.upload(tempfile.mkdtemp(), "/data/tree"))
     raises(NotImplementedError, "not_implemented", box.get_metrics)
     raises(NotImplementedError, "not_implemented", lambda: box.get_host(80))
     raises(NotImplementedError, "not_implemented", box.fork)
@@ -365,6 +431,8 @@ def main():
     asyncio.run(asynchronous())
     box = Sandbox.create(template="base")
     commands(box)
+    searches(box)
+    transfers(box)
     streams(box)
     terminals(box)
     files(box)

@@ -13,6 +13,8 @@ pub mod code {
     pub const INVALID_FIELDS: &str = "invalid_fields";
     /// No key, or one that is not known.
     pub const UNAUTHORIZED: &str = "unauthorized";
+    /// A link or token is over its time.
+    pub const TOKEN_EXPIRED: &str = "token_expired";
     /// The key or the machine's own permissions refuse it.
     pub const PERMISSION_DENIED: &str = "permission_denied";
     /// No such route, file, process or other thing without a code of its own.

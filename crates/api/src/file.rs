@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use crate::upload::ArchiveFormat;
+
 /// One file system object. Published clients refuse any other field.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FileInfo {
@@ -60,10 +62,38 @@ pub struct ListFilesQuery {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct FileQuery {
-    /// Which file.
-    pub path: String,
+    /// Which file; needed unless there is a `grant`.
+    pub path: Option<String>,
     /// Act as this user of the machine.
     pub user: Option<String>,
+    /// `tar`: a directory as an uncompressed tar of names relative to it.
+    pub archive_format: Option<ArchiveFormat>,
+    /// The token of a signed URL. It says which path, and stands in for an API key.
+    pub grant: Option<String>,
+}
+
+/// `POST …/files/download-url`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DownloadUrlRequest {
+    /// A file, or with `archive_format` a directory.
+    pub path: String,
+    /// `tar`, for a directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive_format: Option<ArchiveFormat>,
+    /// Act as this user of the machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+}
+
+/// A URL that works for an hour without an API key, for one path. Published clients refuse any other field.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SignedUrlResponse {
+    /// Absolute.
+    pub url: String,
+    /// The token that is in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
 }
 
 /// `POST …/files/exists`, `/info`, `/mkdir`, `/remove`.

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Seek, SeekFrom, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -268,6 +268,10 @@ pub(crate) async fn read(guest: &Guest, query: ReadQuery) -> Result<(FileInfo, C
 pub(crate) async fn tar(guest: &Guest, query: ReadQuery) -> Result<Chunks> {
     let files = Files::new(guest, query.user.as_deref())?;
     let target = files.target(&query.path)?;
+    let except = match &query.except {
+        Some(path) => Some(files.target(path)?.real),
+        None => None,
+    };
     let checked = target.clone();
     files
         .run(move || {
@@ -286,15 +290,13 @@ pub(crate) async fn tar(guest: &Guest, query: ReadQuery) -> Result<Chunks> {
                 buffer: Vec::with_capacity(CHUNK),
             });
             archive.follow_symlinks(false);
-            let mut left = MAX_ENTRIES;
             if fs::metadata(&target.real)?.is_dir() {
-                add_tree(
-                    &mut archive,
-                    &target.real,
-                    Path::new(""),
-                    MAX_DEPTH,
-                    &mut left,
-                )?;
+                let mut tree = Tree {
+                    archive: &mut archive,
+                    except: except.and_then(|path| path.canonicalize().ok()),
+                    left: MAX_ENTRIES,
+                };
+                tree.add(&target.real.canonicalize()?, Path::new(""), MAX_DEPTH)?;
             } else {
                 let name = target
                     .real
@@ -317,39 +319,54 @@ pub(crate) async fn tar(guest: &Guest, query: ReadQuery) -> Result<Chunks> {
     Ok(receiver)
 }
 
-/// Adds a directory's entries, sorted, so that the same tree gives the same archive.
-fn add_tree<W: Write>(
-    archive: &mut tar::Builder<W>,
-    real: &Path,
-    inside: &Path,
-    depth: u32,
-    left: &mut usize,
-) -> io::Result<()> {
-    let mut entries = fs::read_dir(real)?.collect::<io::Result<Vec<_>>>()?;
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        if *left == 0 || depth == 0 {
-            return Err(io::Error::other("the tree has too many entries or levels"));
+/// A directory that becomes an archive.
+struct Tree<'a, W: Write> {
+    archive: &'a mut tar::Builder<W>,
+    except: Option<PathBuf>,
+    left: usize,
+}
+
+impl<W: Write> Tree<'_, W> {
+    /// Adds a directory's entries, sorted, so that the same tree gives the same archive.
+    fn add(&mut self, real: &Path, inside: &Path, depth: u32) -> io::Result<()> {
+        let mut entries = fs::read_dir(real)?.collect::<io::Result<Vec<_>>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let (path, name) = (entry.path(), inside.join(entry.file_name()));
+            if self.except.as_ref() == Some(&path) {
+                continue;
+            }
+            if self.left == 0 || depth == 0 {
+                return Err(io::Error::other("the tree has too many entries or levels"));
+            }
+            self.left -= 1;
+            let Ok(kind) = entry.file_type() else {
+                continue;
+            };
+            if kind.is_dir() {
+                self.archive.append_dir(&name, &path)?;
+                self.add(&path, &name, depth - 1)?;
+            } else if kind.is_file() {
+                self.add_file(&path, &name)?;
+            } else if kind.is_symlink() {
+                self.archive.append_path_with_name(&path, &name)?;
+            }
         }
-        *left -= 1;
-        let (path, name) = (entry.path(), inside.join(entry.file_name()));
-        let Ok(kind) = entry.file_type() else {
-            continue;
-        };
-        if kind.is_dir() {
-            archive.append_dir(&name, &path)?;
-            add_tree(archive, &path, &name, depth - 1, left)?;
-        } else if kind.is_file() {
-            let mut file = OpenOptions::new()
-                .read(true)
-                .custom_flags(O_NOFOLLOW | O_NONBLOCK)
-                .open(&path)?;
-            archive.append_file(&name, &mut file)?;
-        } else if kind.is_symlink() {
-            archive.append_path_with_name(&path, &name)?;
-        }
+        Ok(())
     }
-    Ok(())
+
+    /// Adds a file as long as it is now: what is written to it meanwhile must not shift what follows in the archive.
+    fn add_file(&mut self, path: &Path, name: &Path) -> io::Result<()> {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(O_NOFOLLOW | O_NONBLOCK)
+            .open(path)?;
+        let meta = file.metadata()?;
+        let mut header = tar::Header::new_gnu();
+        header.set_metadata(&meta);
+        let bytes = file.chain(io::repeat(0)).take(meta.len());
+        self.archive.append_data(&mut header, name, bytes)
+    }
 }
 
 /// Collects small writes into chunks for the connection.

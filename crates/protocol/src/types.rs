@@ -222,6 +222,9 @@ pub struct ReadQuery {
     /// At most this many bytes; all when absent.
     #[serde(default)]
     pub length: Option<u64>,
+    /// Leave this path and what is below it out of an archive.
+    #[serde(default)]
+    pub except: Option<String>,
 }
 
 /// Query of `PUT /files/raw`.

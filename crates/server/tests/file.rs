@@ -192,18 +192,6 @@ async fn refusals() {
             "invalid_request",
         ),
         ("info", json!({"path": 7}), 400, "invalid_request"),
-        (
-            "find",
-            json!({"path": "/", "pattern": "x"}),
-            501,
-            "not_implemented",
-        ),
-        (
-            "download-url",
-            json!({"path": "/f"}),
-            501,
-            "not_implemented",
-        ),
     ];
     for (name, body, status, code) in post {
         let (got, answer) = world
@@ -368,4 +356,165 @@ async fn batches() {
         .post(&format!("{base}/files/batch-write"), json!({}))
         .await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
+}
+
+/// The names in a tar, with what is in the files.
+fn unpack(archive: &[u8]) -> Vec<(String, String)> {
+    let mut archive = tar::Archive::new(archive);
+    let entry = |entry: std::io::Result<tar::Entry<'_, &[u8]>>| {
+        let mut entry = entry.unwrap();
+        let (name, mut text) = (
+            entry.path().unwrap().display().to_string(),
+            String::default(),
+        );
+        std::io::Read::read_to_string(&mut entry, &mut text).unwrap();
+        (name, text)
+    };
+    archive.entries().unwrap().map(entry).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_is_downloaded_as_an_archive() {
+    let (world, base) = files().await;
+    let id = base.rsplit('/').next().unwrap();
+    let body = json!({"command": "mkdir -p d/empty d/sub /workspace/.nullspace && printf a >d/a && printf b >d/sub/b && \
+        ln -s a d/link && printf secret >/workspace/.nullspace/x", "shell": true, "cwd": "/workspace"});
+    assert_eq!(world.exec(id, body).await["exit_code"], 0);
+    let download = async |path: &str| {
+        let path = format!("{base}/file?path={path}&archive_format=tar");
+        let response = world.request(Method::GET, &path).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["content-type"], "application/x-tar");
+        unpack(&response.bytes().await.unwrap())
+    };
+    let entries = |list: &[(&str, &str)]| -> Vec<(String, String)> {
+        let entry = |(name, text): &(&str, &str)| ((*name).to_owned(), (*text).to_owned());
+        list.iter().map(entry).collect()
+    };
+    assert_eq!(
+        download("d").await,
+        entries(&[
+            ("a", "a"),
+            ("empty", ""),
+            ("link", ""),
+            ("sub", ""),
+            ("sub/b", "b")
+        ])
+    );
+    // The platform's own folder is nobody's download.
+    let all = download("/workspace").await;
+    assert!(all.iter().any(|(name, _)| name == "d/sub/b"), "{all:?}");
+    assert!(
+        !all.iter().any(|(name, _)| name.contains(".nullspace")),
+        "{all:?}"
+    );
+    for (path, query) in [
+        ("d", ""),
+        ("d/a", "&archive_format=tar"),
+        ("d", "&archive_format=zip"),
+    ] {
+        let path = format!("{base}/file?path={path}{query}");
+        let (status, body) = world.get(&path).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{path}: {body}");
+        assert_eq!(body["code"], "invalid_request");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signed_urls_stand_in_for_a_key() {
+    let (world, base) = files().await;
+    let anyone = reqwest::Client::new();
+    let sign = async |base: &str, what: &str, body: Value| {
+        let (status, body) = world.post(&format!("{base}/files/{what}-url"), body).await;
+        assert_eq!(status, StatusCode::OK, "{body}");
+        assert_eq!(body.as_object().unwrap().len(), 2, "{body}");
+        let (url, token) = (
+            body["url"].as_str().unwrap(),
+            body["token"].as_str().unwrap(),
+        );
+        assert!(url.contains(&format!("{base}/file?")) && url.contains(token));
+        url.to_owned()
+    };
+    let to = sign(
+        &base,
+        "upload",
+        json!({"path": "in/a b.bin", "user": Value::Null}),
+    )
+    .await;
+    let put = anyone.put(&to).body("by url").send().await.unwrap();
+    assert_eq!(put.status(), StatusCode::NO_CONTENT);
+    let from = sign(&base, "download", json!({"path": "in/a b.bin"})).await;
+    let get = async |url: &str| anyone.get(url).send().await.unwrap();
+    assert_eq!(get(&from).await.text().await.unwrap(), "by url");
+    let form = multipart::Form::new().part("file", multipart::Part::text("by form"));
+    let post = anyone.post(&to).multipart(form).send().await.unwrap();
+    assert_eq!(post.status(), StatusCode::NO_CONTENT);
+    let range = anyone.get(&from).header("range", "bytes=3-");
+    let range = range.send().await.unwrap();
+    assert_eq!(range.status(), StatusCode::PARTIAL_CONTENT);
+    assert_eq!(range.text().await.unwrap(), "form");
+    let machines = base.replace("sandboxes", "machines");
+    let tree = sign(
+        &machines,
+        "download",
+        json!({"path": "in", "archive_format": "tar"}),
+    )
+    .await;
+    let tree = get(&tree).await.bytes().await.unwrap();
+    assert_eq!(unpack(&tree), [("a b.bin".into(), "by form".into())]);
+
+    // What it is not for.
+    let code = async |request: reqwest::RequestBuilder| {
+        let (status, body) = answer(request).await;
+        (
+            status.as_u16(),
+            body["code"].as_str().unwrap_or_default().to_owned(),
+        )
+    };
+    let refused = |status: u16, code: &str| (status, code.to_owned());
+    assert_eq!(
+        code(anyone.get(&to)).await,
+        refused(403, "permission_denied")
+    );
+    let write = anyone.put(&from).body("no");
+    assert_eq!(code(write).await, refused(403, "permission_denied"));
+    let id = base.rsplit('/').next().unwrap();
+    let other = world.machine().await;
+    assert_eq!(
+        code(anyone.get(from.replace(id, &other))).await,
+        refused(403, "permission_denied")
+    );
+    let (said, signature) = from.rsplit_once('.').unwrap();
+    let forged = format!("{said}.{}", signature.replace(|_: char| true, "0"));
+    assert_eq!(code(anyone.get(forged)).await, refused(401, "unauthorized"));
+    let changed = format!("{said}A.{signature}");
+    assert_eq!(
+        code(anyone.get(changed)).await,
+        refused(401, "unauthorized")
+    );
+    for token in ["", "x", &"x".repeat(20 << 10)] {
+        let url = world.url(&format!("{base}/file?grant={token}"));
+        assert_eq!(
+            code(anyone.get(&url)).await,
+            refused(400, "invalid_request")
+        );
+        // A token says nothing to any other route.
+        let url = world.url(&format!("{base}/files?grant={token}"));
+        assert_eq!(code(anyone.get(&url)).await, refused(401, "unauthorized"));
+    }
+    for (what, body, status) in [
+        ("download", json!({"path": "in"}), 400),
+        ("download", json!({"path": "none"}), 404),
+        (
+            "download",
+            json!({"path": "in/a b.bin", "archive_format": "tar"}),
+            400,
+        ),
+        ("upload", json!({"path": ""}), 400),
+        ("upload", json!({"path": "/workspace/.nullspace/x"}), 400),
+        ("upload", json!({"path": "x", "user": "nobody-here"}), 400),
+    ] {
+        let (answered, body) = world.post(&format!("{base}/files/{what}-url"), body).await;
+        assert_eq!(answered.as_u16(), status, "{body}");
+    }
 }

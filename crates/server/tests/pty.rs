@@ -223,7 +223,7 @@ async fn refusals() {
             json!({"type": "pty_kill", "id": "x", "session_id": "pty_none"}),
             "not_found",
         ),
-        (json!({"type": "file_watch", "id": "x"}), "not_implemented"),
+        (json!({"type": "file_watch", "id": "x"}), "invalid_request"),
     ] {
         let mut client = Client::open(&world, &id).await;
         client.say(message.clone()).await;

@@ -158,9 +158,44 @@ impl Files {
             user: self.user.clone(),
             offset,
             length,
+            except: None,
         };
         let (found, bytes) = self.guest.read(&query).await.map_err(file_error)?;
         Ok((info(found), bytes))
+    }
+
+    /// A directory's files, directories and links as a tar, names relative to it. The platform's own folder is not in it.
+    ///
+    /// # Errors
+    /// `not_found`, `permission_denied`, `invalid_request` (not a directory).
+    pub async fn archive(&self, path: String) -> Result<ByteStream> {
+        let path = self.downloadable(path, true).await?;
+        let query = ReadQuery {
+            path,
+            user: self.user.clone(),
+            except: Some(machine::RESERVED.into()),
+            ..ReadQuery::default()
+        };
+        self.guest.tar(&query).await.map_err(file_error)
+    }
+
+    /// The path, if it can be downloaded: a file as it is, a directory as an archive.
+    ///
+    /// # Errors
+    /// `not_found`, `permission_denied`, `invalid_request` (the other one of the two).
+    pub async fn downloadable(&self, path: String, as_archive: bool) -> Result<String> {
+        let request = PathRequest {
+            follow: true,
+            ..self.request(path)?
+        };
+        let found = self.guest.stat(&request).await.map_err(file_error)?;
+        match (found.kind == FileKind::Dir, as_archive) {
+            (true, false) => Err(Error::invalid("path: is a directory")
+                .with_action("say `\"archive_format\": \"tar\"` to get it as an archive")),
+            (false, true) => Err(Error::invalid("path: is not a directory")
+                .with_action("leave `archive_format` out")),
+            _ => Ok(request.path),
+        }
     }
 
     /// A whole file as text or base64.

@@ -15,6 +15,7 @@ mod bundle;
 pub mod event;
 pub mod exec;
 pub mod file;
+pub mod file_grant;
 pub mod health;
 pub mod key;
 pub mod machine;

@@ -123,6 +123,13 @@ impl Seal {
     pub(crate) fn token(&self, owner: &str) -> String {
         hex::encode(hmac::sign(&self.tokens, owner.as_bytes()))
     }
+
+    /// Whether this is the token for `owner`; takes as long for any other.
+    #[must_use]
+    pub(crate) fn is_token(&self, owner: &str, token: &str) -> bool {
+        hex::decode(token)
+            .is_ok_and(|token| hmac::verify(&self.tokens, owner.as_bytes(), &token).is_ok())
+    }
 }
 
 fn unspecified(_: ring::error::Unspecified) -> io::Error {
@@ -150,6 +157,7 @@ mod tests {
         );
         assert_eq!(seal.token("a"), again.token("a"));
         assert_ne!(seal.token("a"), seal.token("b"));
+        assert!(again.is_token("a", &seal.token("a")) && !again.is_token("b", &seal.token("a")));
         let other = tempfile::tempdir().unwrap();
         let other = Seal::open(other.path()).unwrap();
         assert!(again.open_sealed("adsvc_2", &sealed).is_none());

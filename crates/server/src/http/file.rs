@@ -1,20 +1,23 @@
 //! `…/files` (JSON) and `…/file` (raw bytes).
 
 use axum::{
+    Extension,
     body::Body,
     extract::{FromRequest, Multipart, Request, State},
     response::{IntoResponse, Response},
 };
 use base64::Engine as _;
 use futures_util::StreamExt;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderName, StatusCode, header};
 use nullspace_api::{
-    ErrorBody,
+    ErrorBody, Noun,
     error::code,
     file::{
-        Encoding, ExistsResponse, FileInfo, FileQuery, ListFilesQuery, PathRequest,
-        PermissionsRequest, ReadFileRequest, ReadFileResponse, RenameFileRequest, WriteFileRequest,
+        DownloadUrlRequest, Encoding, ExistsResponse, FileInfo, FileQuery, ListFilesQuery,
+        PathRequest, PermissionsRequest, ReadFileRequest, ReadFileResponse, RenameFileRequest,
+        SignedUrlResponse, WriteFileRequest,
     },
+    upload::ArchiveFormat,
 };
 use nullspace_protocol::ByteStream;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
@@ -27,8 +30,9 @@ use super::{
 };
 use crate::{
     app::{
-        AppState,
+        App, AppState,
         file::{self, Files},
+        file_grant::{Action, FileGrant},
     },
     error::{Error, Kind, Result},
 };
@@ -50,6 +54,8 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(rename_file))
         .routes(routes!(set_permissions))
         .routes(routes!(download_file, put_file, post_file))
+        .routes(routes!(download_url))
+        .routes(routes!(upload_url))
 }
 
 /// List a directory; links are listed, not followed. Kept directories of a machine that is gone are listed too.
@@ -194,7 +200,8 @@ async fn set_permissions(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Download a file, or a byte range of it. Kept files of a machine that is gone are served too.
+/// Download a file, or a byte range of it, or a directory as an archive. Kept files of a machine that is gone are served
+/// too.
 #[utoipa::path(get, path = "/{id}/file", tag = "files",
     params(("id" = String, Path), FileQuery, ("Range" = Option<String>, Header, description = "`bytes=0-99`")),
     responses((status = 200, content_type = "application/octet-stream"), (status = 206, content_type = "application/octet-stream"),
@@ -205,6 +212,7 @@ async fn download_file(
     Query(query): Query<FileQuery>,
     headers: HeaderMap,
 ) -> Result<Response> {
+    let query = allowed(&app, &id, query, Action::Download)?;
     let wanted = headers
         .get(header::RANGE)
         .and_then(|value| value.to_str().ok());
@@ -213,6 +221,11 @@ async fn download_file(
         Err(error) if is_gone(&error) => return kept(&app, &id, &query.path, wanted).await,
         Err(error) => return Err(error),
     };
+    if query.archive.is_some() {
+        let archive = files.archive(query.path).await?;
+        let kind = [(header::CONTENT_TYPE, "application/x-tar")];
+        return Ok((kind, Body::from_stream(archive)).into_response());
+    }
     let Some(wanted) = wanted else {
         let (info, bytes) = files.read(query.path, 0, None).await?;
         return Ok(whole(info.size, bytes));
@@ -228,6 +241,107 @@ async fn download_file(
             Ok(part(start, end, size, bytes))
         }
         Range::Unsatisfiable => Err(unsatisfiable(size)),
+    }
+}
+
+/// What a request for `…/file` may do.
+struct Allowed {
+    path: String,
+    user: Option<String>,
+    archive: Option<ArchiveFormat>,
+}
+
+/// Whether a request brings the token of a signed URL of a file.
+pub(super) fn has_grant(request: &Request) -> bool {
+    let (uri, mut parts) = (request.uri(), request.uri().path().split('/').skip(1));
+    let is_file = parts.next() == Some("v1")
+        && matches!(parts.next(), Some("machines" | "sandboxes"))
+        && parts.next().is_some()
+        && parts.eq(["file"]);
+    let query = uri.query().unwrap_or_default();
+    is_file && query.split('&').any(|field| field.starts_with("grant="))
+}
+
+/// The path of the query, or of its token.
+fn allowed(app: &App, id: &str, query: FileQuery, action: Action) -> Result<Allowed> {
+    if let Some(token) = query.grant {
+        let grant = FileGrant::check(&app.seal, &token, id, action)?;
+        return Ok(Allowed {
+            path: grant.path,
+            user: grant.user,
+            archive: grant.archive,
+        });
+    }
+    let path = query
+        .path
+        .ok_or_else(|| Error::invalid("query: path is needed"))?;
+    Ok(Allowed {
+        path,
+        user: query.user,
+        archive: query.archive_format,
+    })
+}
+
+/// Make a URL at which a file, or a directory as an archive, can be downloaded for an hour without an API key.
+#[utoipa::path(post, path = "/{id}/files/download-url", tag = "files", params(("id" = String, Path)), request_body = DownloadUrlRequest,
+    responses((status = 200, body = SignedUrlResponse), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)))]
+async fn download_url(
+    State(app): State<AppState>,
+    Extension(noun): Extension<Noun>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    Json(request): Json<DownloadUrlRequest>,
+) -> Result<Json<SignedUrlResponse>> {
+    let files = Files::open(&app, &id, request.user.clone()).await?;
+    let path = files
+        .downloadable(request.path, request.archive_format.is_some())
+        .await?;
+    let mut grant = FileGrant::new(&id, path, request.user, Action::Download);
+    grant.archive = request.archive_format;
+    Ok(Json(signed_url(&app, &headers, noun, &grant)))
+}
+
+/// Make a URL to which a file can be uploaded for an hour without an API key: as the raw body of a PUT, or as the part
+/// `file` of a form.
+#[utoipa::path(post, path = "/{id}/files/upload-url", tag = "files", params(("id" = String, Path)), request_body = PathRequest,
+    responses((status = 200, body = SignedUrlResponse), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
+async fn upload_url(
+    State(app): State<AppState>,
+    Extension(noun): Extension<Noun>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    Json(request): Json<PathRequest>,
+) -> Result<Json<SignedUrlResponse>> {
+    let files = Files::open(&app, &id, request.user.clone()).await?;
+    // Whether there is such a user, and the path may be asked about.
+    files.exists(request.path.clone()).await?;
+    let grant = FileGrant::new(&id, request.path, request.user, Action::Upload);
+    Ok(Json(signed_url(&app, &headers, noun, &grant)))
+}
+
+/// The URL as this client reaches the server.
+fn signed_url(app: &App, headers: &HeaderMap, noun: Noun, grant: &FileGrant) -> SignedUrlResponse {
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let scheme = match text(HeaderName::from_static("x-forwarded-proto")) {
+        Some("https") => "https",
+        _ => "http",
+    };
+    let plain = |host: &&str| {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._[]:".contains(c);
+        !host.is_empty() && host.chars().all(is_plain)
+    };
+    let host = text(header::HOST).filter(plain).unwrap_or("127.0.0.1");
+    let token = grant.token(&app.seal);
+    let prefix = match noun {
+        Noun::Sandbox => "sandboxes",
+        Noun::Machine => "machines",
+    };
+    SignedUrlResponse {
+        url: format!(
+            "{scheme}://{host}/v1/{prefix}/{}/file?grant={token}",
+            grant.machine
+        ),
+        token: Some(token),
     }
 }
 
@@ -327,6 +441,7 @@ async fn put_file(
     Query(query): Query<FileQuery>,
     request: Request,
 ) -> Result<StatusCode> {
+    let query = allowed(&app, &id, query, Action::Upload)?;
     let files = Files::open(&app, &id, query.user).await?;
     files
         .write(query.path, body::stream(request.into_body()))
@@ -344,6 +459,7 @@ async fn post_file(
     Query(query): Query<FileQuery>,
     request: Request,
 ) -> Result<StatusCode> {
+    let query = allowed(&app, &id, query, Action::Upload)?;
     let files = Files::open(&app, &id, query.user).await?;
     if !is_content_type(request.headers(), "multipart/form-data") {
         files

@@ -29,10 +29,6 @@ const OF_A_MACHINE: &[(&str, &[&str])] = &[
     ("code contexts", &["code", "code/{*rest}"]),
     ("desktops", &["desktop", "desktop/{*rest}"]),
     ("git operations", &["git/{*rest}"]),
-    (
-        "signed file urls",
-        &["files/download-url", "files/upload-url"],
-    ),
 ];
 
 /// Everywhere else.
