@@ -315,16 +315,16 @@ def transfers(box):
     (tree / "sub" / "link").symlink_to("../run.sh")
     (tree / ".nullspaceignore").write_text("*.log\n")
     (tree / "no.log").write_text("x")
-    f.write("/data/tree/old", "old")
-    done = f.upload(tree, "/data/tree", user="nobody", conflict="merge")
-    assert f.search_files("/data/tree", "*") == [
-        "/data/tree/.nullspaceignore", "/data/tree/old", "/data/tree/run.sh", "/data/tree/sub", "/data/tree/sub/link",
-    ], f.search_files("/data/tree", "*")
-    assert box.commands.run("/data/tree/sub/link", []).stdout == "ran\n"
-    assert f.info("/data/tree/run.sh").owner == "nobody"
-    f.upload(tree, "/data/tree", conflict="replace")
-    assert not f.exists("/data/tree/old")
-    raises(SandboxError, "file_upload_error", lambda: f.upload(tree, "/data/tree", conflict="error"))
+    f.write("/tmp/tree/old", "old", user="nobody")
+    done = f.upload_dir(tree, "/tmp/tree", user="nobody", conflict="merge")
+    assert f.search_files("/tmp/tree", "*") == [
+        "/tmp/tree/.nullspaceignore", "/tmp/tree/old", "/tmp/tree/run.sh", "/tmp/tree/sub", "/tmp/tree/sub/link",
+    ], f.search_files("/tmp/tree", "*")
+    assert box.commands.run("/tmp/tree/sub/link", []).stdout == "ran\n"
+    assert f.info("/tmp/tree/run.sh").owner == "nobody"
+    f.upload_dir(tree, "/tmp/tree", conflict="replace")
+    assert not f.exists("/tmp/tree/old")
+    raises(SandboxError, "file_upload_error", lambda: f.upload_dir(tree, "/tmp/tree", conflict="error"))
     # By URL.
     to = f.upload_url("/data/by url")
     put = urllib.request.Request(to.url, b"by url", method="PUT")
@@ -431,11 +431,11 @@ def main():
     asyncio.run(asynchronous())
     box = Sandbox.create(template="base")
     commands(box)
-    searches(box)
-    transfers(box)
     streams(box)
     terminals(box)
     files(box)
+    searches(box)
+    transfers(box)
     later(box)
     box.kill()
     print("ok")

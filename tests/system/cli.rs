@@ -1,7 +1,7 @@
 //! Our command line against a real server.
 
 use std::{
-    io::Write,
+    io::{BufRead, BufReader, Write},
     process::{Output, Stdio},
 };
 
@@ -435,4 +435,254 @@ async fn processes_and_terminals() {
     let again = world.nullspace(&connect);
     assert_eq!(again.status.code(), Some(5));
     world.ok(&["machine", "kill", &id]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files() {
+    let world = World::start().await;
+    let id = world.machine(json!({"template": "base"})).await;
+    let run = |arguments: &[&str]| {
+        let mut line = vec!["machine", "file", arguments[0], id.as_str()];
+        line.extend(&arguments[1..]);
+        world.ok(&line)
+    };
+    let parsed = |text: String| -> Value { serde_json::from_str(&text).unwrap() };
+    let piped = |arguments: &[&str], text: &[u8]| {
+        let mut child = world
+            .program()
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(text).unwrap();
+        let done = child.wait_with_output().unwrap();
+        assert!(
+            done.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&done.stdout)
+        );
+        String::from_utf8(done.stdout).unwrap()
+    };
+    let write = ["machine", "file", "write", &id, "/srv/a.txt"];
+    assert_eq!(piped(&write, b"one\ntwo\n"), "Wrote /srv/a.txt\n");
+    assert_eq!(run(&["read", "/srv/a.txt"]), "one\ntwo\n");
+    let base64 = [
+        "machine",
+        "file",
+        "write",
+        &id,
+        "/srv/b.bin",
+        "--encoding",
+        "base64",
+        "--json",
+    ];
+    assert_eq!(parsed(piped(&base64, b"AP8=\n"))["size"], 2);
+    assert_eq!(
+        parsed(run(&[
+            "read",
+            "/srv/b.bin",
+            "--encoding",
+            "base64",
+            "--json"
+        ])),
+        json!({"path": "/srv/b.bin", "encoding": "base64", "content": "AP8="})
+    );
+    let files = r#"{"/srv/d/x": "two", "/srv/d/y": "2"}"#;
+    assert_eq!(
+        parsed(run(&["write-files", files]))
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+    assert_eq!(
+        run(&["list", "/srv/d"]),
+        "x\tfile\t3\t/srv/d/x\ny\tfile\t1\t/srv/d/y\n"
+    );
+    assert_eq!(
+        parsed(run(&["find", "/srv", "^two$"])),
+        json!([{"file": "/srv/a.txt", "line": 2, "content": "two"}, {"file": "/srv/d/x", "line": 1, "content": "two"}])
+    );
+    assert_eq!(
+        parsed(run(&["search", "/srv", "*.txt"])),
+        json!(["/srv/a.txt"])
+    );
+    assert_eq!(
+        parsed(run(&["replace", "t(w)o", "$1", "/srv/a.txt", "/srv/d/x"])),
+        json!({"replacements": 2})
+    );
+    assert_eq!(
+        parsed(run(&["mv", "/srv/d/x", "/srv/d/z"]))["path"],
+        "/srv/d/z"
+    );
+    assert_eq!(
+        run(&["chmod", "/srv/d/z", "0600"]),
+        "Updated permissions for /srv/d/z\n"
+    );
+    assert_eq!(parsed(run(&["info", "/srv/d/z"]))["mode"], "0600");
+    assert_eq!(run(&["mkdir", "/srv/e/f"]), "Created /srv/e/f\n");
+    assert_eq!(run(&["rm", "/srv/e"]), "Removed /srv/e\n");
+    assert_eq!(
+        world
+            .nullspace(&["machine", "file", "exists", &id, "/srv/e"])
+            .status
+            .code(),
+        Some(1)
+    );
+    let url = run(&["download-url", "/srv/a.txt"]);
+    let body = reqwest::get(url.trim())
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
+    assert_eq!(body, "one\nw\n");
+
+    // What happens while somebody looks.
+    let mut watch = world
+        .program()
+        .args(["machine", "file", "watch", &id, "/srv", "--recursive"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(watch.stderr.take().unwrap()).lines();
+    assert!(said.next().unwrap().unwrap().contains("Watching"));
+    run(&["rm", "/srv/b.bin"]);
+    let mut events = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let event = parsed(events.next().unwrap().unwrap());
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    assert_eq!(
+        event,
+        json!({"type": "remove", "name": "b.bin", "path": "/srv/b.bin", "event_type": "remove"})
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_and_trees_that_are_kept_alike() {
+    let world = World::start().await;
+    let id = world.machine(json!({"template": "base"})).await;
+    let big: Vec<u8> = (0..20u32 << 18)
+        .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect();
+    std::fs::write(world.home().join("big"), &big).unwrap();
+    let sum = {
+        use sha2::Digest as _;
+        hex::encode(sha2::Sha256::digest(&big))
+    };
+    let done = world.json(&["machine", "upload", &id, "big", "/srv/", "--json"]);
+    assert_eq!(
+        (&done["transport"], &done["target_path"]),
+        (&json!("resumable"), &json!("/srv/big"))
+    );
+    assert!(world.out(&id, "sha256sum /srv/big").await.starts_with(&sum));
+
+    // One that was cut off: the first and the last part are there, the one between is sent.
+    let base = format!("/v1/machines/{id}");
+    let begun = world
+        .post(
+            &format!("{base}/uploads"),
+            json!({"kind": "file", "source_kind": "restartable_file",
+            "target_path": "/srv/again", "content_length": big.len()}),
+        )
+        .await
+        .1;
+    let upload = begun["session"]["upload_id"].as_str().unwrap();
+    let size = usize::try_from(begun["session"]["part_size"].as_u64().unwrap()).unwrap();
+    for part in [0, 2] {
+        use sha2::Digest as _;
+        let data = big.chunks(size).nth(part).unwrap().to_vec();
+        let path = format!("{base}/uploads/{upload}/parts/{part}");
+        let sent = world
+            .request(reqwest::Method::PUT, &path)
+            .header(
+                "x-nullspace-part-sha256",
+                hex::encode(sha2::Sha256::digest(&data)),
+            )
+            .body(data)
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(sent.status(), 200);
+    }
+    let stands = world
+        .request(reqwest::Method::GET, &format!("{base}/uploads/{upload}"))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(stands.headers()["x-nullspace-upload-parts"], "0-0,2-2");
+    let done = world.json(&[
+        "machine", "upload", &id, "big", "--resume", upload, "--json",
+    ]);
+    assert_eq!(done["resumed"], true);
+    assert!(
+        world
+            .out(&id, "sha256sum /srv/again")
+            .await
+            .starts_with(&sum)
+    );
+    let (code, body) = world.fails(&[
+        "machine", "upload", &id, "tree", "--resume", upload, "--json",
+    ]);
+    assert_eq!(
+        (code, body),
+        (2, json!("invalid_request")),
+        "no such source"
+    );
+
+    let tree = world.home().join("tree");
+    std::fs::create_dir_all(tree.join("sub")).unwrap();
+    for (path, text) in [
+        ("a", "one"),
+        ("sub/b", "two"),
+        ("x.log", "x"),
+        (".nullspaceignore", "*.log\n"),
+    ] {
+        std::fs::write(tree.join(path), text).unwrap();
+    }
+    let plan = world.json(&[
+        "machine",
+        "upload",
+        &id,
+        "tree",
+        "/srv/tree",
+        "--dry-run",
+        "--json",
+    ]);
+    assert_eq!(plan["plan"]["excluded_entry_count"], 1, "{plan}");
+    let to = format!("{id}:/srv/tree");
+    let sync = |options: &[&str]| {
+        let mut line = vec!["machine", "sync", "tree", to.as_str(), "--json"];
+        line.extend(options);
+        world.json(&line)
+    };
+    let done = sync(&[]);
+    assert_eq!(
+        done["sent"],
+        json!([".nullspaceignore", "a", "sub/b"]),
+        "{done}"
+    );
+    assert_eq!(world.out(&id, "cat /srv/tree/sub/b").await, "two");
+    // As long as it was, but not the same; and one that is not here any more.
+    std::fs::write(tree.join("sub/b"), "owt").unwrap();
+    std::fs::remove_file(tree.join("a")).unwrap();
+    world
+        .out(
+            &id,
+            "mkdir /srv/tree/old && touch /srv/tree/old/f /srv/tree/kept.log",
+        )
+        .await;
+    let done = sync(&["--delete", "--dry-run"]);
+    assert_eq!(
+        (&done["sent"], &done["deleted"]),
+        (&json!(["sub/b"]), &json!(["a", "old"])),
+        "{done}"
+    );
+    assert_eq!(world.out(&id, "cat /srv/tree/sub/b").await, "two");
+    sync(&["--delete"]);
+    assert_eq!(world.out(&id, "cat /srv/tree/sub/b").await, "owt");
+    assert_eq!(world.out(&id, "ls /srv/tree").await, "kept.log\nsub");
+    assert_eq!(sync(&["--delete"])["unchanged"], 2);
 }

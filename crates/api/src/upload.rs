@@ -11,6 +11,10 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+/// Header of `GET …/uploads/{id}`: the parts that are there, as `0-11,13`; perhaps not all of them. The body has no room for
+/// it: published clients refuse any field that they do not know.
+pub const PARTS_HEADER: &str = "x-nullspace-upload-parts";
+
 /// What is uploaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

@@ -14,7 +14,9 @@ mod follow;
 mod input;
 mod reference;
 mod transfer;
+mod tree;
 pub mod ui;
+mod upload;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -12,13 +12,15 @@ use futures_util::StreamExt as _;
 use indicatif::ProgressBar;
 use nullspace_api::exec::ExecRequest;
 use nullspace_api::file::FileInfo;
-use nullspace_client::Client;
+use nullspace_api::upload::{Conflict, SourceKind};
+use nullspace_client::{Client, files::Files};
 use serde::Serialize;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncWriteExt as _};
 use tokio_util::io::ReaderStream;
 
 use crate::error::CliError;
 use crate::ui::Ui;
+use crate::upload::{self, Source};
 
 /// Size of the pieces that are read from a file.
 const PIECE: usize = 256 * 1024;
@@ -70,18 +72,39 @@ async fn send_file(
         .map_err(local("open", from))?;
     let info = file.metadata().await.map_err(local("read", from))?;
     let mode = info.permissions().mode() & 0o777;
+    if info.is_file() && info.len() > upload::IN_PARTS {
+        let source = Source::new(file.into_std().await, SourceKind::RestartableFile);
+        let source = source.map_err(local("read", from))?;
+        let request = source.request(to, None, Conflict::Merge, None);
+        let begun = client.create_upload(id, &request).await?;
+        upload::send(client, id, &begun, &source, None, None, bar).await?;
+    } else {
+        send_stream(client.files(id), file, to, bar).await?;
+    }
+    if mode & 0o111 != 0 {
+        client
+            .files(id)
+            .set_permissions(to, &format!("{mode:04o}"))
+            .await?;
+    }
+    Ok(info.len())
+}
+
+/// A file of a machine from whatever can be read once.
+pub(crate) async fn send_stream(
+    files: Files<'_>,
+    from: impl AsyncRead + Send + 'static,
+    to: &str,
+    bar: &ProgressBar,
+) -> Result<(), CliError> {
     let counted = bar.clone();
-    let content = ReaderStream::with_capacity(file, PIECE).inspect(move |piece| {
+    let content = ReaderStream::with_capacity(from, PIECE).inspect(move |piece| {
         if let Ok(piece) = piece {
             counted.inc(piece.len() as u64);
         }
     });
     // A file that grows or shrinks meanwhile has no length to promise; pipes have none at all.
-    client.upload_file(id, to, None, content).await?;
-    if mode & 0o111 != 0 {
-        client.set_permissions(id, to, mode).await?;
-    }
-    Ok(info.len())
+    Ok(files.upload(to, None, content).await?)
 }
 
 /// Standard input into a file of a machine.
@@ -92,13 +115,7 @@ pub(crate) async fn upload_stdin(
     to: &str,
 ) -> Result<Copied, CliError> {
     let bar = ui.byte_bar("standard input", None);
-    let counted = bar.clone();
-    let content = ReaderStream::with_capacity(tokio::io::stdin(), PIECE).inspect(move |piece| {
-        if let Ok(piece) = piece {
-            counted.inc(piece.len() as u64);
-        }
-    });
-    let sent = client.upload_file(id, to, None, content).await;
+    let sent = send_stream(client.files(id), tokio::io::stdin(), to, &bar).await;
     let bytes = bar.position();
     bar.finish_and_clear();
     sent?;
@@ -133,7 +150,7 @@ async fn send_tree(
     let mut copied = Copied::default();
     let mut waiting = vec![(from.to_path_buf(), to.to_owned())];
     while let Some((from, to)) = waiting.pop() {
-        client.make_dir(id, &to).await?;
+        client.files(id).make_dir(&to).await?;
         copied.directories += 1;
         let mut names: Vec<_> = std::fs::read_dir(&from)
             .and_then(|entries| {
@@ -206,7 +223,7 @@ pub(crate) async fn download_stdout(
     id: &str,
     from: &str,
 ) -> Result<Copied, CliError> {
-    let mut download = client.download_file(id, from).await?;
+    let mut download = client.files(id).download(from).await?;
     let mut bytes = 0;
     while let Some(piece) = download.chunk().await? {
         bytes += piece.len() as u64;
@@ -246,7 +263,7 @@ async fn receive_file(
     mode: Option<u32>,
     bar: &ProgressBar,
 ) -> Result<u64, CliError> {
-    let mut download = client.download_file(id, from).await?;
+    let mut download = client.files(id).download(from).await?;
     if bar.length().is_none()
         && let Some(length) = download.content_length()
     {
@@ -322,7 +339,7 @@ async fn receive_tree(
         make_dir(&to)?;
         copied.directories += 1;
         let dir = if from.is_empty() { "/" } else { &from };
-        for info in client.list_files(id, dir).await? {
+        for info in client.files(id).list(dir, Some(1)).await? {
             if info.name.is_empty()
                 || info.name.contains(['/', '\0'])
                 || matches!(info.name.as_str(), "." | "..")

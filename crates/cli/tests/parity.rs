@@ -12,7 +12,13 @@ use nullspace_cli::Cli;
 use serde_json::Value;
 
 /// The beginnings of the commands that are compared.
-const GROUPS: [&[&str]; 3] = [&["agent"], &["sandbox", "process"], &["sandbox", "pty"]];
+const GROUPS: [&[&str]; 5] = [
+    &["agent"],
+    &["sandbox", "file"],
+    &["sandbox", "process"],
+    &["sandbox", "pty"],
+    &["sandbox", "upload"],
+];
 
 /// What the published program says about itself.
 fn schema(python: &str) -> Value {
@@ -54,7 +60,7 @@ fn example(param: &Value) -> &str {
         return choice;
     }
     match text(param, "type") {
-        "integer" | "integer range" => "7",
+        "integer" | "integer range" | "float" => "7",
         _ if text(param, "primary_flag").ends_with("-json") => "{}",
         _ => "A=b",
     }

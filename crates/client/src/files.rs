@@ -1,79 +1,214 @@
 //! Files of a machine.
 
+use std::sync::{Mutex, PoisonError};
+
 use bytes::Bytes;
 use futures_util::Stream;
 use http::Method;
-use nullspace_api::file::{FileInfo, PathRequest, PermissionsRequest};
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use nullspace_api::file::{
+    DownloadUrlRequest, ExistsResponse, FileInfo, PathRequest, PermissionsRequest,
+    RenameFileRequest, SignedUrlResponse,
+};
+use nullspace_api::search::{ReplaceRequest, ReplaceResponse, SearchMatch, SearchRequest};
+use nullspace_api::upload::ArchiveFormat;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::error::Error;
 use crate::machines::machine_path;
 use crate::transport::{Call, Client, Download, Retry, UPLOAD_TIMEOUT, body_from};
 
+/// The files of one machine, on behalf of one of its users.
+#[derive(Clone, Copy, Debug)]
+pub struct Files<'a> {
+    client: &'a Client,
+    machine: &'a str,
+    user: Option<&'a str>,
+}
+
 impl Client {
-    /// The direct children of a directory.
+    /// The files of a machine, on behalf of root.
+    #[must_use]
+    pub fn files<'a>(&'a self, machine: &'a str) -> Files<'a> {
+        Files {
+            client: self,
+            machine,
+            user: None,
+        }
+    }
+}
+
+impl<'a> Files<'a> {
+    /// On behalf of another user, if one is given.
+    #[must_use]
+    pub fn as_user(self, user: Option<&'a str>) -> Self {
+        Self { user, ..self }
+    }
+
+    /// What is in a directory, `depth` levels of it.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn list_files(&self, id: &str, path: &str) -> Result<Vec<FileInfo>, Error> {
-        self.fetch(
-            Call::get(machine_path(id) + "/files")
-                .query("path", Some(path))
-                .query("depth", Some(1)),
-        )
-        .await
+    pub async fn list(&self, path: &str, depth: Option<u32>) -> Result<Vec<FileInfo>, Error> {
+        let call = Call::get(machine_path(self.machine) + "/files")
+            .query("path", Some(path))
+            .query("depth", depth)
+            .query("user", self.user);
+        self.client.fetch(call).await
     }
 
     /// What is at a path.
     ///
     /// # Errors
     /// See [`Error`]; [`Error::is_not_found`] when nothing is.
-    pub async fn file_info(&self, id: &str, path: &str) -> Result<FileInfo, Error> {
-        self.fetch(Call::post(machine_path(id) + "/files/info").json(&path_request(path))?)
-            .await
+    pub async fn info(&self, path: &str) -> Result<FileInfo, Error> {
+        self.ask("info", &self.at(path)).await
+    }
+
+    /// Whether anything is at a path.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn exists(&self, path: &str) -> Result<bool, Error> {
+        let answer: ExistsResponse = self.ask("exists", &self.at(path)).await?;
+        Ok(answer.exists)
     }
 
     /// Makes a directory and its parents; one that is there already is fine.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn make_dir(&self, id: &str, path: &str) -> Result<(), Error> {
-        self.discard(Call::post(machine_path(id) + "/files/mkdir").json(&path_request(path))?)
-            .await
+    pub async fn make_dir(&self, path: &str) -> Result<(), Error> {
+        self.tell("mkdir", &self.at(path)).await
     }
 
-    /// Sets the permission bits, `0o755` for instance.
+    /// Removes a file, or a directory with everything in it.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn set_permissions(&self, id: &str, path: &str, mode: u32) -> Result<(), Error> {
+    pub async fn remove(&self, path: &str) -> Result<(), Error> {
+        self.tell("remove", &self.at(path)).await
+    }
+
+    /// Gives a file or directory another name.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn rename(&self, from: &str, to: &str) -> Result<FileInfo, Error> {
+        let request = RenameFileRequest {
+            old_path: from.to_owned(),
+            new_path: to.to_owned(),
+            user: self.user.map(str::to_owned),
+        };
+        self.ask("rename", &request).await
+    }
+
+    /// Sets the permission bits, written as octal digits: `0755`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn set_permissions(&self, path: &str, permissions: &str) -> Result<(), Error> {
         let request = PermissionsRequest {
             path: path.to_owned(),
-            permissions: format!("{mode:04o}"),
-            user: None,
+            permissions: permissions.to_owned(),
+            user: self.user.map(str::to_owned),
         };
-        self.discard(Call::post(machine_path(id) + "/files/permissions").json(&request)?)
-            .await
+        self.tell("permissions", &request).await
+    }
+
+    /// Lines that match a regular expression, in all files below a path.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn find(&self, path: &str, pattern: &str) -> Result<Vec<SearchMatch>, Error> {
+        self.look("find", path, pattern).await
+    }
+
+    /// Paths whose names match a glob, below a path.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn search(&self, path: &str, pattern: &str) -> Result<Vec<String>, Error> {
+        self.look("search", path, pattern).await
+    }
+
+    async fn look<T: DeserializeOwned>(
+        &self,
+        what: &str,
+        path: &str,
+        pattern: &str,
+    ) -> Result<T, Error> {
+        let request = SearchRequest {
+            path: path.to_owned(),
+            pattern: pattern.to_owned(),
+            user: self.user.map(str::to_owned),
+        };
+        let call = Call::post(self.path(what))
+            .json(&request)?
+            .limit(UPLOAD_TIMEOUT);
+        self.client.fetch(call).await
+    }
+
+    /// Replaces what a regular expression matches.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn replace(
+        &self,
+        files: Vec<String>,
+        pattern: &str,
+        replacement: &str,
+    ) -> Result<ReplaceResponse, Error> {
+        let request = ReplaceRequest {
+            files,
+            pattern: pattern.to_owned(),
+            replacement: replacement.to_owned(),
+            dry_run: false,
+            user: self.user.map(str::to_owned),
+        };
+        let call = Call::post(self.path("replace"))
+            .json(&request)?
+            .limit(UPLOAD_TIMEOUT);
+        self.client.fetch(call).await
+    }
+
+    /// A URL from which a file, or a directory as a tar, can be had without a key.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn download_url(
+        &self,
+        path: &str,
+        archive: Option<ArchiveFormat>,
+    ) -> Result<SignedUrlResponse, Error> {
+        let request = DownloadUrlRequest {
+            path: path.to_owned(),
+            archive_format: archive,
+            user: self.user.map(str::to_owned),
+        };
+        self.ask("download-url", &request).await
+    }
+
+    /// A URL to which a file can be written without a key.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn upload_url(&self, path: &str) -> Result<SignedUrlResponse, Error> {
+        self.ask("upload-url", &self.at(path)).await
     }
 
     /// Writes a file from a stream; its parents are made, a file that is there is replaced when the stream has ended.
     ///
     /// # Errors
     /// See [`Error`]; never retried, as the stream is gone.
-    pub async fn upload_file<S>(
-        &self,
-        id: &str,
-        path: &str,
-        length: Option<u64>,
-        content: S,
-    ) -> Result<(), Error>
+    pub async fn upload<S>(&self, path: &str, length: Option<u64>, content: S) -> Result<(), Error>
     where
         S: Stream<Item = std::io::Result<Bytes>> + Send + 'static,
     {
         let content = Mutex::new(Some(content));
-        let mut call = Call::new(Method::PUT, machine_path(id) + "/file")
+        let mut call = Call::new(Method::PUT, machine_path(self.machine) + "/file")
             .query("path", Some(path))
+            .query("user", self.user)
             .limit(UPLOAD_TIMEOUT)
             .retry(Retry::Never)
             .stream(move |pulse| {
@@ -89,25 +224,44 @@ impl Client {
         if let Some(length) = length {
             call = call.header("content-length", length.to_string());
         }
-        self.discard(call).await
+        self.client.discard(call).await
     }
 
     /// Reads a file as a stream.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn download_file(&self, id: &str, path: &str) -> Result<Download, Error> {
-        let call = Call::get(machine_path(id) + "/file")
+    pub async fn download(&self, path: &str) -> Result<Download, Error> {
+        let call = Call::get(machine_path(self.machine) + "/file")
             .query("path", Some(path))
+            .query("user", self.user)
             .limit(UPLOAD_TIMEOUT)
             .retry(Retry::Never);
-        self.send(&call).await
+        self.client.send(&call).await
     }
-}
 
-fn path_request(path: &str) -> PathRequest {
-    PathRequest {
-        path: path.to_owned(),
-        user: None,
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        what: &str,
+        request: &impl Serialize,
+    ) -> Result<T, Error> {
+        let call = Call::post(self.path(what)).json(request)?;
+        self.client.fetch(call).await
+    }
+
+    async fn tell(&self, what: &str, request: &impl Serialize) -> Result<(), Error> {
+        let call = Call::post(self.path(what)).json(request)?;
+        self.client.discard(call).await
+    }
+
+    fn path(&self, what: &str) -> String {
+        format!("{}/files/{what}", machine_path(self.machine))
+    }
+
+    fn at(&self, path: &str) -> PathRequest {
+        PathRequest {
+            path: path.to_owned(),
+            user: self.user.map(str::to_owned),
+        }
     }
 }

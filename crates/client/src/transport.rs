@@ -235,6 +235,17 @@ impl Download {
             .ok()
     }
 
+    /// A header, if it is text.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.response.headers().get(name)?.to_str().ok()
+    }
+
+    /// The whole body as JSON, of the answer to `call`.
+    pub(crate) async fn json<T: DeserializeOwned>(self, call: &Call<'_>) -> Result<T, Error> {
+        let body = self.bytes().await?;
+        serde_json::from_slice(&body).map_err(|error| call.decode_error(error.to_string()))
+    }
+
     /// The next piece of the body; `None` at its end.
     ///
     /// # Errors

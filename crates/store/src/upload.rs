@@ -171,6 +171,17 @@ pub fn remove(tx: &Tx<'_>, id: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// The numbers of the parts that are there, in order.
+///
+/// # Errors
+/// Those of the database.
+pub fn parts(db: &Connection, id: &str) -> Result<Vec<u32>, StoreError> {
+    let mut parts =
+        db.prepare_cached("SELECT part FROM upload_part WHERE upload_id = ?1 ORDER BY part")?;
+    let parts = parts.query_map([id], |row| row.get(0))?;
+    Ok(parts.collect::<rusqlite::Result<_>>()?)
+}
+
 /// The checksum of a part, if it is there.
 ///
 /// # Errors

@@ -402,7 +402,7 @@ async fn result(client: &Client, outputs: &Outputs) -> Result<String, CliError> 
         .find(|output| output.configured_path == "result.json" && output.status == "available")
         .ok_or_else(missing)?;
     let (machine, path) = output_place(outputs, output).ok_or_else(missing)?;
-    let mut download = client.download_file(machine, path).await?;
+    let mut download = client.files(machine).download(path).await?;
     let mut text = Vec::new();
     while let Some(piece) = download.chunk().await? {
         text.extend_from_slice(&piece);

@@ -11,6 +11,7 @@ mod part;
 
 use std::{
     collections::HashMap,
+    fmt::Write as _,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -55,6 +56,8 @@ const MAX_CONCURRENCY: u32 = 4;
 const STAGING_QUOTA: u64 = 64 << 30;
 /// Uploads of one machine that are not over.
 const MAX_OPEN: u64 = 64;
+/// Stretches of parts that a client is told.
+const MAX_RANGES: usize = 256;
 /// How long an upload may take, in microseconds: a day.
 const LIFETIME: i64 = 24 * 3600 * 1_000_000;
 
@@ -250,6 +253,22 @@ fn target(row: &UploadRow) -> protocol::Target {
             _ => protocol::Conflict::Merge,
         },
     }
+}
+
+/// The parts that are there, as [`nullspace_api::upload::PARTS_HEADER`] says them.
+///
+/// # Errors
+/// Those of the store.
+pub async fn parts(app: &App, id: String) -> Result<String> {
+    let parts = app.store.read(move |db| rows::parts(db, &id)).await?;
+    let mut text = String::new();
+    // Each is at most ten characters; a client sends again what is not told.
+    for range in parts.chunk_by(|a, b| a + 1 == *b).take(MAX_RANGES) {
+        let (first, last) = (range[0], range[range.len() - 1]);
+        let comma = if text.is_empty() { "" } else { "," };
+        let _ = write!(text, "{comma}{first}-{last}");
+    }
+    Ok(text)
 }
 
 /// Where an upload stands.

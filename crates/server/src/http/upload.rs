@@ -3,13 +3,14 @@
 use axum::{
     Extension,
     extract::{Request, State},
+    response::IntoResponse,
 };
 use http::{HeaderMap, StatusCode, header};
 use nullspace_api::{
     ErrorBody, Noun,
     upload::{
         CompleteUploadRequest, CompleteUploadResponse, CreateUploadRequest, CreateUploadResponse,
-        UploadSession,
+        PARTS_HEADER, UploadSession,
     },
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -65,7 +66,8 @@ async fn create_upload(
     Ok((StatusCode::CREATED, Json(CreateUploadResponse { session })))
 }
 
-/// Where an upload stands; `next_part` is the lowest part that is missing.
+/// Where an upload stands; `next_part` is the lowest part that is missing, the header `x-nullspace-upload-parts` has those
+/// that are there.
 #[utoipa::path(get, path = "/{id}/uploads/{upload_id}", tag = "uploads",
     params(("id" = String, Path), ("upload_id" = String, Path)),
     responses((status = 200, body = UploadSession), (status = 404, body = ErrorBody)))]
@@ -73,9 +75,10 @@ async fn get_upload(
     State(app): State<AppState>,
     Path((id, upload_id)): Path<(String, String)>,
     Extension(noun): Extension<Noun>,
-) -> Result<Json<UploadSession>> {
+) -> Result<impl IntoResponse> {
     let session = upload::get(&app, &id, &upload_id).await?;
-    Ok(Json(spell(session, noun)))
+    let parts = upload::parts(&app, upload_id).await?;
+    Ok(([(PARTS_HEADER, parts)], Json(spell(session, noun))))
 }
 
 /// Give an upload up; what was sent is removed.

@@ -104,7 +104,7 @@ pub(super) async fn run(args: &Args, app: &App) -> Outcome {
             }
         }
         (Place::Machine { id, path }, Place::Local(to)) => {
-            let info = client.file_info(&id, &path).await?;
+            let info = client.files(&id).info(&path).await?;
             let to = if to.is_dir() || args.to.ends_with('/') {
                 to.join(Path::new(&info.name))
             } else {
@@ -144,7 +144,7 @@ pub(super) async fn run(args: &Args, app: &App) -> Outcome {
 }
 
 async fn is_remote_dir(client: &Client, id: &str, path: &str) -> Result<bool, CliError> {
-    match client.file_info(id, path).await {
+    match client.files(id).info(path).await {
         Ok(info) => Ok(info.is_dir),
         // The code of a missing machine is another one; that is not for this function to hide.
         Err(error) if error.code() == "not_found" => Ok(false),

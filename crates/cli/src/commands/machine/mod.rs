@@ -3,11 +3,14 @@
 mod cp;
 mod create;
 pub(crate) mod exec;
+mod file;
 mod get;
 mod kill;
 mod list;
 mod process;
 mod pty;
+mod sync;
+mod upload;
 
 use clap::Subcommand;
 
@@ -39,6 +42,12 @@ enum Command {
     Pty(pty::Args),
     /// Copy files to or from a machine
     Cp(cp::Args),
+    /// Make a directory of a machine like a local one
+    Sync(sync::Args),
+    /// Upload a file, a directory or standard input
+    Upload(Box<upload::Args>),
+    /// Read, write, find and watch files
+    File(file::Args),
 }
 
 pub(crate) async fn run(args: Args, app: &App) -> Outcome {
@@ -51,5 +60,8 @@ pub(crate) async fn run(args: Args, app: &App) -> Outcome {
         Command::Process(args) => process::run(args, app).await,
         Command::Pty(args) => pty::run(args, app).await,
         Command::Cp(args) => cp::run(&args, app).await,
+        Command::Sync(args) => sync::run(&args, app).await,
+        Command::Upload(args) => upload::run(&args, app).await,
+        Command::File(args) => file::run(args, app).await,
     }
 }

@@ -101,7 +101,8 @@ impl<'a> Session<'a> {
         let stream = archive(Arc::clone(bundle), bar.clone());
         let sent = self
             .client
-            .upload_file(&self.machine, ARCHIVE, Some(length), stream)
+            .files(&self.machine)
+            .upload(ARCHIVE, Some(length), stream)
             .await;
         bar.finish_and_clear();
         sent?;
@@ -117,7 +118,10 @@ impl<'a> Session<'a> {
             0 => {}
             // A template without tar.
             exit::NO_SUCH_COMMAND => {
-                self.client.make_dir(&self.machine, self.workdir()).await?;
+                self.client
+                    .files(&self.machine)
+                    .make_dir(self.workdir())
+                    .await?;
                 let entries: Vec<&Entry> = bundle.manifest().included().collect();
                 let root = &self.project.root;
                 put(self.client, &self.machine, root, self.workdir(), &entries).await?;
@@ -137,7 +141,8 @@ impl<'a> Session<'a> {
             let text = Bytes::from(Value::Object(self.input.clone()).to_string());
             let (length, text) = (text.len() as u64, futures_util::stream::iter([Ok(text)]));
             self.client
-                .upload_file(&self.machine, &path, Some(length), text)
+                .files(&self.machine)
+                .upload(&path, Some(length), text)
                 .await?;
         }
         if !self.ui.json {

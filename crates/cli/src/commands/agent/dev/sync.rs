@@ -159,7 +159,7 @@ pub(super) async fn put(
     for entry in entries {
         let to = format!("{workdir}/{}", entry.path);
         match entry.kind {
-            Kind::Dir => client.make_dir(machine, &to).await?,
+            Kind::Dir => client.files(machine).make_dir(&to).await?,
             Kind::Symlink => {
                 let target = entry.symlink_target.as_deref().unwrap_or_default();
                 transfer::send_link(client, machine, &to, Path::new(target)).await?;
@@ -178,11 +178,12 @@ pub(super) async fn put(
                 };
                 // It may grow or shrink meanwhile, so there is no length to promise.
                 let content = ReaderStream::new(file);
-                client.upload_file(machine, &to, None, content).await?;
+                client.files(machine).upload(&to, None, content).await?;
             }
         }
         client
-            .set_permissions(machine, &to, entry.archived_mode() & 0o777)
+            .files(machine)
+            .set_permissions(&to, &format!("{:04o}", entry.archived_mode() & 0o777))
             .await?;
     }
     Ok(())

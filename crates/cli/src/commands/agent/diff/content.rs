@@ -121,7 +121,7 @@ async fn fetch(
     let Some((machine, path)) = output_place(outputs, output) else {
         return Ok(None);
     };
-    let mut download = client.download_file(machine, path).await?;
+    let mut download = client.files(machine).download(path).await?;
     let mut hasher = Sha256::new();
     let mut small = Some(Vec::new());
     let mut size = 0;
