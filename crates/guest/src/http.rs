@@ -238,8 +238,7 @@ struct Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         if self.attached && !self.done {
-            let _ = self.process.signal(9);
-            self.process.log.abandon();
+            self.process.leave();
         }
         if let Some(follower) = self.follower {
             self.process.log.leave(follower);

@@ -13,6 +13,7 @@
 mod error;
 mod files;
 mod http;
+mod login;
 mod output;
 mod process;
 mod reaper;

@@ -60,9 +60,26 @@ pub struct ExecRequest {
     /// before the end either: a short command is then answered in one piece.
     #[serde(default)]
     pub collect: bool,
+    /// Run a user's shell, as when somebody logs in; `argv` and `cwd` do not count then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<Login>,
     /// Standard input, output and error are a terminal (all output is then standard output); `stdin` does not count.
     #[serde(default)]
     pub terminal: Option<Terminal>,
+}
+
+/// Somebody who logs in. The shell and the home directory are those of the machine's `/etc/passwd`.
+///
+/// An attached process that was started so is not killed when its caller goes away: it is hung up, as by a terminal that
+/// is closed, and what it writes later is dropped. Its exit frame tells exit codes and signals apart: see
+/// [`crate::SIGNALLED`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Login {
+    /// The user of the machine.
+    pub user: String,
+    /// What the shell is to run; without it it is a login shell.
+    #[serde(default)]
+    pub command: Option<String>,
 }
 
 /// A terminal that a process runs in.

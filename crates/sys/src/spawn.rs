@@ -26,8 +26,21 @@ pub struct Command<'a> {
     pub cwd: &'a CStr,
     /// Standard input, output and error.
     pub stdio: [BorrowedFd<'a>; 3],
+    /// Whom to become first; the caller's own user when absent.
+    pub identity: Option<Identity<'a>>,
     /// Standard input is a terminal that belongs to no session: it becomes the controlling one of the command's.
     pub terminal: bool,
+}
+
+/// A user of the system.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity<'a> {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Further groups.
+    pub groups: &'a [u32],
 }
 
 /// Starts the command in a session of its own with default signal handling, and returns its process id.
@@ -47,6 +60,7 @@ pub fn spawn(command: &Command<'_>) -> io::Result<i32> {
         env: env.as_ptr(),
         cwd: command.cwd.as_ptr(),
         stdio: command.stdio.map(|fd| fd.as_raw_fd()),
+        identity: command.identity,
         terminal: command.terminal,
         ignored: ignored_signals(),
         error: 0,
@@ -88,12 +102,13 @@ pub fn spawn(command: &Command<'_>) -> io::Result<i32> {
 const STACK: usize = 32 << 10;
 
 /// What the child is told, and what it says when it fails.
-struct Start {
+struct Start<'a> {
     program: *const libc::c_char,
     argv: *const *const libc::c_char,
     env: *const *const libc::c_char,
     cwd: *const libc::c_char,
     stdio: [i32; 3],
+    identity: Option<Identity<'a>>,
     terminal: bool,
     ignored: &'static [libc::c_int],
     error: libc::c_int,
@@ -102,12 +117,13 @@ struct Start {
 /// The child, in its parent's memory while the parent waits: it calls nothing that allocates, locks or
 /// panics. Ends by becoming the command, or with `error` set.
 extern "C" fn become_command(start: *mut libc::c_void) -> libc::c_int {
-    let start = start.cast::<Start>();
+    let start = start.cast::<Start<'_>>();
     // SAFETY: the parent's `Start`, which nobody else looks at meanwhile, with live NUL-terminated strings and
     // lists. The signal structures are plain data for which zeroes are valid: default handling, no mask.
     unsafe {
         libc::setsid();
-        let failed = libc::chdir((*start).cwd) < 0
+        let failed = !become_user((*start).identity)
+            || libc::chdir((*start).cwd) < 0
             // Targets 0..=2 are below every source: the caller's own standard streams are open.
             || libc::dup2((*start).stdio[0], 0) < 0
             || libc::dup2((*start).stdio[1], 1) < 0
@@ -124,6 +140,23 @@ extern "C" fn become_command(start: *mut libc::c_void) -> libc::c_int {
         }
         ptr::write_volatile(&raw mut (*start).error, *libc::__errno_location());
         libc::_exit(127)
+    }
+}
+
+/// Changes the calling task alone, while it shares its parent's memory: the C library's own setters would do it to every
+/// thread that they know of.
+///
+/// # Safety
+/// The list of groups must be live.
+unsafe fn become_user(identity: Option<Identity<'_>>) -> bool {
+    let Some(Identity { uid, gid, groups }) = identity else {
+        return true;
+    };
+    // SAFETY: plain numbers, and a list of the length given.
+    unsafe {
+        libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) == 0
+            && libc::syscall(libc::SYS_setresgid, gid, gid, gid) == 0
+            && libc::syscall(libc::SYS_setresuid, uid, uid, uid) == 0
     }
 }
 
@@ -167,6 +200,7 @@ mod tests {
             env: &[c"GREETING=hello".to_owned()],
             cwd,
             stdio: [null.as_fd(), out.as_fd(), out.as_fd()],
+            identity: None,
             terminal: false,
         })
     }
