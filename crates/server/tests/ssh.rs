@@ -1,0 +1,465 @@
+//! Logging in over SSH, with OpenSSH's own programs. The machines are the fake engine's: folders.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{
+    path::PathBuf,
+    process::{Output, Stdio},
+    time::Duration,
+};
+
+use common::World;
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use tokio::{io::AsyncWriteExt, process::Command};
+
+/// How long anything may take: far more than it ever does.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Somebody with a key.
+struct Person {
+    dir: tempfile::TempDir,
+}
+
+impl Person {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let person = Self { dir };
+        let mut keygen = Command::new("ssh-keygen");
+        keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]);
+        let made = keygen.arg(person.key()).output().await.unwrap();
+        assert!(made.status.success(), "{made:?}");
+        person
+    }
+
+    fn key(&self) -> PathBuf {
+        self.dir.path().join("key")
+    }
+
+    fn public_key(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("key.pub")).unwrap()
+    }
+
+    /// Asks for access to a machine and keeps what is answered.
+    async fn ask(&self, world: &World, machine: &str, mut body: Value) -> Access<'_> {
+        body["public_key"] = self.public_key().into();
+        let path = format!("/v1/sandboxes/{machine}/ssh-access");
+        let (status, answer) = world.post(&path, body).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        let text = |name: &str| answer[name].as_str().unwrap().to_owned();
+        let access = Access {
+            person: self,
+            port: answer["port"].as_u64().unwrap().to_string(),
+            user: text("user"),
+            file: self.dir.path().join(text("access_id")),
+        };
+        std::fs::write(access.certificate(), text("certificate") + "\n").unwrap();
+        let host = format!("[{}]:{} {}\n", text("host"), access.port, text("host_key"));
+        std::fs::write(access.known_hosts(), host).unwrap();
+        access
+    }
+}
+
+/// What somebody has to log in to a machine.
+struct Access<'a> {
+    person: &'a Person,
+    port: String,
+    user: String,
+    file: PathBuf,
+}
+
+impl Access<'_> {
+    fn certificate(&self) -> PathBuf {
+        self.file.with_extension("cert")
+    }
+
+    fn known_hosts(&self) -> PathBuf {
+        self.file.with_extension("hosts")
+    }
+
+    fn options(&self) -> Vec<String> {
+        let option = |name: &str, value: String| ["-o".to_owned(), format!("{name}={value}")];
+        [
+            option("CertificateFile", self.certificate().display().to_string()),
+            option(
+                "UserKnownHostsFile",
+                self.known_hosts().display().to_string(),
+            ),
+            option("StrictHostKeyChecking", "yes".into()),
+            option("IdentitiesOnly", "yes".into()),
+            option("BatchMode", "yes".into()),
+            option("LogLevel", "ERROR".into()),
+            option("Port", self.port.clone()),
+        ]
+        .concat()
+    }
+
+    /// One of OpenSSH's programs.
+    fn program(&self, name: &str) -> Command {
+        let mut command = Command::new(name);
+        command
+            .args(["-F", "none", "-i"])
+            .arg(self.person.key())
+            .args(self.options())
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        command
+    }
+
+    fn destination(&self) -> String {
+        format!("{}@127.0.0.1", self.user)
+    }
+
+    fn ssh(&self, arguments: &[&str]) -> Command {
+        let mut command = self.program("ssh");
+        command.arg(self.destination()).args(arguments);
+        command
+    }
+
+    async fn run(&self, arguments: &[&str]) -> Output {
+        ended(self.ssh(arguments)).await
+    }
+}
+
+async fn ended(mut command: Command) -> Output {
+    tokio::time::timeout(LIMIT, command.output())
+        .await
+        .unwrap()
+        .unwrap()
+}
+
+/// The same with something to read.
+async fn fed(mut command: Command, input: Vec<u8>) -> Output {
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let feeding = tokio::spawn(async move {
+        // A program may end without reading everything.
+        let _ = stdin.write_all(&input).await;
+    });
+    let output = tokio::time::timeout(LIMIT, child.wait_with_output())
+        .await
+        .unwrap()
+        .unwrap();
+    feeding.abort();
+    output
+}
+
+fn bytes(count: usize) -> Vec<u8> {
+    (0..count)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 11) as u8)
+        .collect()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap_or_else(|| panic!("{output:?}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_have_three_streams_and_an_end() {
+    let world = World::new().await;
+    let machine = world.machine().await;
+    let person = Person::new().await;
+    let access = person.ask(&world, &machine, json!({})).await;
+
+    let said = access.run(&["echo out; echo err >&2; exit 7"]).await;
+    assert_eq!(
+        (text(&said.stdout), text(&said.stderr)),
+        ("out\n".into(), "err\n".into())
+    );
+    assert_eq!(code(&said), 7);
+    let words = access.run(&["printf", "'%s|'", "'a b'", "c"]).await;
+    assert_eq!(text(&words.stdout), "a b|c|");
+    let place = access
+        .run(&["echo $HOME $USER $LOGNAME $SHELL $FROM_TEMPLATE; basename $PWD"])
+        .await;
+    assert_eq!(text(&place.stdout), "/root root root /bin/sh yes\nroot\n");
+    // OpenSSH has no code for it.
+    assert_eq!(code(&access.run(&["kill -9 $$"]).await), 255);
+    assert_eq!(code(&access.run(&["exit 137"]).await), 137);
+    assert_eq!(code(&access.run(&["no-such-program"]).await), 127);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_through_is_what_arrives() {
+    let world = World::new().await;
+    let machine = world.machine().await;
+    let person = Person::new().await;
+    let access = person.ask(&world, &machine, json!({})).await;
+
+    let data = bytes(24 << 20);
+    let echoed = fed(access.ssh(&["cat"]), data.clone()).await;
+    assert_eq!(code(&echoed), 0, "{}", text(&echoed.stderr));
+    assert!(
+        echoed.stdout == data,
+        "{} bytes of {}",
+        echoed.stdout.len(),
+        data.len()
+    );
+    // Far more comes out than goes in, and it goes in faster than it can be used.
+    let many = fed(
+        access.ssh(&["while read -r line; do head -c 200000 /dev/zero; done | wc -c"]),
+        b"x\n".repeat(50),
+    )
+    .await;
+    assert_eq!(text(&many.stdout).trim(), "10000000");
+    let grown = fed(
+        access.ssh(&["sed 's/./&&&&&&&&&&&&&&&&/g'"]),
+        b"0123456789abcde\n".repeat(1 << 18),
+    )
+    .await;
+    assert_eq!(grown.stdout.len(), (15 * 16 + 1) << 18);
+    // One that does not read ends all the same, and so does what it was to read.
+    let deaf = fed(access.ssh(&["exec 0<&-; echo done"]), data).await;
+    assert_eq!((code(&deaf), text(&deaf.stdout)), (0, "done\n".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shell_has_a_terminal() {
+    let world = World::new().await;
+    let machine = world.machine().await;
+    let person = Person::new().await;
+    let access = person.ask(&world, &machine, json!({})).await;
+
+    let mut command = access.program("ssh");
+    command
+        .env("TERM", "vt220")
+        .env("LC_ALL", "C.UTF-8")
+        .env("SECRET", "x");
+    command
+        .args(["-tt", "-o", "SendEnv=LC_ALL SECRET"])
+        .arg(access.destination());
+    let typed = "tty; echo $TERM-$LC_ALL-$SECRET-; stty size; exit 5\n";
+    let said = fed(command, typed.into()).await;
+    let shown = text(&said.stdout);
+    assert!(shown.contains("/dev/pts/"), "{shown}");
+    assert!(shown.contains("vt220-C.UTF-8--"), "{shown}");
+    assert_eq!(code(&said), 5);
+    // Those who use the API do not see it.
+    let (_, listed) = world.get(&format!("/v1/machines/{machine}/pty")).await;
+    assert_eq!(listed, json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_still_runs_is_hung_up() {
+    let world = World::new().await;
+    let machine = world.machine().await;
+    let person = Person::new().await;
+    let access = person.ask(&world, &machine, json!({})).await;
+    let file = |name: &str| world.engine.machine_root(&machine).join("root").join(name);
+
+    let script = "trap 'echo hup > told; exit' HUP; touch begun; while :; do sleep 0.05; done";
+    let mut child = access.ssh(&[script]).spawn().unwrap();
+    until(|| file("begun").exists()).await;
+    child.kill().await.unwrap();
+    until(|| std::fs::read_to_string(file("told")).is_ok_and(|text| text == "hup\n")).await;
+}
+
+async fn until(what: impl Fn() -> bool) {
+    let waiting = async {
+        while !what() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, waiting).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_else_gets_in() {
+    let mut world = World::new().await;
+    let (machine, other) = (world.machine().await, world.machine().await);
+    let (person, stranger) = (Person::new().await, Person::new().await);
+    let access = person.ask(&world, &machine, json!({})).await;
+    let refused = |output: &Output| {
+        assert_eq!(code(output), 255, "{output:?}");
+        let said = text(&output.stderr);
+        assert!(said.contains("Permission denied (publickey)"), "{said}");
+    };
+
+    // Another user, another's key, a key without its certificate.
+    let mut command = access.program("ssh");
+    command.args(["nobody@127.0.0.1", "true"]);
+    refused(&ended(command).await);
+    let stolen = Access {
+        person: &stranger,
+        ..person.ask(&world, &machine, json!({})).await
+    };
+    refused(&stolen.run(&["true"]).await);
+    std::fs::remove_file(stolen.certificate()).unwrap();
+    let bare = Access {
+        person: &person,
+        ..stolen
+    };
+    refused(&bare.run(&["true"]).await);
+
+    // A certificate that somebody else has signed.
+    let forged = person.ask(&world, &machine, json!({})).await;
+    let mut sign = Command::new("ssh-keygen");
+    sign.args(["-q", "-I", "ssh_x", "-n", "root", "-s"])
+        .arg(stranger.key());
+    sign.arg(person.dir.path().join("key.pub"));
+    assert!(ended(sign).await.status.success());
+    std::fs::copy(person.dir.path().join("key-cert.pub"), forged.certificate()).unwrap();
+    std::fs::remove_file(person.dir.path().join("key-cert.pub")).unwrap();
+    refused(&forged.run(&["true"]).await);
+
+    // One machine's certificate leads to that machine.
+    let elsewhere = person.ask(&world, &other, json!({})).await;
+    for (access, id) in [(&access, &machine), (&elsewhere, &other)] {
+        let said = access.run(&["pwd"]).await;
+        assert!(text(&said.stdout).contains(id.as_str()), "{said:?}");
+    }
+    world.delete(&format!("/v1/machines/{machine}")).await;
+    refused(&access.run(&["true"]).await);
+
+    // It outlives the server, until it is over.
+    let brief = person.ask(&world, &other, json!({"ttl_seconds": 1})).await;
+    world.restart().await;
+    let port = world
+        .server
+        .as_ref()
+        .unwrap()
+        .ssh_address()
+        .unwrap()
+        .port()
+        .to_string();
+    let moved = |access: Access<'_>| {
+        let hosts = std::fs::read_to_string(access.known_hosts()).unwrap();
+        std::fs::write(access.known_hosts(), hosts.replace(&access.port, &port)).unwrap();
+        (access.file, access.user)
+    };
+    let (file, user) = moved(elsewhere);
+    let elsewhere = Access {
+        person: &person,
+        port: port.clone(),
+        file,
+        user,
+    };
+    assert_eq!(code(&elsewhere.run(&["true"]).await), 0);
+    let (file, user) = moved(brief);
+    let brief = Access {
+        person: &person,
+        port: port.clone(),
+        file,
+        user,
+    };
+    let over = async { while code(&brief.run(&["true"]).await) == 0 {} };
+    tokio::time::timeout(LIMIT, over).await.unwrap();
+    refused(&brief.run(&["true"]).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_ends_with_its_machine() {
+    let world = World::new().await;
+    let machine = world.machine().await;
+    let person = Person::new().await;
+    let access = person.ask(&world, &machine, json!({})).await;
+    let begun = world.engine.machine_root(&machine).join("root/begun");
+    let mut child = access.ssh(&["touch begun; sleep 1000"]).spawn().unwrap();
+    until(|| begun.exists()).await;
+    world.delete(&format!("/v1/machines/{machine}")).await;
+    let ended = tokio::time::timeout(LIMIT, child.wait())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(ended.code(), Some(255));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_make_no_sense_are_refused() {
+    let world = World::new().await;
+    let machine = world.machine().await;
+    let person = Person::new().await;
+    let key = person.public_key();
+    let path = format!("/v1/machines/{machine}/ssh-access");
+    let secret = std::fs::read_to_string(person.key()).unwrap();
+    for (body, about) in [
+        (json!({}), "public_key"),
+        (json!({"public_key": ""}), "public_key"),
+        (json!({"public_key": "ssh-ed25519 AAAA"}), "public_key"),
+        (json!({"public_key": format!("{key}{key}")}), "one line"),
+        (json!({"public_key": secret}), "one line"),
+        (
+            json!({"public_key": "-----BEGIN PUBLIC KEY-----"}),
+            "public_key",
+        ),
+        (json!({"public_key": key, "ttl_seconds": 0}), "above 0"),
+        (
+            json!({"public_key": key, "expires_in_minutes": -1}),
+            "expires_in_minutes",
+        ),
+        (
+            json!({"public_key": key, "ttl_seconds": 5, "expires_in_minutes": 5}),
+            "one of them",
+        ),
+        (
+            json!({"public_key": key, "user": "-oProxyCommand=x"}),
+            "user",
+        ),
+        (
+            json!({"public_key": key, "user": "nobody-here"}),
+            "nobody-here",
+        ),
+    ] {
+        let (status, answer) = world.post(&path, body.clone()).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body} {answer}");
+        assert_eq!(answer["code"], "invalid_request");
+        let said = answer["error"].as_str().unwrap();
+        assert!(said.contains(about), "{said}");
+    }
+    let body = json!({"public_key": key});
+    let (status, answer) = world
+        .post("/v1/sandboxes/mch_x/ssh-access", body.clone())
+        .await;
+    assert_eq!(
+        (status, &answer["code"]),
+        (StatusCode::NOT_FOUND, &json!("sandbox_not_found"))
+    );
+    world.delete(&format!("/v1/machines/{machine}")).await;
+    let (status, answer) = world.post(&path, body).await;
+    assert_eq!(
+        (status, &answer["code"]),
+        (StatusCode::CONFLICT, &json!("machine_not_ready"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_says_no_more_than_it_must() {
+    let world = World::new().await;
+    let machine = world.machine().await;
+    let person = Person::new().await;
+    let access = person
+        .ask(&world, &machine, json!({"expires_in_minutes": 100_000}))
+        .await;
+    let mut show = Command::new("ssh-keygen");
+    show.args(["-L", "-f"]).arg(access.certificate());
+    let shown = text(&ended(show).await.stdout);
+    let after = |name: &str| {
+        let lines = shown.lines().map(str::trim);
+        let from = lines.skip_while(|line| !line.starts_with(name));
+        from.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(after("Principals:")[1], "root");
+    assert_eq!(after("Critical Options:")[0], "Critical Options: (none)");
+    assert_eq!(
+        after("Extensions:")[1..],
+        ["permit-port-forwarding", "permit-pty"]
+    );
+    let id = access.file.file_name().unwrap().to_str().unwrap();
+    assert_eq!(after("Key ID:")[0], format!("Key ID: \"{id}\""));
+    use std::os::unix::fs::PermissionsExt;
+    for name in ["ssh_host", "ssh_user_ca"] {
+        let file = world.data.path().join("keys").join(name);
+        let mode = std::fs::metadata(file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+}
