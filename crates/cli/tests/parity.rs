@@ -12,7 +12,13 @@ use nullspace_cli::Cli;
 use serde_json::Value;
 
 /// The beginnings of the commands that are compared.
-const GROUPS: [&[&str]; 3] = [&["agent"], &["sandbox", "process"], &["sandbox", "pty"]];
+const GROUPS: [&[&str]; 5] = [
+    &["agent"],
+    &["sandbox", "process"],
+    &["sandbox", "pty"],
+    &["sandbox", "ssh-access"],
+    &["ssh"],
+];
 
 /// What the published program says about itself.
 fn schema(python: &str) -> Value {
