@@ -17,12 +17,12 @@ mod types;
 mod upload;
 mod watch;
 
-pub use client::{ByteStream, GuestClient, GuestError, OutputStream, WatchStream};
+pub use client::{ByteStream, GuestClient, GuestError, Listener, OutputStream, WatchStream};
 pub use search::{ReplaceRequest, Replaced, SearchMatch, SearchRequest};
 pub use types::{
-    ErrorBody, ErrorKind, ExecRequest, FileInfo, FileKind, Hello, Login, MkdirRequest, OutputQuery,
-    PathRequest, PermissionsRequest, ProcessInfo, ReadQuery, RenameRequest, Retain, SignalRequest,
-    Started, Terminal, TerminalSize, WriteQuery,
+    Connected, ErrorBody, ErrorKind, ExecRequest, FileInfo, FileKind, Hello, Login, MkdirRequest,
+    OutputQuery, PathRequest, PermissionsRequest, ProcessInfo, ReadQuery, RenameRequest, Retain,
+    SignalRequest, Started, Terminal, TerminalSize, WriteQuery,
 };
 pub use upload::{
     Conflict, DiscardRequest, PartQuery, PublishOutcome, PublishRequest, Published, RefusedReason,

@@ -145,6 +145,17 @@ pub struct SignalRequest {
     pub signal: i32,
 }
 
+/// A line of the answer to `POST /listen`. The first is about the listener itself: `connection` is 0 there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connected {
+    /// What to ask for the connection by, once.
+    pub connection: u64,
+    /// The port that is listened on.
+    pub port: u16,
+    /// The port of whoever connected.
+    pub peer_port: u16,
+}
+
 /// What a file system object is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

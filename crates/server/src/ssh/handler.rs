@@ -11,6 +11,7 @@ use russh::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{
+    forward::{self, Listening, is_here},
     gate::Meter,
     session::{self, is_welcome},
 };
@@ -61,6 +62,7 @@ pub(super) struct Handler {
     places: Arc<Semaphore>,
     /// Channels that run something.
     started: BTreeSet<ChannelId>,
+    listening: Listening,
 }
 
 impl Handler {
@@ -80,6 +82,7 @@ impl Handler {
             client: None,
             places: Arc::new(Semaphore::new(MAX_CHANNELS)),
             started: BTreeSet::new(),
+            listening: Listening::default(),
         }
     }
 
@@ -167,6 +170,61 @@ impl server::Handler for Handler {
             Err(failure) => reply.reject(failure).await,
         }
         Ok(())
+    }
+
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        host: &str,
+        port: u32,
+        _from: &str,
+        _from_port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        let port = u16::try_from(port).ok().filter(|_| is_here(host));
+        match (port, self.place()) {
+            (Some(port), Ok((client, place))) => {
+                tokio::spawn(forward::open(client, channel, reply, port, place));
+            }
+            (None, _) => {
+                let failure = ChannelOpenFailure::AdministrativelyProhibited;
+                reply.reject(failure).await;
+            }
+            (_, Err(failure)) => reply.reject(failure).await,
+        }
+        Ok(())
+    }
+
+    async fn tcpip_forward(
+        &mut self,
+        address: &str,
+        port: &mut u32,
+        _session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        let Some(client) = self.client.clone() else {
+            return Ok(false);
+        };
+        let places = self.places.clone();
+        match self.listening.start(client, address, *port, places).await {
+            Ok(listening) => {
+                *port = u32::from(listening);
+                Ok(true)
+            }
+            Err(error) => {
+                tracing::debug!(error = error.message, "a port is not listened on");
+                Ok(false)
+            }
+        }
+    }
+
+    async fn cancel_tcpip_forward(
+        &mut self,
+        address: &str,
+        port: u32,
+        _session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        Ok(self.listening.stop(address, port))
     }
 
     async fn channel_close(

@@ -6,9 +6,11 @@
 //! A machine needs nothing for it: no SSH server, no account, no open port. Sessions, files and ports go through the same
 //! guest as everything else, over a connection of their own, so that what a client does not read holds up nobody else.
 
+mod forward;
 mod gate;
 mod handler;
 mod session;
+mod stream;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

@@ -14,7 +14,10 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{gate::Share, handler::Client};
+use super::{
+    handler::Client,
+    stream::{self, Input, Inputs},
+};
 use crate::error::{Error, Result};
 
 /// Signals and changes of size that wait; what comes beyond that is dropped.
@@ -23,21 +26,12 @@ const MAX_CONTROLS: usize = 16;
 const MAX_VARIABLES: usize = 64;
 /// The longest value of one.
 const MAX_VALUE: usize = 4 << 10;
-/// What a message without content counts.
-const SMALL: usize = 128;
 /// The longest line and the most lines of a terminal.
 const MAX_SIZE: u32 = 2000;
+/// The one subsystem that there is.
+const SFTP: &str = "sftp";
 /// The exit code of what never ran.
 const NEVER: u32 = 255;
-
-/// What a client sends to whatever runs.
-pub(super) enum Input {
-    Data(
-        Bytes,
-        #[allow(dead_code, reason = "counted until it is dropped")] Share,
-    ),
-    Eof,
-}
 
 enum Control {
     Size(TerminalSize),
@@ -48,6 +42,7 @@ enum Control {
 enum What {
     Shell,
     Command(String),
+    Files,
 }
 
 /// What a client said before it asked to run something.
@@ -70,8 +65,8 @@ fn is_value(value: &str) -> bool {
 }
 
 /// Whether it is one that can be run.
-pub(super) fn is_subsystem(_name: &str) -> bool {
-    false
+pub(super) fn is_subsystem(name: &str) -> bool {
+    name == SFTP
 }
 
 /// Runs whatever is asked for on a channel, until it ends or the channel is closed.
@@ -114,8 +109,7 @@ async fn listen(
     while let Some(message) = read.wait().await {
         match message {
             ChannelMsg::Data { data } => {
-                let share = client.meter.add(data.len() + SMALL);
-                let _ = inputs.send(Input::Data(data, share));
+                stream::take(&client.meter, &inputs, data);
             }
             ChannelMsg::Eof => {
                 let _ = inputs.send(Input::Eof);
@@ -145,6 +139,9 @@ async fn listen(
             ChannelMsg::Exec { command, .. } => {
                 let command = String::from_utf8_lossy(&command).into_owned();
                 begin(What::Command(command), &mut setting);
+            }
+            ChannelMsg::RequestSubsystem { name, .. } if is_subsystem(&name) => {
+                begin(What::Files, &mut setting);
             }
             ChannelMsg::WindowChange {
                 col_width,
@@ -176,11 +173,16 @@ async fn work(
     what: What,
     setting: Setting,
     write: &ChannelWriteHalf<Msg>,
-    inputs: mpsc::UnboundedReceiver<Input>,
+    inputs: Inputs,
     controls: mpsc::Receiver<Control>,
 ) -> Ended {
     let is_terminal = setting.terminal.is_some();
-    let request = request(client, what, setting);
+    let command = match what {
+        What::Shell => None,
+        What::Command(command) => Some(command),
+        What::Files => return files(client, write, inputs).await,
+    };
+    let request = request(client, command, setting);
     let begun = async {
         let guest = client.guest().await?;
         let mut stream = guest.exec(&request).await?;
@@ -209,7 +211,22 @@ async fn work(
     }
 }
 
-fn request(client: &Client, what: What, setting: Setting) -> ExecRequest {
+/// Answers SFTP until the client has no more requests.
+async fn files(client: &Client, write: &ChannelWriteHalf<Msg>, inputs: Inputs) -> Ended {
+    let opening = async {
+        let guest = client.guest().await?;
+        Ok::<_, Error>(guest.sftp(&client.admission.user).await?)
+    };
+    match opening.await {
+        Ok(io) => {
+            stream::carry(client, io, write, inputs).await;
+            Ended::Code(0)
+        }
+        Err(error) => Ended::Failed(error),
+    }
+}
+
+fn request(client: &Client, command: Option<String>, setting: Setting) -> ExecRequest {
     let (theirs, ours) = client.addresses;
     let mut env = setting.variables;
     let (from, to) = (theirs.ip(), ours.ip());
@@ -224,10 +241,7 @@ fn request(client: &Client, what: What, setting: Setting) -> ExecRequest {
         stdin: true,
         login: Some(Login {
             user: client.admission.user.clone(),
-            command: match what {
-                What::Shell => None,
-                What::Command(command) => Some(command),
-            },
+            command,
         }),
         // Without a name it is not listed among the terminals that live on.
         terminal: setting.terminal.map(|size| Terminal {
@@ -265,12 +279,7 @@ async fn show(
 }
 
 /// Hands what comes to a process, which may let it wait.
-async fn feed(
-    guest: &GuestClient,
-    pid: u32,
-    mut inputs: mpsc::UnboundedReceiver<Input>,
-    is_terminal: bool,
-) {
+async fn feed(guest: &GuestClient, pid: u32, mut inputs: Inputs, is_terminal: bool) {
     let (pieces, typed) = mpsc::channel(1);
     let handing = async {
         while let Some(input) = inputs.recv().await {
