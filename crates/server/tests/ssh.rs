@@ -463,3 +463,274 @@ async fn a_certificate_says_no_more_than_it_must() {
         assert_eq!(mode & 0o777, 0o600);
     }
 }
+
+/// Text that programs send back as it is.
+async fn echo(listener: tokio::net::TcpListener) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        tokio::spawn(async move {
+            let (mut from, mut to) = stream.split();
+            let _ = tokio::io::copy(&mut from, &mut to).await;
+            let _ = to.shutdown().await;
+        });
+    }
+}
+
+/// What comes back through a port that is being opened.
+async fn through(port: u16, data: Vec<u8>) -> Vec<u8> {
+    use tokio::io::AsyncReadExt;
+    let connecting = async {
+        loop {
+            match tokio::net::TcpStream::connect(("127.0.0.1", port)).await {
+                Ok(stream) => return stream,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    };
+    let mut stream = tokio::time::timeout(LIMIT, connecting).await.unwrap();
+    let (mut from, mut to) = stream.split();
+    let mut back = Vec::new();
+    let sending = async {
+        to.write_all(&data).await.unwrap();
+        to.shutdown().await.unwrap();
+    };
+    let receiving = async { from.read_to_end(&mut back).await.unwrap() };
+    tokio::time::timeout(LIMIT, async { tokio::join!(sending, receiving) })
+        .await
+        .unwrap();
+    back
+}
+
+/// A port that was free a moment ago.
+async fn free_port() -> u16 {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ports_lead_both_ways() {
+    let world = World::new().await;
+    let machine = world.machine().await;
+    let person = Person::new().await;
+    let access = person.ask(&world, &machine, json!({})).await;
+    let server = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .unwrap();
+    let echoing = server.local_addr().unwrap().port();
+    let echoing_task = tokio::spawn(echo(server));
+
+    for flag in ["-L", "-R"] {
+        let port = free_port().await;
+        let mut command = access.program("ssh");
+        command.args(["-N", "-o", "ExitOnForwardFailure=yes", flag]);
+        command
+            .arg(format!("{port}:localhost:{echoing}"))
+            .arg(access.destination());
+        let mut child = command.spawn().unwrap();
+        let data = bytes(8 << 20);
+        let (first, second) =
+            tokio::join!(through(port, data.clone()), through(port, data.clone()));
+        assert!(first == data && second == data, "{flag}");
+        child.kill().await.unwrap();
+        // The port is given back.
+        let freed = async {
+            while tokio::net::TcpListener::bind(("127.0.0.1", port))
+                .await
+                .is_err()
+            {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, freed).await.unwrap();
+    }
+
+    // Only the machine itself, and only a port that is free.
+    let mut elsewhere = access.program("ssh");
+    elsewhere
+        .args(["-W", "192.0.2.1:80"])
+        .arg(access.destination());
+    assert!(!ended(elsewhere).await.status.success());
+    let mut taken = access.program("ssh");
+    taken.args([
+        "-o",
+        "ExitOnForwardFailure=yes",
+        "-R",
+        &format!("{echoing}:localhost:1"),
+    ]);
+    taken.arg(access.destination()).arg("true");
+    assert_eq!(code(&ended(taken).await), 255);
+    echoing_task.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stuck_port_does_not_hold_up_a_shell() {
+    let world = World::new().await;
+    let machine = world.machine().await;
+    let person = Person::new().await;
+    let access = person.ask(&world, &machine, json!({})).await;
+    // Nobody ever reads what is sent there.
+    let server = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .unwrap();
+    let port = free_port().await;
+    let mut command = access.program("ssh");
+    let to = format!("{port}:localhost:{}", server.local_addr().unwrap().port());
+    command.args(["-L", &to]).arg(access.destination());
+    command.arg("while read -r line; do echo got $line; done");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let (mut stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(stdout));
+    let mut say = async |word: &str| {
+        stdin
+            .write_all(format!("{word}\n").as_bytes())
+            .await
+            .unwrap();
+        let line = tokio::time::timeout(LIMIT, lines.next_line())
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(line, Some(format!("got {word}")));
+    };
+    say("before").await;
+    let mut stuck = tokio::net::TcpStream::connect(("127.0.0.1", port))
+        .await
+        .unwrap();
+    let (_held, _) = server.accept().await.unwrap();
+    // A good deal less than is kept for one connection here.
+    stuck.write_all(&bytes(256 << 10)).await.unwrap();
+    say("after").await;
+    child.kill().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_the_clients_is_reached_from_a_machine() {
+    let world = World::new().await;
+    let machine = world.machine().await;
+    let person = Person::new().await;
+    let access = person.ask(&world, &machine, json!({})).await;
+    let socket = person.dir.path().join("agent");
+    let mut agent = Command::new("ssh-agent");
+    agent
+        .arg("-D")
+        .arg("-a")
+        .arg(&socket)
+        .stdout(Stdio::null())
+        .kill_on_drop(true);
+    let mut agent = agent.spawn().unwrap();
+    until(|| socket.exists()).await;
+    let mut command = access.program("ssh");
+    command.env("SSH_AUTH_SOCK", &socket).env("DISPLAY", ":99");
+    command
+        .args(["-A", "-X", "-o", "LogLevel=INFO"])
+        .arg(access.destination());
+    command.arg("echo agent=$SSH_AUTH_SOCK display=$DISPLAY");
+    let said = ended(command).await;
+    assert_eq!(text(&said.stdout), "agent= display=\n");
+    let told = text(&said.stderr).to_lowercase();
+    assert!(told.contains("x11 forwarding request failed"), "{told}");
+    agent.kill().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_go_both_ways() {
+    let world = World::new().await;
+    let machine = world.machine().await;
+    let person = Person::new().await;
+    let access = person.ask(&world, &machine, json!({})).await;
+    let home = world.engine.machine_root(&machine).join("root");
+    let here = person.dir.path().join("tree");
+    let data = bytes(5 << 20);
+    std::fs::create_dir_all(here.join("deep/er")).unwrap();
+    std::fs::write(here.join("deep/er/big file"), &data).unwrap();
+    std::fs::write(here.join("deep/empty"), "").unwrap();
+    std::fs::write(here.join("run"), "#!/bin/sh\n").unwrap();
+    use std::os::unix::{ffi::OsStrExt, fs::PermissionsExt};
+    std::fs::set_permissions(here.join("run"), PermissionsExt::from_mode(0o755)).unwrap();
+    let odd = std::ffi::OsStr::from_bytes(b"n\xe9");
+    std::fs::write(here.join(odd), "latin").unwrap();
+    let same = |other: &std::path::Path| {
+        assert!(std::fs::read(other.join("deep/er/big file")).unwrap() == data);
+        assert_eq!(std::fs::read(other.join("deep/empty")).unwrap(), b"");
+        assert_eq!(std::fs::read(other.join(odd)).unwrap(), b"latin");
+        let mode = std::fs::metadata(other.join("run"))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o755);
+    };
+    let fine = |output: Output| assert!(output.status.success(), "{}", text(&output.stderr));
+
+    // scp: over SFTP, and with the machine's own scp.
+    for (name, flags) in [("new", "-rq"), ("old", "-Orq")] {
+        let there = format!("{}:{name}", access.destination());
+        let mut up = access.program("scp");
+        up.arg(flags).arg(&here).arg(&there);
+        fine(ended(up).await);
+        same(&home.join(name));
+        let back = person.dir.path().join(format!("back-{name}"));
+        let mut down = access.program("scp");
+        down.arg(flags).arg(&there).arg(&back);
+        fine(ended(down).await);
+        same(&back);
+    }
+
+    // sftp: what else there is.
+    let batch = person.dir.path().join("batch");
+    let lines = "mkdir made\nput tree/run made/one\nchmod 600 made/one\nrename made/one made/two\n\
+                 ln -s two made/link\nln made/two made/hard\nls -la made\npwd\ndf made\n\
+                 -rmdir made\nrm made/hard\nget made/link fetched\n-reput tree/run made/two\n-get nowhere\n\
+                 cd new/deep\npwd\n";
+    std::fs::write(&batch, lines).unwrap();
+    let mut sftp = access.program("sftp");
+    sftp.arg("-b")
+        .arg(&batch)
+        .arg(access.destination())
+        .current_dir(person.dir.path());
+    let done = ended(sftp).await;
+    let (shown, told) = (text(&done.stdout), text(&done.stderr));
+    assert!(done.status.success(), "{shown}{told}");
+    assert!(
+        shown.contains("Remote working directory: /root\n"),
+        "{shown}"
+    );
+    assert!(
+        shown.contains("Remote working directory: /root/new/deep\n"),
+        "{shown}"
+    );
+    assert!(
+        shown.contains("lrwxrwxrwx") && shown.contains("-rw-------"),
+        "{shown}"
+    );
+    assert!(told.contains("not found"), "{told}");
+    assert_eq!(
+        std::fs::read(person.dir.path().join("fetched")).unwrap(),
+        b"#!/bin/sh\n"
+    );
+    assert_eq!(
+        std::fs::read_link(home.join("made/link")).unwrap(),
+        std::path::Path::new("two")
+    );
+    assert!(!home.join("made/hard").exists());
+
+    // rsync: the machine's own.
+    let shell = [
+        "ssh",
+        "-F",
+        "none",
+        "-i",
+        access.person.key().to_str().unwrap(),
+    ]
+    .map(str::to_owned);
+    let shell = [shell.to_vec(), access.options()].concat().join(" ");
+    let mut rsync = Command::new("rsync");
+    rsync
+        .args(["-a", "-e", &shell])
+        .arg(format!("{}/", here.display()));
+    rsync
+        .arg(format!("{}:synced/", access.destination()))
+        .kill_on_drop(true);
+    fine(ended(rsync).await);
+    same(&home.join("synced"));
+}

@@ -13,6 +13,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot},
 };
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     handler::Client,
@@ -219,7 +220,7 @@ async fn files(client: &Client, write: &ChannelWriteHalf<Msg>, inputs: Inputs) -
     };
     match opening.await {
         Ok(io) => {
-            stream::carry(client, io, write, inputs).await;
+            stream::carry(client, io, write, inputs, &CancellationToken::new()).await;
             Ended::Code(0)
         }
         Err(error) => Ended::Failed(error),

@@ -1,5 +1,7 @@
 //! A channel and a byte stream of the machine, joined: files over SFTP, and ports both ways.
 
+use std::{pin::pin, time::Duration};
+
 use bytes::{Bytes, BytesMut};
 use nullspace_protocol::BoxedIo;
 use russh::{Channel, ChannelMsg, ChannelWriteHalf, server::Msg};
@@ -7,6 +9,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::mpsc,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     gate::{Meter, Share},
@@ -15,6 +18,8 @@ use super::{
 
 /// Bytes read at once.
 const PIECE: usize = 64 << 10;
+/// How long a machine may take for what is left when a client has closed.
+const LINGER: Duration = Duration::from_secs(30);
 /// What a message counts beside its content.
 pub(super) const SMALL: usize = 128;
 
@@ -33,7 +38,8 @@ pub(super) type Inputs = mpsc::UnboundedReceiver<Input>;
 pub(super) async fn join(client: &Client, channel: Channel<Msg>, io: BoxedIo) {
     let (mut read, write) = channel.split();
     let (inputs, waiting) = mpsc::unbounded_channel();
-    let listening = async {
+    let closed = CancellationToken::new();
+    let listening = async move {
         while let Some(message) = read.wait().await {
             match message {
                 ChannelMsg::Data { data } => take(&client.meter, &inputs, data),
@@ -45,9 +51,14 @@ pub(super) async fn join(client: &Client, channel: Channel<Msg>, io: BoxedIo) {
             }
         }
     };
+    let mut carrying = pin!(carry(client, io, &write, waiting, &closed));
     tokio::select! {
-        () = listening => {}
-        () = carry(client, io, &write, waiting) => {
+        () = listening => {
+            // A client that closes has sent everything; the machine may still be taking it.
+            closed.cancel();
+            let _ = tokio::time::timeout(LINGER, carrying).await;
+        }
+        () = &mut carrying => {
             let _ = write.close().await;
         }
     }
@@ -63,12 +74,13 @@ pub(super) fn take(
     let _ = inputs.send(Input::Data(data, share));
 }
 
-/// Carries bytes both ways until both directions have ended.
+/// Carries bytes both ways until both directions have ended; outward also when the channel is `closed`.
 pub(super) async fn carry(
     client: &Client,
     io: BoxedIo,
     write: &ChannelWriteHalf<Msg>,
     mut inputs: Inputs,
+    closed: &CancellationToken,
 ) {
     let (mut from, mut to) = tokio::io::split(io);
     let inward = async {
@@ -94,5 +106,5 @@ pub(super) async fn carry(
         }
         let _ = write.eof().await;
     };
-    tokio::join!(inward, outward);
+    tokio::join!(inward, closed.run_until_cancelled(outward));
 }
