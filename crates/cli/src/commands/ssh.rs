@@ -21,8 +21,8 @@ struct Access {
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
     /// How long the certificate is good for: 90s, 10m, 1h; bare minutes.
-    #[arg(long, value_name = "TIME", value_parser = minutes)]
-    ttl: Option<u64>,
+    #[arg(long, value_name = "TIME")]
+    ttl: Option<String>,
     /// The key to certify: its line, @FILE, or - for standard input.
     #[arg(long, value_name = "KEY")]
     public_key: Option<String>,
@@ -106,6 +106,8 @@ struct Granted {
 }
 
 async fn grant(app: &App, machine: &str, args: &Access) -> Result<Granted, CliError> {
+    let ttl = args.ttl.as_deref().map(minutes).transpose();
+    let ttl = ttl.map_err(|error| CliError::usage(format!("--ttl: {error}")))?;
     let client = app.client()?;
     // One that does not run is said so before a key is made.
     let info = client.get_machine(machine).await?;
@@ -129,7 +131,7 @@ async fn grant(app: &App, machine: &str, args: &Access) -> Result<Granted, CliEr
     let request = SshAccessRequest {
         public_key,
         user: args.user.clone(),
-        expires_in_minutes: args.ttl,
+        expires_in_minutes: ttl,
         ttl_seconds: None,
     };
     let access = client.create_ssh_access(machine, &request).await?;
