@@ -37,8 +37,10 @@ const MAX_CONNECTIONS: usize = 512;
 const LOGIN: Duration = Duration::from_secs(30);
 /// A client that says nothing is asked whether it is there this often.
 const ASK: Duration = Duration::from_secs(15);
-/// One that has not answered for this long is gone.
-const SILENCE: Duration = Duration::from_secs(60);
+/// One that has not answered for this long is gone. A client may be stopped for a while, and its system still answers.
+const SILENCE: Duration = Duration::from_secs(600);
+/// One whose system has not answered for this long is gone.
+const LOST: Duration = Duration::from_secs(60);
 /// How long a client has to hear why a connection ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Pause after a connection could not be accepted.
@@ -181,5 +183,5 @@ fn notice_loss(stream: &TcpStream) {
     let _ = sockopt::set_socket_keepalive(stream, true);
     let _ = sockopt::set_tcp_keepidle(stream, ASK);
     let _ = sockopt::set_tcp_keepintvl(stream, ASK);
-    let _ = sockopt::set_tcp_user_timeout(stream, SILENCE.as_millis() as u32);
+    let _ = sockopt::set_tcp_user_timeout(stream, LOST.as_millis() as u32);
 }
