@@ -5,164 +5,17 @@
 mod common;
 
 use std::{
-    path::PathBuf,
     process::{Output, Stdio},
     time::Duration,
 };
 
-use common::World;
+use common::{
+    World,
+    ssh::{Access, LIMIT, Person, bytes, code, ended, fed, text, until},
+};
 use reqwest::StatusCode;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::{io::AsyncWriteExt, process::Command};
-
-/// How long anything may take: far more than it ever does.
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// Somebody with a key.
-struct Person {
-    dir: tempfile::TempDir,
-}
-
-impl Person {
-    async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let person = Self { dir };
-        let mut keygen = Command::new("ssh-keygen");
-        keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]);
-        let made = keygen.arg(person.key()).output().await.unwrap();
-        assert!(made.status.success(), "{made:?}");
-        person
-    }
-
-    fn key(&self) -> PathBuf {
-        self.dir.path().join("key")
-    }
-
-    fn public_key(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("key.pub")).unwrap()
-    }
-
-    /// Asks for access to a machine and keeps what is answered.
-    async fn ask(&self, world: &World, machine: &str, mut body: Value) -> Access<'_> {
-        body["public_key"] = self.public_key().into();
-        let path = format!("/v1/sandboxes/{machine}/ssh-access");
-        let (status, answer) = world.post(&path, body).await;
-        assert_eq!(status, StatusCode::OK, "{answer}");
-        let text = |name: &str| answer[name].as_str().unwrap().to_owned();
-        let access = Access {
-            person: self,
-            port: answer["port"].as_u64().unwrap().to_string(),
-            user: text("user"),
-            file: self.dir.path().join(text("access_id")),
-        };
-        std::fs::write(access.certificate(), text("certificate") + "\n").unwrap();
-        let host = format!("[{}]:{} {}\n", text("host"), access.port, text("host_key"));
-        std::fs::write(access.known_hosts(), host).unwrap();
-        access
-    }
-}
-
-/// What somebody has to log in to a machine.
-struct Access<'a> {
-    person: &'a Person,
-    port: String,
-    user: String,
-    file: PathBuf,
-}
-
-impl Access<'_> {
-    fn certificate(&self) -> PathBuf {
-        self.file.with_extension("cert")
-    }
-
-    fn known_hosts(&self) -> PathBuf {
-        self.file.with_extension("hosts")
-    }
-
-    fn options(&self) -> Vec<String> {
-        let option = |name: &str, value: String| ["-o".to_owned(), format!("{name}={value}")];
-        [
-            option("CertificateFile", self.certificate().display().to_string()),
-            option(
-                "UserKnownHostsFile",
-                self.known_hosts().display().to_string(),
-            ),
-            option("StrictHostKeyChecking", "yes".into()),
-            option("IdentitiesOnly", "yes".into()),
-            option("BatchMode", "yes".into()),
-            option("LogLevel", "ERROR".into()),
-            option("Port", self.port.clone()),
-        ]
-        .concat()
-    }
-
-    /// One of OpenSSH's programs.
-    fn program(&self, name: &str) -> Command {
-        let mut command = Command::new(name);
-        command
-            .args(["-F", "none", "-i"])
-            .arg(self.person.key())
-            .args(self.options())
-            .stdin(Stdio::null())
-            .kill_on_drop(true);
-        command
-    }
-
-    fn destination(&self) -> String {
-        format!("{}@127.0.0.1", self.user)
-    }
-
-    fn ssh(&self, arguments: &[&str]) -> Command {
-        let mut command = self.program("ssh");
-        command.arg(self.destination()).args(arguments);
-        command
-    }
-
-    async fn run(&self, arguments: &[&str]) -> Output {
-        ended(self.ssh(arguments)).await
-    }
-}
-
-async fn ended(mut command: Command) -> Output {
-    tokio::time::timeout(LIMIT, command.output())
-        .await
-        .unwrap()
-        .unwrap()
-}
-
-/// The same with something to read.
-async fn fed(mut command: Command, input: Vec<u8>) -> Output {
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    let feeding = tokio::spawn(async move {
-        // A program may end without reading everything.
-        let _ = stdin.write_all(&input).await;
-    });
-    let output = tokio::time::timeout(LIMIT, child.wait_with_output())
-        .await
-        .unwrap()
-        .unwrap();
-    feeding.abort();
-    output
-}
-
-fn bytes(count: usize) -> Vec<u8> {
-    (0..count)
-        .map(|n| (n.wrapping_mul(2_654_435_761) >> 11) as u8)
-        .collect()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn code(output: &Output) -> i32 {
-    output.status.code().unwrap_or_else(|| panic!("{output:?}"))
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_have_three_streams_and_an_end() {
@@ -262,15 +115,6 @@ async fn what_still_runs_is_hung_up() {
     until(|| file("begun").exists()).await;
     child.kill().await.unwrap();
     until(|| std::fs::read_to_string(file("told")).is_ok_and(|text| text == "hup\n")).await;
-}
-
-async fn until(what: impl Fn() -> bool) {
-    let waiting = async {
-        while !what() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, waiting).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@
 
 pub mod project;
 pub mod socket;
+pub mod ssh;
 
 use std::{sync::Arc, time::Duration};
 
