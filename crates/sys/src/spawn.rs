@@ -245,6 +245,39 @@ mod tests {
     }
 
     #[test]
+    fn a_command_can_be_another_user_and_the_caller_stays_who_it_is() {
+        // SAFETY: no arguments, cannot fail.
+        if unsafe { libc::geteuid() } != 0 {
+            println!("skipped: only root can become somebody else");
+            return;
+        }
+        let (mut read, write) = io::pipe().expect("a pipe");
+        let null = File::open("/dev/null").expect("null");
+        let argv = ["sh", "-c", "id -u; id -g; id -G"].map(|a| CString::new(a).expect("text"));
+        let pid = spawn(&Command {
+            program: c"/bin/sh",
+            argv: &argv,
+            env: &[c"PATH=/usr/bin:/bin".to_owned()],
+            cwd: c"/",
+            stdio: [null.as_fd(), write.as_fd(), write.as_fd()],
+            identity: Some(Identity {
+                uid: 65_531,
+                gid: 65_532,
+                groups: &[65_532, 65_533],
+            }),
+            terminal: false,
+        })
+        .expect("spawn");
+        drop(write);
+        let mut text = String::new();
+        read.read_to_string(&mut text).expect("output");
+        assert_eq!(wait(pid), 0);
+        assert_eq!(text, "65531\n65532\n65532 65533\n");
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::geteuid() }, 0);
+    }
+
+    #[test]
     fn what_cannot_start_says_why_and_leaves_no_child() {
         let null = File::options().write(true).open("/dev/null").expect("null");
         for (program, cwd, error) in [

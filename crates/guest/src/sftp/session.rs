@@ -607,3 +607,100 @@ fn text_of(error: &io::Error) -> String {
         None => text,
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn session(root: &Path) -> Session {
+        fs::create_dir_all(root.join("home/ann")).unwrap();
+        let user = User {
+            name: "ann".into(),
+            uid: 0,
+            gid: 0,
+            groups: Vec::new(),
+            home: "/home/ann".into(),
+            shell: String::new(),
+        };
+        Session::new(root.to_owned(), &user)
+    }
+
+    fn ask(session: &mut Session, kind: u8, parts: &[&[u8]]) -> (u8, Vec<u8>) {
+        let mut packet = vec![kind, 0, 0, 0, 9];
+        for part in parts {
+            packet.extend_from_slice(part);
+        }
+        let mut out = Vec::new();
+        session.answer(&packet, &mut out);
+        assert_eq!(
+            u32::from_be_bytes(out[..4].try_into().unwrap()) as usize,
+            out.len() - 4
+        );
+        assert_eq!(out[5..9], [0, 0, 0, 9]);
+        (out[4], out.split_off(9))
+    }
+
+    fn text(text: &[u8]) -> Vec<u8> {
+        [&(text.len() as u32).to_be_bytes()[..], text].concat()
+    }
+
+    #[test]
+    fn a_file_is_written_read_and_ends() {
+        let root = tempfile::tempdir().unwrap();
+        let mut session = session(root.path());
+        let none = 0u32.to_be_bytes();
+        let flags = (1u32 | 2 | 8).to_be_bytes();
+        let name = text(b"n\xe9");
+        let (answered, handle) = ask(&mut session, kind::OPEN, &[&name, &flags, &none]);
+        assert_eq!(answered, kind::HANDLE);
+        let (at, data) = (5u64.to_be_bytes(), text(b"hello"));
+        ask(&mut session, kind::WRITE, &[&handle, &at, &data]);
+        let whole = [&0u64.to_be_bytes()[..], &1_000_000u32.to_be_bytes()].concat();
+        let (answered, read) = ask(&mut session, kind::READ, &[&handle, &whole]);
+        assert_eq!(
+            (answered, &read[4..]),
+            (kind::DATA, &b"\0\0\0\0\0hello"[..])
+        );
+        let end = [&10u64.to_be_bytes()[..], &9u32.to_be_bytes()].concat();
+        let (answered, code) = ask(&mut session, kind::READ, &[&handle, &end]);
+        assert_eq!(
+            (answered, &code[..4]),
+            (kind::STATUS, &status::EOF.to_be_bytes()[..])
+        );
+        ask(&mut session, kind::CLOSE, &[&handle]);
+        let (_, code) = ask(&mut session, kind::READ, &[&handle, &whole]);
+        assert_eq!(code[..4], status::FAILURE.to_be_bytes());
+        // Names lead nowhere else than into the machine.
+        let (_, real) = ask(&mut session, kind::REALPATH, &[&text(b"../../../n\xe9")]);
+        assert_eq!(
+            real[4..],
+            [text(b"/n\xe9"), text(b"/n\xe9"), none.to_vec()].concat()
+        );
+    }
+
+    /// Whatever is sent, a whole answer comes or none.
+    #[test]
+    fn nonsense_is_answered() {
+        let root = tempfile::tempdir().unwrap();
+        let mut session = session(root.path());
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = move |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        for _ in 0..20_000 {
+            let length = random(40) as usize;
+            let kinds = [random(24) as u8, 200];
+            let mut packet = vec![kinds[random(2) as usize]];
+            packet.extend((0..length).map(|_| (random(4) * random(3)) as u8));
+            let mut out = Vec::new();
+            session.answer(&packet, &mut out);
+            if let Some(head) = out.first_chunk::<4>() {
+                assert_eq!(u32::from_be_bytes(*head) as usize, out.len() - 4);
+            }
+        }
+    }
+}
