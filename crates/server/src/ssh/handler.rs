@@ -20,7 +20,7 @@ use crate::{
         AppState, machine,
         ssh::{self, Admission},
     },
-    error::{Error, Result},
+    error::Result,
 };
 
 /// Channels of one connection at once.
@@ -36,18 +36,20 @@ pub(super) struct Client {
     pub(super) handle: server::Handle,
     /// The client's address and ours.
     pub(super) addresses: (SocketAddr, SocketAddr),
-    guest: tokio::sync::OnceCell<GuestClient>,
+    guest: tokio::sync::Mutex<Option<GuestClient>>,
 }
 
 impl Client {
     /// This connection's own connection to the machine.
     pub(super) async fn guest(&self) -> Result<GuestClient> {
-        let connect = || async {
-            let guest = machine::own_guest(&self.app, &self.admission.machine).await?;
-            ssh::require_logins(&guest)?;
-            Ok::<_, Error>(guest)
-        };
-        self.guest.get_or_try_init(connect).await.cloned()
+        let mut slot = self.guest.lock().await;
+        if let Some(guest) = slot.as_ref().filter(|guest| !guest.is_closed()) {
+            return Ok(guest.clone());
+        }
+        let guest = machine::own_guest(&self.app, &self.admission.machine).await?;
+        ssh::require_logins(&guest)?;
+        *slot = Some(guest.clone());
+        Ok(guest)
     }
 }
 
@@ -150,7 +152,7 @@ impl server::Handler for Handler {
             admission,
             handle: session.handle(),
             addresses: self.addresses,
-            guest: tokio::sync::OnceCell::new(),
+            guest: tokio::sync::Mutex::default(),
         }));
         Ok(())
     }
