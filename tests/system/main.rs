@@ -17,5 +17,6 @@ mod isolation;
 mod published;
 mod python;
 mod services;
+mod ssh;
 mod wire;
 mod world;

@@ -104,6 +104,7 @@ impl World {
             .program()
             .args(["serve", "--listen", &self.address, "--data-dir"])
             .arg(self.data())
+            .args(["--ssh-addr", "127.0.0.1:0"])
             .args(&self.extra)
             .envs(self.key.map(|key| ("NULLSPACE_BOOTSTRAP_API_KEY", key)))
             .env_remove("NULLSPACE_API_KEY")

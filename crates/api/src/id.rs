@@ -8,6 +8,8 @@ pub const MACHINE: &str = "mch_";
 pub const PTY: &str = "pty_";
 /// An upload in parts.
 pub const UPLOAD: &str = "upl_";
+/// A grant to log in over SSH.
+pub const SSH_ACCESS: &str = "ssh_";
 /// An API key (not the key itself).
 pub const KEY: &str = "key_";
 /// One HTTP request.

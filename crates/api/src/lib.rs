@@ -18,6 +18,7 @@ pub mod process;
 pub mod pty;
 pub mod search;
 pub mod socket;
+pub mod ssh;
 pub mod time;
 pub mod upload;
 

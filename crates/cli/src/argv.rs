@@ -1,4 +1,4 @@
-//! Where the options of `machine exec` and `machine process stream` end and the command begins.
+//! Where the options of `machine exec`, `machine process stream` and `ssh` end and the command begins.
 //!
 //! The published CLI takes its own options of these wherever they stand before a `--`, and hands everything else to the
 //! command: `exec ID ls -la --json` is `ls -la`, printed as JSON. No parser we have does that, so the arguments are put
@@ -6,14 +6,33 @@
 
 use std::ffi::OsString;
 
-/// Options of `exec` that take a value.
-const WITH_VALUE: [&str; 4] = ["--timeout", "--cwd", "--env", "--api-url"];
-/// Options of `exec` that take none.
-const WITHOUT: [&str; 3] = ["--json", "--background", "--shell"];
+/// A command that takes another.
+#[derive(Clone, Copy)]
+struct Taker {
+    /// Its options that take a value.
+    with_value: &'static [&'static str],
+    /// Those that take none.
+    without: &'static [&'static str],
+}
+
+const EXEC: Taker = Taker {
+    with_value: &["--timeout", "--cwd", "--env", "--api-url"],
+    without: &["--json", "--background", "--shell"],
+};
+const SSH: Taker = Taker {
+    with_value: &[
+        "--user",
+        "--ttl",
+        "--public-key",
+        "--identity-file",
+        "--api-url",
+    ],
+    without: &["--json", "--print-command"],
+};
 
 /// The arguments with the options of a command that takes another before that. All others stay as they are.
 pub(crate) fn options_first(argv: Vec<OsString>) -> Vec<OsString> {
-    let Some(start) = start_of_exec(&argv) else {
+    let Some((taker, start)) = start_of_command(&argv) else {
         return argv;
     };
     let (before, after) = argv.split_at(start);
@@ -25,9 +44,11 @@ pub(crate) fn options_first(argv: Vec<OsString>) -> Vec<OsString> {
         let name = text.split_once('=').map_or(text, |(name, _)| name);
         if text == "--" {
             rest.extend(after.by_ref().cloned());
-        } else if WITHOUT.contains(&text) || rest.is_empty() && matches!(text, "--help" | "-h") {
+        } else if taker.without.contains(&text)
+            || rest.is_empty() && matches!(text, "--help" | "-h")
+        {
             ordered.push(argument.clone());
-        } else if WITH_VALUE.contains(&name) {
+        } else if taker.with_value.contains(&name) {
             ordered.push(argument.clone());
             if name == text {
                 ordered.extend(after.next().cloned());
@@ -46,8 +67,8 @@ pub(crate) fn options_first(argv: Vec<OsString>) -> Vec<OsString> {
     ordered
 }
 
-/// The index after `exec` or `process stream`, if that is what is asked for.
-fn start_of_exec(argv: &[OsString]) -> Option<usize> {
+/// What is asked for, if it takes a command, and the index after its name.
+fn start_of_command(argv: &[OsString]) -> Option<(Taker, usize)> {
     let mut words = argv.iter().enumerate().skip(1);
     let mut word = || {
         loop {
@@ -60,7 +81,10 @@ fn start_of_exec(argv: &[OsString]) -> Option<usize> {
             }
         }
     };
-    let (_, group) = word()?;
+    let (index, group) = word()?;
+    if group == "ssh" {
+        return Some((SSH, index + 1));
+    }
     if !matches!(group, "machine" | "sandbox") {
         return None;
     }
@@ -68,7 +92,7 @@ fn start_of_exec(argv: &[OsString]) -> Option<usize> {
         (_, "process") => word().map(|(index, verb)| (index, verb == "stream"))?,
         (index, verb) => (index, verb == "exec"),
     };
-    verb.then_some(index + 1)
+    verb.then_some((EXEC, index + 1))
 }
 
 #[cfg(test)]
@@ -116,6 +140,10 @@ mod tests {
             (
                 "n machine process logs i 7 --json",
                 "n machine process logs i 7 --json",
+            ),
+            (
+                "n ssh i ls -l --user u --ttl=1h -T",
+                "n ssh --user u --ttl=1h -- i ls -l -T",
             ),
             ("n machine list --json", "n machine list --json"),
             ("n agent run exec --json", "n agent run exec --json"),

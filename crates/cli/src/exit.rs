@@ -13,7 +13,7 @@
 //! | 8 | a command in a machine could not be run, or took too long |
 //! | 130 | interrupted |
 //!
-//! `machine exec` and `agent shell` exit with the code of the command they ran.
+//! `machine exec`, `agent shell` and `ssh` exit with the code of the command they ran.
 
 /// Anything that has no code of its own.
 pub const GENERAL: u8 = 1;

@@ -72,6 +72,8 @@ enum Command {
     /// Make machines, run commands in them, move files
     #[command(alias = "sandbox")]
     Machine(commands::machine::Args),
+    /// Log in to a machine over SSH, or run a command there
+    Ssh(commands::ssh::Args),
     /// Save the API key
     Auth(commands::auth::Args),
     /// Check this host, the configuration and the server
@@ -150,6 +152,7 @@ fn dispatch(command: Command, app: &App) -> Outcome {
                 match command {
                     Command::Agent(args) => commands::agent::run(args, app).await,
                     Command::Machine(args) => commands::machine::run(args, app).await,
+                    Command::Ssh(args) => commands::ssh::run(&args, app).await,
                     Command::Auth(args) => commands::auth::run(&args, app),
                     Command::Doctor(args) => commands::doctor::run(&args, app).await,
                     Command::Quickstart(args) => commands::quickstart::run(&args, app).await,
@@ -261,6 +264,8 @@ mod tests {
             "sandbox exec i ls -la --timeout 4 --json --background --cwd /x --env A=b --shell",
             "machine exec i -- ls --json",
             "sandbox kill i --json",
+            "ssh i ls -la --user u --ttl 10m --public-key k --identity-file f --print-command --json",
+            "sandbox ssh-access i --user u --ttl 10m --public-key k --identity-file f --print-command --json",
             "doctor --json",
             "auth login --api-url http://x",
             "--output-version v1 agent list",

@@ -12,12 +12,14 @@ use nullspace_cli::Cli;
 use serde_json::Value;
 
 /// The beginnings of the commands that are compared.
-const GROUPS: [&[&str]; 5] = [
+const GROUPS: [&[&str]; 7] = [
     &["agent"],
     &["sandbox", "file"],
     &["sandbox", "process"],
     &["sandbox", "pty"],
+    &["sandbox", "ssh-access"],
     &["sandbox", "upload"],
+    &["ssh"],
 ];
 
 /// What the published program says about itself.

@@ -24,6 +24,7 @@ pub mod machines;
 pub mod processes;
 pub mod pty;
 pub mod socket;
+mod ssh;
 pub mod transport;
 pub mod uploads;
 

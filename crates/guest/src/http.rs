@@ -20,7 +20,7 @@ use crate::{
     files,
     output::{FIRST_FOLLOWER, Next},
     process::{self, Process},
-    search, staging, tunnel, watch,
+    search, sftp, staging, tunnel, watch,
 };
 
 /// The most JSON a request may carry: a command line and its environment.
@@ -167,6 +167,22 @@ async fn answer(
             let port = form::<TunnelQuery>(query)?.port;
             Ok(Response::new(chunked(tunnel::open(port, body).await?)))
         }
+        (&Method::POST, ["listen"]) => {
+            let port = form::<TunnelQuery>(query)?.port;
+            Ok(Response::new(chunked(
+                guest.inner.ports.listen(port).await?,
+            )))
+        }
+        (&Method::POST, ["accepted"]) => {
+            let connection = form::<AcceptedQuery>(query)?.connection;
+            Ok(Response::new(chunked(
+                guest.inner.ports.take(connection, body)?,
+            )))
+        }
+        (&Method::POST, ["sftp"]) => {
+            let user = form::<SftpQuery>(query)?.user;
+            Ok(Response::new(chunked(sftp::open(guest, &user, body)?)))
+        }
         _ => Err(Error::not_found(format!(
             "no route {method} /{}",
             path.join("/")
@@ -194,6 +210,16 @@ struct StdinQuery {
 #[derive(Deserialize)]
 struct TunnelQuery {
     port: u16,
+}
+
+#[derive(Deserialize)]
+struct AcceptedQuery {
+    connection: u64,
+}
+
+#[derive(Deserialize)]
+struct SftpQuery {
+    user: String,
 }
 
 /// Encoded frames of a process's output.
@@ -238,8 +264,7 @@ struct Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         if self.attached && !self.done {
-            let _ = self.process.signal(9);
-            self.process.log.abandon();
+            self.process.leave();
         }
         if let Some(follower) = self.follower {
             self.process.log.leave(follower);

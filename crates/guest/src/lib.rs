@@ -13,10 +13,13 @@
 mod error;
 mod files;
 mod http;
+mod listen;
+mod login;
 mod output;
 mod process;
 mod reaper;
 mod search;
+mod sftp;
 mod staging;
 mod terminal;
 mod tunnel;
@@ -59,6 +62,8 @@ struct Inner {
     processes: process::Table,
     watches: watch::Count,
     publishing: staging::Publishing,
+    ports: listen::Ports,
+    sftp: sftp::Count,
 }
 
 impl std::fmt::Debug for Guest {
@@ -83,6 +88,8 @@ impl Guest {
                 processes,
                 watches: watch::Count::default(),
                 publishing: staging::Publishing::default(),
+                ports: listen::Ports::default(),
+                sftp: sftp::Count::default(),
             }),
         })
     }

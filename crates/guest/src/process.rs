@@ -16,8 +16,12 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use nullspace_protocol::{ErrorKind, ExecRequest, ProcessInfo};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use nullspace_protocol::{ErrorKind, ExecRequest, ProcessInfo, SIGNALLED};
+use nullspace_sys::spawn::Identity;
+use rustix::{
+    fs::{Gid, Uid},
+    process::{Pid, Signal, kill_process, kill_process_group},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::unix::pipe,
@@ -27,6 +31,7 @@ use tokio::{
 use crate::{
     Guest,
     error::{Error, Result},
+    login::Login,
     output::{Exit, Log},
     terminal::Terminal,
 };
@@ -45,6 +50,8 @@ pub(crate) struct Process {
     pub(crate) log: Log,
     stdin: tokio::sync::Mutex<Option<pipe::Sender>>,
     pub(crate) terminal: Option<Terminal>,
+    /// Whether somebody logged in with it.
+    is_login: bool,
     /// Set by the reaper; the log's exit follows once the pipes are drained.
     code: watch::Sender<Option<i32>>,
     timed_out: std::sync::atomic::AtomicBool,
@@ -78,6 +85,40 @@ impl Process {
             let _ = kill_process_group(pid, signal);
         }
         Ok(())
+    }
+
+    /// Whoever had started it is gone.
+    pub(crate) fn leave(&self) {
+        if self.is_login {
+            self.hang_up();
+        } else {
+            let _ = self.signal(9);
+        }
+        self.log.abandon();
+    }
+
+    /// As the kernel does for a terminal that is closed: whoever runs in the foreground and the shell are told, stopped
+    /// ones too. Who does not want to hear goes on.
+    fn hang_up(&self) {
+        let foreground = self.terminal.as_ref().and_then(Terminal::foreground);
+        for group in foreground.into_iter().chain(Pid::from_raw(self.pid as i32)) {
+            if self.code.borrow().is_none() {
+                let _ = kill_process_group(group, Signal::HUP);
+                let _ = kill_process_group(group, Signal::CONT);
+            }
+        }
+        // An input that is being written to is closed by whoever writes.
+        if self.terminal.is_none()
+            && let Ok(mut stdin) = self.stdin.try_lock()
+        {
+            *stdin = None;
+        }
+    }
+
+    /// What became of it, from what the reaper saw.
+    fn ended(&self, code: i32) {
+        let mask = if self.is_login { !0 } else { !SIGNALLED };
+        self.code.send_replace(Some(code & mask));
     }
 
     /// Writes to standard input and waits until the pipe took it all.
@@ -152,7 +193,7 @@ impl Table {
             .rev()
             .find(|p| p.pid == pid && p.code.borrow().is_none())
         {
-            process.code.send_replace(Some(code));
+            process.ended(code);
         }
     }
 
@@ -160,7 +201,7 @@ impl Table {
     pub(crate) fn reap_known(&self, status: impl Fn(u32) -> Option<i32>) {
         for process in self.lock().values().filter(|p| p.code.borrow().is_none()) {
             if let Some(code) = status(process.pid) {
-                process.code.send_replace(Some(code));
+                process.ended(code);
             }
         }
     }
@@ -173,8 +214,19 @@ impl Table {
 }
 
 /// Starts what was asked for. `attached` output is streamed to one caller, who is waited for.
-pub(crate) fn start(guest: &Guest, request: ExecRequest, attached: bool) -> Result<Arc<Process>> {
+pub(crate) fn start(
+    guest: &Guest,
+    mut request: ExecRequest,
+    attached: bool,
+) -> Result<Arc<Process>> {
     let config = &guest.inner.config;
+    let login = match &request.login {
+        Some(wanted) => Some(Login::find(guest, wanted)?),
+        None => None,
+    };
+    if let Some(login) = &login {
+        login.fill(&mut request);
+    }
     if request.argv.is_empty() || request.argv[0].is_empty() {
         return Err(Error::invalid("the command is empty"));
     }
@@ -191,11 +243,14 @@ pub(crate) fn start(guest: &Guest, request: ExecRequest, attached: bool) -> Resu
         }
         Err(error) => return Err(Error::invalid(format!("working directory {cwd}: {error}"))),
     }
-    let program = find_program(
-        &request.argv[0],
-        env.get("PATH").map(String::as_str),
-        &cwd_path,
-    )?;
+    let program = match &login {
+        Some(login) => PathBuf::from(login.shell()),
+        None => find_program(
+            &request.argv[0],
+            env.get("PATH").map(String::as_str),
+            &cwd_path,
+        )?,
+    };
     let label = request.label.unwrap_or_else(|| request.argv.join(" "));
     let argv = c_strings(request.argv.iter().cloned())?;
     let env = c_strings(
@@ -209,6 +264,12 @@ pub(crate) fn start(guest: &Guest, request: ExecRequest, attached: bool) -> Resu
         None => Wires::pipes(request.stdin),
     };
     let wires = wires.map_err(|e| Error::io("standard input and output", &e))?;
+    let user = login.as_ref().and_then(Login::other_than_root);
+    if let (Some(user), Some(_)) = (user, &wires.terminal) {
+        // It is opened by name, too. Where that is not to be had the three that are open still serve.
+        let owner = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+        let _ = rustix::fs::fchown(&wires.child[0], Some(owner.0), Some(owner.1));
+    }
     let stdio = wires.child.each_ref().map(AsFd::as_fd);
     let process = guest
         .inner
@@ -220,6 +281,11 @@ pub(crate) fn start(guest: &Guest, request: ExecRequest, attached: bool) -> Resu
                 env: &env,
                 cwd: &cwd_c,
                 stdio,
+                identity: user.map(|user| Identity {
+                    uid: user.uid,
+                    gid: user.gid,
+                    groups: &user.groups,
+                }),
                 terminal: wires.terminal.is_some(),
             })?;
             Ok(Arc::new(Process {
@@ -228,6 +294,7 @@ pub(crate) fn start(guest: &Guest, request: ExecRequest, attached: bool) -> Resu
                 log: Log::new(request.retain, attached),
                 stdin: tokio::sync::Mutex::new(wires.stdin),
                 terminal: wires.terminal,
+                is_login: login.is_some(),
                 code: watch::Sender::new(None),
                 timed_out: false.into(),
             }))

@@ -5,6 +5,7 @@
 
 use std::io;
 
+use nullspace_protocol::SIGNALLED;
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait, waitpid};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -41,9 +42,11 @@ fn status_of(pid: Option<u32>) -> Option<i32> {
     }
 }
 
-/// The shell's convention: 128 + N after signal N.
+/// The shell's convention, 128 + N after signal N, with a mark that it was one.
 fn exit_code(status: WaitStatus) -> Option<i32> {
-    status
-        .exit_status()
-        .or_else(|| status.terminating_signal().map(|signal| 128 + signal))
+    status.exit_status().or_else(|| {
+        status
+            .terminating_signal()
+            .map(|signal| SIGNALLED | (128 + signal))
+    })
 }

@@ -8,8 +8,9 @@ use std::{
 
 use nullspace_protocol::TerminalSize;
 use rustix::{
+    process::Pid,
     pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt},
-    termios::{Winsize, tcsetwinsize},
+    termios::{Winsize, tcgetpgrp, tcsetwinsize},
 };
 
 use crate::error::{Error, Result};
@@ -44,6 +45,11 @@ impl Terminal {
             session: self.session.clone(),
             size: *self.size.lock().unwrap_or_else(PoisonError::into_inner),
         }
+    }
+
+    /// The group of processes that reads what is typed.
+    pub(crate) fn foreground(&self) -> Option<Pid> {
+        tcgetpgrp(&self.master).ok()
     }
 
     /// The kernel tells whoever runs in the foreground.

@@ -16,10 +16,7 @@ use crate::error::{Error, Result};
 
 /// Connects to the port on the machine's loopback, over IPv4 and then IPv6; sends the request body there
 /// and answers with what comes back.
-pub(crate) async fn open(
-    port: u16,
-    mut body: Incoming,
-) -> Result<mpsc::Receiver<io::Result<Bytes>>> {
+pub(crate) async fn open(port: u16, body: Incoming) -> Result<mpsc::Receiver<io::Result<Bytes>>> {
     let stream = match TcpStream::connect(("127.0.0.1", port)).await {
         Ok(stream) => stream,
         Err(first) => TcpStream::connect(("::1", port)).await.map_err(|_| {
@@ -29,6 +26,11 @@ pub(crate) async fn open(
             )
         })?,
     };
+    Ok(carry(stream, body))
+}
+
+/// Sends a request's body into a connection and answers with what comes back.
+pub(crate) fn carry(stream: TcpStream, mut body: Incoming) -> mpsc::Receiver<io::Result<Bytes>> {
     let _ = stream.set_nodelay(true);
     let (mut from_port, mut to_port) = stream.into_split();
     let (sender, receiver) = mpsc::channel(4);
@@ -56,5 +58,5 @@ pub(crate) async fn open(
             }
         }
     });
-    Ok(receiver)
+    receiver
 }

@@ -11,10 +11,13 @@ const MAX_FILE: u64 = 1 << 20;
 /// A line of `/etc/passwd`, with the groups that list the user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct User {
+    pub(crate) name: String,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) groups: Vec<u32>,
     pub(crate) home: String,
+    /// Empty when the file names none.
+    pub(crate) shell: String,
 }
 
 /// Both files, read once per request.
@@ -63,7 +66,7 @@ impl Names {
             .lines()
             .find_map(|line| {
                 let fields: Vec<&str> = line.split(':').collect();
-                let [name, _, uid, gid, _, home, ..] = fields[..] else {
+                let [name, _, uid, gid, _, home, ref rest @ ..] = fields[..] else {
                     return None;
                 };
                 if name != wanted && uid != wanted {
@@ -73,10 +76,12 @@ impl Names {
                 let mut groups: Vec<u32> = self.groups_of(name).collect();
                 groups.push(gid);
                 Some(User {
+                    name: name.to_owned(),
                     uid: uid.parse().ok()?,
                     gid,
                     groups,
                     home: home.to_owned(),
+                    shell: rest.first().copied().unwrap_or_default().trim().to_owned(),
                 })
             })
             .ok_or_else(|| Error::invalid(format!("no user {wanted:?} in this machine")))
@@ -109,10 +114,12 @@ mod tests {
             group: "root:x:0:\nann:x:1001:\ndocker:x:7:bob,ann\nodd\n".into(),
         };
         let ann = User {
+            name: "ann".into(),
             uid: 1000,
             gid: 1001,
             groups: vec![7, 1001],
             home: "/home/ann".into(),
+            shell: "/bin/sh".into(),
         };
         assert_eq!(names.find("ann").unwrap(), ann);
         assert_eq!(names.find("1000").unwrap(), ann);

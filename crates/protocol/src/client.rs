@@ -2,9 +2,11 @@
 
 mod connection;
 mod search;
+mod tunnel;
 mod upload;
 mod watch;
 
+pub use tunnel::Listener;
 pub use watch::WatchStream;
 
 use std::{pin::Pin, sync::Arc};
@@ -334,37 +336,6 @@ impl GuestClient {
         self.post("/files/permissions", request, "changing permissions")
             .await
             .map(drop)
-    }
-
-    /// A TCP connection to a port inside the machine, as its own loopback sees it.
-    ///
-    /// # Errors
-    /// `NotFound` when nothing listens there.
-    pub async fn tunnel(&self, port: u16) -> Result<BoxedIo, GuestError> {
-        let (ours, theirs) = tokio::io::duplex(64 << 10);
-        let (upload, mut download) = tokio::io::split(theirs);
-        let upload = tokio_util::io::ReaderStream::with_capacity(upload, 64 << 10);
-        let path = format!("/tunnel?port={port}");
-        let step = "opening a port";
-        let (response, stream) = (self.connection)
-            .request(Method::POST, &path, false, step)
-            .await?;
-        let upload = tokio::spawn(connection::pump(stream, upload));
-        let response = match response.await {
-            Ok(response) => accepted(&path, response).await,
-            Err(error) => Err(GuestError::lost(step, error)),
-        };
-        let mut body = response.inspect_err(|_| upload.abort())?.into_body();
-        tokio::spawn(async move {
-            while let Some(Ok(data)) = connection::next(&mut body).await {
-                let written = tokio::io::AsyncWriteExt::write_all(&mut download, &data);
-                if written.await.is_err() {
-                    return;
-                }
-            }
-            let _ = tokio::io::AsyncWriteExt::shutdown(&mut download).await;
-        });
-        Ok(Box::new(ours))
     }
 
     async fn get<T: DeserializeOwned>(

@@ -17,12 +17,12 @@ mod types;
 mod upload;
 mod watch;
 
-pub use client::{ByteStream, GuestClient, GuestError, OutputStream, WatchStream};
+pub use client::{ByteStream, GuestClient, GuestError, Listener, OutputStream, WatchStream};
 pub use search::{ReplaceRequest, Replaced, SearchMatch, SearchRequest};
 pub use types::{
-    ErrorBody, ErrorKind, ExecRequest, FileInfo, FileKind, Hello, MkdirRequest, OutputQuery,
-    PathRequest, PermissionsRequest, ProcessInfo, ReadQuery, RenameRequest, Retain, SignalRequest,
-    Started, Terminal, TerminalSize, WriteQuery,
+    Connected, ErrorBody, ErrorKind, ExecRequest, FileInfo, FileKind, Hello, Login, MkdirRequest,
+    OutputQuery, PathRequest, PermissionsRequest, ProcessInfo, ReadQuery, RenameRequest, Retain,
+    SignalRequest, Started, Terminal, TerminalSize, WriteQuery,
 };
 pub use upload::{
     Conflict, DiscardRequest, PartQuery, PublishOutcome, PublishRequest, Published, RefusedReason,
@@ -37,7 +37,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 ///
 /// 2: [`Retain::Live`], [`Retain::Tail`], terminals.
 /// 3: searching, replacing, watching, uploads in parts.
-pub const PROTOCOL_VERSION: u32 = 3;
+/// 4: logins, SFTP, ports that the machine listens on for the host.
+pub const PROTOCOL_VERSION: u32 = 4;
+/// In the exit code of a [`Login`]: it was ended by the signal that is left when 128 is taken off.
+pub const SIGNALLED: i32 = 0x100;
 
 /// Any byte stream, as engines hand it out.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}

@@ -60,9 +60,26 @@ pub struct ExecRequest {
     /// before the end either: a short command is then answered in one piece.
     #[serde(default)]
     pub collect: bool,
+    /// Run a user's shell, as when somebody logs in; `argv` and `cwd` do not count then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<Login>,
     /// Standard input, output and error are a terminal (all output is then standard output); `stdin` does not count.
     #[serde(default)]
     pub terminal: Option<Terminal>,
+}
+
+/// Somebody who logs in. The shell and the home directory are those of the machine's `/etc/passwd`.
+///
+/// An attached process that was started so is not killed when its caller goes away: it is hung up, as by a terminal that
+/// is closed, and what it writes later is dropped. Its exit frame tells exit codes and signals apart: see
+/// [`crate::SIGNALLED`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Login {
+    /// The user of the machine.
+    pub user: String,
+    /// What the shell is to run; without it it is a login shell.
+    #[serde(default)]
+    pub command: Option<String>,
 }
 
 /// A terminal that a process runs in.
@@ -126,6 +143,17 @@ pub struct OutputQuery {
 pub struct SignalRequest {
     /// Signal number, 1 to 64.
     pub signal: i32,
+}
+
+/// A line of the answer to `POST /listen`. The first is about the listener itself: `connection` is 0 there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connected {
+    /// What to ask for the connection by, once.
+    pub connection: u64,
+    /// The port that is listened on.
+    pub port: u16,
+    /// The port of whoever connected.
+    pub peer_port: u16,
 }
 
 /// What a file system object is.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  http/  check, convert, spell     one file per noun
+//!  ssh/   the same for people who log in
 //!  app/   authorise, decide, record, act
 //! ```
 //! The CLI's composition root chooses the engine and calls [`serve`]; tests do the same with the fake
@@ -12,7 +13,8 @@ mod config;
 pub mod error;
 pub mod http;
 mod serve;
+mod ssh;
 
 pub use app::template::Source as TemplateSource;
 pub use config::Config;
-pub use serve::{KeySink, ServeError, ServeOptions, Server, serve};
+pub use serve::{KeySink, ServeError, ServeOptions, Server, SshListen, SshOptions, serve};

@@ -44,11 +44,48 @@ pub struct ServeOptions {
     pub on_minted_key: KeySink,
     /// Limits and habits.
     pub config: Config,
+    /// Logging in to machines.
+    pub ssh: SshOptions,
     /// What machines start from.
     pub templates: template::Source,
     /// Where machines have the bundle of certificate authorities that they trust; the usual variables of
     /// their environment point at it.
     pub ca_file: Option<&'static str>,
+}
+
+/// Logging in to machines over SSH.
+#[derive(Clone, Debug, Default)]
+pub struct SshOptions {
+    /// Where to listen.
+    pub listen: SshListen,
+    /// What clients are told to connect to, if that is not the address.
+    pub host: Option<String>,
+}
+
+/// Where the SSH server listens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SshListen {
+    /// At the address of the API, one port above its own if that is free, else at any.
+    #[default]
+    Beside,
+    /// Here; port 0 takes a free one.
+    At(SocketAddr),
+    /// Nowhere.
+    Off,
+}
+
+impl std::str::FromStr for SshListen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "off" => Ok(Self::Off),
+            address => address
+                .parse()
+                .map(Self::At)
+                .map_err(|_| "neither an address with a port nor `off`".to_owned()),
+        }
+    }
 }
 
 impl std::fmt::Debug for ServeOptions {
@@ -57,6 +94,7 @@ impl std::fmt::Debug for ServeOptions {
             .field("listen", &self.listen)
             .field("data_dir", &self.data_dir)
             .field("config", &self.config)
+            .field("ssh", &self.ssh)
             .field("templates", &self.templates)
             .finish_non_exhaustive()
     }
@@ -155,6 +193,17 @@ impl Server {
             address: options.listen,
             source,
         })?;
+        let ssh_listener = listen_for_ssh(address, options.ssh.listen).await?;
+        let ssh = match &ssh_listener {
+            Some((_, address)) => {
+                let opened = app::ssh::Ssh::open(&options.data_dir, *address, options.ssh.host);
+                Some(opened.map_err(|source| ServeError::DataDir {
+                    path: options.data_dir.join("keys"),
+                    source,
+                })?)
+            }
+            None => None,
+        };
         let seal =
             app::seal::Seal::open(&options.data_dir).map_err(|source| ServeError::DataDir {
                 path: options.data_dir.join("keys"),
@@ -176,6 +225,7 @@ impl Server {
                 connections: TaskTracker::new(),
             },
             agents: app::agent::Agents::default(),
+            ssh,
             uploads: app::upload::Uploads::default(),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -202,6 +252,10 @@ impl Server {
             app.stopping.clone(),
             connections.clone(),
         ));
+        if let Some((listener, address)) = ssh_listener {
+            app.tasks.spawn(crate::ssh::accept(app.clone(), listener));
+            tracing::info!(%address, "listening for ssh");
+        }
         tracing::info!(%address, engine = app.engine.name(), "listening");
         Ok(Self {
             address,
@@ -216,6 +270,12 @@ impl Server {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it listens for SSH.
+    #[must_use]
+    pub fn ssh_address(&self) -> Option<SocketAddr> {
+        self.app.ssh.as_ref().map(|ssh| ssh.address)
     }
 
     /// The application behind it.
@@ -243,6 +303,34 @@ impl Server {
         // Whatever else was queued is on disk when this comes back.
         let _ = self.app.store.write(|_| Ok::<_, StoreError>(())).await;
         tracing::info!("stopped");
+    }
+}
+
+/// Opens the port of the SSH server, if it is to have one. Where nobody has said which, one that is taken is no reason
+/// not to start: clients are told the port each time.
+async fn listen_for_ssh(
+    api: SocketAddr,
+    listen: SshListen,
+) -> Result<Option<(TcpListener, SocketAddr)>, ServeError> {
+    let beside = SocketAddr::new(api.ip(), api.port().checked_add(1).unwrap_or(0));
+    let (wanted, bound) = match listen {
+        SshListen::Off => return Ok(None),
+        SshListen::At(address) => (address, TcpListener::bind(address).await),
+        SshListen::Beside => match TcpListener::bind(beside).await {
+            Err(_) => {
+                let any = SocketAddr::new(api.ip(), 0);
+                (any, TcpListener::bind(any).await)
+            }
+            bound => (beside, bound),
+        },
+    };
+    let with_address = |listener: TcpListener| Ok((listener.local_addr()?, listener));
+    match bound.and_then(with_address) {
+        Ok((address, listener)) => Ok(Some((listener, address))),
+        Err(source) => Err(ServeError::Listen {
+            address: wanted,
+            source,
+        }),
     }
 }
 
@@ -322,6 +410,9 @@ async fn forget(app: AppState) {
             Err(error) => {
                 tracing::warn!(context = ?error.context, "old records could not be removed");
             }
+        }
+        if let Err(error) = app::ssh::forget_old(&app).await {
+            tracing::warn!(context = ?error.context, "old ssh grants could not be removed");
         }
         if let Err(error) = upload::sweep(&app).await {
             tracing::warn!(context = ?error.context, "uploads that are over could not be removed");

@@ -27,6 +27,7 @@ pub mod key;
 pub mod machine;
 mod migrate;
 mod reader;
+pub mod ssh;
 pub mod upload;
 mod writer;
 

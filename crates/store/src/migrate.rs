@@ -12,6 +12,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0004_artifacts.sql"),
     include_str!("../migrations/0005_log_lines.sql"),
     include_str!("../migrations/0006_uploads.sql"),
+    include_str!("../migrations/0007_ssh.sql"),
 ];
 
 /// Brings the database to the newest schema, each step in a transaction of its own.

@@ -26,8 +26,21 @@ pub struct Command<'a> {
     pub cwd: &'a CStr,
     /// Standard input, output and error.
     pub stdio: [BorrowedFd<'a>; 3],
+    /// Whom to become first; the caller's own user when absent.
+    pub identity: Option<Identity<'a>>,
     /// Standard input is a terminal that belongs to no session: it becomes the controlling one of the command's.
     pub terminal: bool,
+}
+
+/// A user of the system.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity<'a> {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Further groups.
+    pub groups: &'a [u32],
 }
 
 /// Starts the command in a session of its own with default signal handling, and returns its process id.
@@ -47,6 +60,7 @@ pub fn spawn(command: &Command<'_>) -> io::Result<i32> {
         env: env.as_ptr(),
         cwd: command.cwd.as_ptr(),
         stdio: command.stdio.map(|fd| fd.as_raw_fd()),
+        identity: command.identity,
         terminal: command.terminal,
         ignored: ignored_signals(),
         error: 0,
@@ -88,12 +102,13 @@ pub fn spawn(command: &Command<'_>) -> io::Result<i32> {
 const STACK: usize = 32 << 10;
 
 /// What the child is told, and what it says when it fails.
-struct Start {
+struct Start<'a> {
     program: *const libc::c_char,
     argv: *const *const libc::c_char,
     env: *const *const libc::c_char,
     cwd: *const libc::c_char,
     stdio: [i32; 3],
+    identity: Option<Identity<'a>>,
     terminal: bool,
     ignored: &'static [libc::c_int],
     error: libc::c_int,
@@ -102,12 +117,13 @@ struct Start {
 /// The child, in its parent's memory while the parent waits: it calls nothing that allocates, locks or
 /// panics. Ends by becoming the command, or with `error` set.
 extern "C" fn become_command(start: *mut libc::c_void) -> libc::c_int {
-    let start = start.cast::<Start>();
+    let start = start.cast::<Start<'_>>();
     // SAFETY: the parent's `Start`, which nobody else looks at meanwhile, with live NUL-terminated strings and
     // lists. The signal structures are plain data for which zeroes are valid: default handling, no mask.
     unsafe {
         libc::setsid();
-        let failed = libc::chdir((*start).cwd) < 0
+        let failed = !become_user((*start).identity)
+            || libc::chdir((*start).cwd) < 0
             // Targets 0..=2 are below every source: the caller's own standard streams are open.
             || libc::dup2((*start).stdio[0], 0) < 0
             || libc::dup2((*start).stdio[1], 1) < 0
@@ -124,6 +140,23 @@ extern "C" fn become_command(start: *mut libc::c_void) -> libc::c_int {
         }
         ptr::write_volatile(&raw mut (*start).error, *libc::__errno_location());
         libc::_exit(127)
+    }
+}
+
+/// Changes the calling task alone, while it shares its parent's memory: the C library's own setters would do it to every
+/// thread that they know of.
+///
+/// # Safety
+/// The list of groups must be live.
+unsafe fn become_user(identity: Option<Identity<'_>>) -> bool {
+    let Some(Identity { uid, gid, groups }) = identity else {
+        return true;
+    };
+    // SAFETY: plain numbers, and a list of the length given.
+    unsafe {
+        libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) == 0
+            && libc::syscall(libc::SYS_setresgid, gid, gid, gid) == 0
+            && libc::syscall(libc::SYS_setresuid, uid, uid, uid) == 0
     }
 }
 
@@ -167,6 +200,7 @@ mod tests {
             env: &[c"GREETING=hello".to_owned()],
             cwd,
             stdio: [null.as_fd(), out.as_fd(), out.as_fd()],
+            identity: None,
             terminal: false,
         })
     }
@@ -208,6 +242,39 @@ mod tests {
         assert_eq!(words[6], "SigIgn:");
         // The two that C libraries keep for themselves may have come from whoever started this.
         assert_eq!(mask(7) & !(0b11 << 31), 0);
+    }
+
+    #[test]
+    fn a_command_can_be_another_user_and_the_caller_stays_who_it_is() {
+        // SAFETY: no arguments, cannot fail.
+        if unsafe { libc::geteuid() } != 0 {
+            println!("skipped: only root can become somebody else");
+            return;
+        }
+        let (mut read, write) = io::pipe().expect("a pipe");
+        let null = File::open("/dev/null").expect("null");
+        let argv = ["sh", "-c", "id -u; id -g; id -G"].map(|a| CString::new(a).expect("text"));
+        let pid = spawn(&Command {
+            program: c"/bin/sh",
+            argv: &argv,
+            env: &[c"PATH=/usr/bin:/bin".to_owned()],
+            cwd: c"/",
+            stdio: [null.as_fd(), write.as_fd(), write.as_fd()],
+            identity: Some(Identity {
+                uid: 65_531,
+                gid: 65_532,
+                groups: &[65_532, 65_533],
+            }),
+            terminal: false,
+        })
+        .expect("spawn");
+        drop(write);
+        let mut text = String::new();
+        read.read_to_string(&mut text).expect("output");
+        assert_eq!(wait(pid), 0);
+        assert_eq!(text, "65531\n65532\n65532 65533\n");
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::geteuid() }, 0);
     }
 
     #[test]

@@ -7,3 +7,4 @@ pub(crate) mod machine;
 pub(crate) mod quickstart;
 #[cfg(target_os = "linux")]
 pub(crate) mod serve;
+pub(crate) mod ssh;

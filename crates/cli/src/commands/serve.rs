@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use indicatif::MultiProgress;
 use nullspace_engine_native::NativeEngine;
-use nullspace_server::{ServeError, ServeOptions, Server, TemplateSource};
+use nullspace_server::{ServeError, ServeOptions, Server, SshListen, TemplateSource};
 use tracing_subscriber::EnvFilter;
 
 use crate::app::App;
@@ -41,14 +41,16 @@ const CA_BUNDLES: [&str; 4] = [
   nullspace serve --listen 0.0.0.0:3000 --data-dir /srv/nullspace
   NULLSPACE_BOOTSTRAP_API_KEY=ns_live_… nullspace serve --config /etc/nullspace.toml
 
-Settings come from flags, then the environment (NULLSPACE_LISTEN, NULLSPACE_DATA_DIR,
-NULLSPACE_CONFIG, NULLSPACE_TEMPLATE_CACHE_DIR, NULLSPACE_MAKE_BASE,
+Settings come from flags, then the environment (NULLSPACE_LISTEN, NULLSPACE_SSH_ADDR,
+NULLSPACE_SSH_HOST, NULLSPACE_DATA_DIR, NULLSPACE_CONFIG, NULLSPACE_TEMPLATE_CACHE_DIR, NULLSPACE_MAKE_BASE,
 NULLSPACE_TRUST_HOST_CERTIFICATES, NULLSPACE_SPARE_MACHINES, NULLSPACE_LOG), then the file, then
 defaults. NULLSPACE_BOOTSTRAP_API_KEY lets a key in; without it and without any key, one is made
 at the first start and put into this user's configuration, so that the command line works at once.
 
 The file:
   listen = \"127.0.0.1:3000\"
+  ssh_addr = \"127.0.0.1:3001\"                  # or \"off\"
+  ssh_host = \"ssh.example.com\"                 # what clients are told to connect to
   data_dir = \"/var/lib/nullspace\"
   template_cache_dir = \"/var/cache/nullspace\"   # `base` is shared between data directories here
   make_base = true                              # make `base` if it is not there
@@ -60,6 +62,12 @@ pub(crate) struct Args {
     /// Address and port to listen on.
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
+    /// Address and port to listen on for SSH, or `off` [default: beside the other].
+    #[arg(long, value_name = "ADDRESS")]
+    ssh_addr: Option<SshListen>,
+    /// What SSH clients are told to connect to, if that is not the address.
+    #[arg(long, value_name = "NAME")]
+    ssh_host: Option<String>,
     /// Where everything is kept.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -187,6 +195,7 @@ async fn serve(settings: &Settings, app: &App, bars: MultiProgress) -> Outcome {
         bootstrap_key: settings.bootstrap_key.clone(),
         on_minted_key: key::sink(app.ui, app.surroundings.clone(), settings),
         config: settings.limits.clone(),
+        ssh: settings.ssh.clone(),
         templates: TemplateSource::Builtin {
             cache_dir: settings.template_cache_dir.clone(),
             make_base: settings.make_base,
@@ -203,6 +212,9 @@ async fn serve(settings: &Settings, app: &App, bars: MultiProgress) -> Outcome {
         env!("CARGO_PKG_VERSION"),
         server.address()
     ));
+    if let Some(address) = server.ssh_address() {
+        app.ui.note(format!("SSH to machines: {address}"));
+    }
     stop.await;
     app.ui
         .note("Stopping: requests under way may finish, machines stay.");
@@ -254,7 +266,7 @@ fn start_error(error: &ServeError) -> CliError {
         ),
         ServeError::Listen { .. } => (
             "local_error",
-            "Something else listens there, or it is no address of this host: give another --listen.",
+            "Something else listens there, or it is no address of this host: give another --listen or --ssh-addr.",
         ),
         ServeError::DataDir { .. } => ("local_error", "Give another --data-dir."),
         ServeError::Key(_) => (

@@ -42,6 +42,8 @@ pub use adopt::{adopt, watch_exits};
 pub(super) use plan::check_envs;
 pub use plan::{NewMachine, RESERVED, check_cwd, is_reserved, plan};
 
+/// How the record calls a machine that runs.
+pub(crate) const RUNNING: &str = State::Running.as_str();
 /// How long a guest may take to answer a new connection.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -174,17 +176,20 @@ impl Handle {
             let io = engine.dial(&self.id).await?;
             Ok::<_, Error>(GuestClient::connect(io).await?)
         };
-        let guest = tokio::time::timeout(CONNECT, connect).await.map_err(|_| {
-            Error::new(
-                crate::error::Kind::Machine,
-                code::EXEC_FAILED,
-                "the machine does not answer",
-            )
-            .with_context("connecting to the guest took too long")
-        })??;
+        let connected = tokio::time::timeout(CONNECT, connect).await;
+        let guest = connected.map_err(|_| no_answer())??;
         *slot = Some(guest.clone());
         Ok(guest)
     }
+}
+
+fn no_answer() -> Error {
+    Error::new(
+        crate::error::Kind::Machine,
+        code::EXEC_FAILED,
+        "the machine does not answer",
+    )
+    .with_context("connecting to the guest took too long")
 }
 
 /// A machine that was asked for.
@@ -306,6 +311,23 @@ pub async fn guest(app: &App, id: &str) -> Result<GuestClient> {
             let row = stored(&app.store, id).await?;
             Err(Error::not_ready(id, &row.state))
         }
+    }
+}
+
+/// A connection to a running machine's guest for one user alone: what is not read on it holds up nobody else.
+///
+/// # Errors
+/// As [`guest`].
+pub(crate) async fn own_guest(app: &App, id: &str) -> Result<GuestClient> {
+    // Says what is wrong with the machine, if anything is.
+    guest(app, id).await?;
+    let connect = async {
+        let io = app.engine.dial(id).await?;
+        Ok::<_, Error>(GuestClient::connect(io).await?)
+    };
+    match tokio::time::timeout(CONNECT, connect).await {
+        Ok(connected) => connected,
+        Err(_) => Err(no_answer()),
     }
 }
 

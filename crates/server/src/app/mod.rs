@@ -25,6 +25,7 @@ pub mod pty;
 pub(crate) mod seal;
 pub mod search;
 pub(crate) mod socket;
+pub mod ssh;
 pub mod template;
 pub mod upload;
 
@@ -65,6 +66,8 @@ pub struct App {
     pub(crate) seal: seal::Seal,
     /// Where the doors of services are opened, and who is on the way through them.
     pub(crate) doors: Doors,
+    /// Logging in to machines, unless it is turned off.
+    pub(crate) ssh: Option<ssh::Ssh>,
     /// Uploads in parts that are under way.
     pub(crate) uploads: upload::Uploads,
     /// The agent side's own state.

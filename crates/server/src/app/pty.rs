@@ -141,7 +141,10 @@ fn size(cols: u16, rows: u16) -> Result<TerminalSize> {
 }
 
 fn info(process: ProcessInfo) -> Option<PtyInfo> {
-    let terminal = process.terminal?;
+    // One without a name belongs to somebody who logged in over SSH.
+    let terminal = process
+        .terminal
+        .filter(|terminal| !terminal.session.is_empty())?;
     Some(PtyInfo {
         session_id: terminal.session,
         pid: process.pid,

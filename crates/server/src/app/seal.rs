@@ -18,6 +18,8 @@ use ring::{
 
 /// Bytes of the key.
 const KEY: usize = 32;
+/// More than any secret that is kept takes.
+const MAX_SECRET: u64 = 64 << 10;
 
 /// Seals and opens.
 pub(crate) struct Seal {
@@ -39,40 +41,15 @@ impl Seal {
     /// # Errors
     /// When it cannot be read, written, or is not a key.
     pub(crate) fn open(data_dir: &Path) -> io::Result<Self> {
-        let directory = data_dir.join("keys");
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&directory)?;
-        let path = directory.join("seal.key");
         let random = SystemRandom::new();
-        let mut bytes = Vec::new();
-        match fs::File::open(&path) {
-            Ok(file) => {
-                file.take(KEY as u64 + 1).read_to_end(&mut bytes)?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                bytes = vec![0; KEY];
-                random.fill(&mut bytes).map_err(unspecified)?;
-                // Whole or not at all, and on the disk before anything is sealed with it.
-                let new = directory.join("seal.key.new");
-                let mut file = fs::File::options()
-                    .create(true)
-                    .truncate(true)
-                    .write(true)
-                    .mode(0o600)
-                    .open(&new)?;
-                file.write_all(&bytes)?;
-                file.sync_all()?;
-                fs::rename(&new, &path)?;
-                fs::File::open(&directory)?.sync_all()?;
-            }
-            Err(error) => return Err(error),
-        }
+        let bytes = kept(data_dir, "seal.key", || {
+            let mut bytes = vec![0; KEY];
+            random.fill(&mut bytes).map_err(unspecified)?;
+            Ok(bytes)
+        })?;
         if bytes.len() != KEY {
             return Err(io::Error::other(format!(
-                "{} does not hold {KEY} bytes",
-                path.display()
+                "keys/seal.key does not hold {KEY} bytes"
             )));
         }
         let key = UnboundKey::new(&AES_256_GCM, &bytes).map_err(unspecified)?;
@@ -129,6 +106,47 @@ impl Seal {
     pub(crate) fn is_token(&self, owner: &str, token: &str) -> bool {
         hex::decode(token)
             .is_ok_and(|token| hmac::verify(&self.tokens, owner.as_bytes(), &token).is_ok())
+    }
+}
+
+/// A secret of the data directory: what the file `name` in `keys/` holds, or what `make` makes for it at the first start.
+///
+/// # Errors
+/// When it cannot be read, made or written.
+pub(crate) fn kept(
+    data_dir: &Path,
+    name: &str,
+    make: impl FnOnce() -> io::Result<Vec<u8>>,
+) -> io::Result<Vec<u8>> {
+    let directory = data_dir.join("keys");
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&directory)?;
+    let path = directory.join(name);
+    match fs::File::open(&path) {
+        Ok(file) => {
+            let mut bytes = Vec::new();
+            file.take(MAX_SECRET).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let bytes = make()?;
+            // Whole or not at all, and on the disk before anything depends on it.
+            let new = directory.join(format!("{name}.new"));
+            let mut file = fs::File::options()
+                .create(true)
+                .truncate(true)
+                .write(true)
+                .mode(0o600)
+                .open(&new)?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
+            fs::File::open(&directory)?.sync_all()?;
+            Ok(bytes)
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
 }
 
 /// What the caller calls this server, without the port: its services are found under the same name.
-fn host(headers: &HeaderMap) -> &str {
+pub(super) fn host(headers: &HeaderMap) -> &str {
     let host = headers
         .get(header::HOST)
         .and_then(|value| value.to_str().ok())

@@ -22,7 +22,6 @@ const OF_A_MACHINE: &[(&str, &[&str])] = &[
             "preview-urls/{*rest}",
         ],
     ),
-    ("ssh access", &["ssh-access"]),
     ("volumes", &["volumes", "volumes/{*rest}"]),
     ("egress rules", &["egress"]),
     ("web sockets", &["lifecycle/ws"]),

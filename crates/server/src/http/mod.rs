@@ -25,6 +25,7 @@ mod pty;
 mod rest;
 mod search;
 mod socket;
+mod ssh;
 mod upload;
 
 use axum::{
@@ -54,6 +55,7 @@ fn machine_routes() -> OpenApiRouter<AppState> {
         .merge(process::routes())
         .merge(pty::routes())
         .merge(socket::routes())
+        .merge(ssh::routes())
         .merge(file::routes())
         .merge(batch::routes())
         .merge(search::routes())

@@ -4,11 +4,12 @@
 
 pub mod project;
 pub mod socket;
+pub mod ssh;
 
 use std::{sync::Arc, time::Duration};
 
 use nullspace_engine::{Engine, fake::FakeEngine};
-use nullspace_server::{Config, ServeOptions, Server, TemplateSource};
+use nullspace_server::{Config, ServeOptions, Server, SshListen, SshOptions, TemplateSource};
 use nullspace_templates::Layer;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
@@ -49,6 +50,10 @@ impl World {
             bootstrap_key: Some(KEY.into()),
             on_minted_key: Box::new(|_| Ok(())),
             config: self.config.clone(),
+            ssh: SshOptions {
+                listen: SshListen::At(([127, 0, 0, 1], 0).into()),
+                host: None,
+            },
             templates: TemplateSource::Fixed(vec![Layer {
                 name: "base".into(),
                 digest: "0".repeat(64),

@@ -40,6 +40,8 @@ enum Command {
     Process(process::Args),
     /// Terminals
     Pty(pty::Args),
+    /// Let a key log in over SSH, and say how
+    SshAccess(crate::commands::ssh::AccessArgs),
     /// Copy files to or from a machine
     Cp(cp::Args),
     /// Make a directory of a machine like a local one
@@ -59,6 +61,7 @@ pub(crate) async fn run(args: Args, app: &App) -> Outcome {
         Command::Kill(args) => kill::run(&args, app).await,
         Command::Process(args) => process::run(args, app).await,
         Command::Pty(args) => pty::run(args, app).await,
+        Command::SshAccess(args) => crate::commands::ssh::access(&args, app).await,
         Command::Cp(args) => cp::run(&args, app).await,
         Command::Sync(args) => sync::run(&args, app).await,
         Command::Upload(args) => upload::run(&args, app).await,

@@ -153,6 +153,7 @@ mod tests {
 
         fn mint(&self, listen: &str) {
             let settings = Settings {
+                ssh: nullspace_server::SshOptions::default(),
                 listen: listen.parse().expect("an address"),
                 data_dir: self.surroundings.cwd.clone(),
                 template_cache_dir: None,

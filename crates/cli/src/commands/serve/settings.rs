@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use nullspace_server::SshOptions;
 use nullspace_templates::{DEFAULT_CACHE_DIR, Progress};
 use serde::Deserialize;
 
@@ -20,6 +21,10 @@ use crate::ui::Ui;
 pub(crate) mod env_vars {
     /// Address and port to listen on.
     pub(crate) const NULLSPACE_LISTEN: &str = "NULLSPACE_LISTEN";
+    /// Address and port to listen on for SSH, or `off`.
+    pub(crate) const NULLSPACE_SSH_ADDR: &str = "NULLSPACE_SSH_ADDR";
+    /// What SSH clients are told to connect to.
+    pub(crate) const NULLSPACE_SSH_HOST: &str = "NULLSPACE_SSH_HOST";
     /// Where everything is kept.
     pub(crate) const NULLSPACE_DATA_DIR: &str = "NULLSPACE_DATA_DIR";
     /// The settings file.
@@ -46,6 +51,7 @@ const DEFAULT_SPARE: usize = 4;
 /// What `serve` works with. It holds a key, so it cannot be printed.
 pub(super) struct Settings {
     pub(super) listen: SocketAddr,
+    pub(super) ssh: SshOptions,
     pub(super) data_dir: PathBuf,
     pub(super) template_cache_dir: Option<PathBuf>,
     pub(super) make_base: bool,
@@ -63,6 +69,8 @@ pub(super) struct Settings {
 #[serde(default)]
 struct SettingsFile {
     listen: Option<SocketAddr>,
+    ssh_addr: Option<String>,
+    ssh_host: Option<String>,
     data_dir: Option<PathBuf>,
     template_cache_dir: Option<PathBuf>,
     make_base: Option<bool>,
@@ -83,6 +91,13 @@ impl Settings {
         let (file, unknown) = match &path {
             Some(path) => read(path)?,
             None => (SettingsFile::default(), Vec::new()),
+        };
+        let ssh_addr = match &file.ssh_addr {
+            Some(text) => Some(
+                text.parse()
+                    .map_err(|error| CliError::usage(format!("ssh_addr = {text:?}: {error}")))?,
+            ),
+            None => None,
         };
         let cache_dir = match var(env_vars::NULLSPACE_TEMPLATE_CACHE_DIR) {
             Some(dir) => Some(PathBuf::from(dir)),
@@ -119,6 +134,19 @@ impl Settings {
                 .or(parsed(env_vars::NULLSPACE_LISTEN, &var)?)
                 .or(file.listen)
                 .unwrap_or(DEFAULT_LISTEN),
+            ssh: SshOptions {
+                listen: args
+                    .ssh_addr
+                    .or(parsed(env_vars::NULLSPACE_SSH_ADDR, &var)?)
+                    .or(ssh_addr)
+                    .unwrap_or_default(),
+                host: args
+                    .ssh_host
+                    .clone()
+                    .or_else(|| var(env_vars::NULLSPACE_SSH_HOST))
+                    .or(file.ssh_host)
+                    .filter(|host| !host.is_empty()),
+            },
             data_dir,
             template_cache_dir: (!cache_dir.as_os_str().is_empty()).then_some(cache_dir),
             make_base: parsed(env_vars::NULLSPACE_MAKE_BASE, &var)?
