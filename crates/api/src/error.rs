@@ -25,6 +25,12 @@ pub mod code {
     pub const MACHINE_NOT_FOUND: &str = "machine_not_found";
     /// The machine is not running (`sandbox_not_ready` under `/v1/sandboxes`).
     pub const MACHINE_NOT_READY: &str = "machine_not_ready";
+    /// No such snapshot.
+    pub const SNAPSHOT_NOT_FOUND: &str = "snapshot_not_found";
+    /// No such webhook.
+    pub const WEBHOOK_NOT_FOUND: &str = "webhook_not_found";
+    /// The webhook has no such delivery.
+    pub const WEBHOOK_DELIVERY_NOT_FOUND: &str = "webhook_delivery_not_found";
     /// No such template.
     pub const TEMPLATE_NOT_FOUND: &str = "template_not_found";
     /// The template is being made; ask again.

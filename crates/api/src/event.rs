@@ -4,6 +4,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
 
+/// What can happen to a machine, for customers. Published clients know exactly these.
+pub const OPERATIONS: [&str; 9] = [
+    "create",
+    "destroy",
+    "timeout_updated",
+    "timeout_expired",
+    "hibernate",
+    "snapshot_created",
+    "resume_from_snapshot",
+    "fork",
+    "reconcile",
+];
+/// How far it is.
+pub const STATUSES: [&str; 3] = ["requested", "succeeded", "failed"];
+
 /// One event. Both spellings of a machine's id are there: the routes are shared by both wires.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct EventInfo {
@@ -11,9 +26,9 @@ pub struct EventInfo {
     pub id: String,
     /// RFC 3339.
     pub occurred_at: String,
-    /// `customer`.
+    /// `customer`, or `internal` when that was asked for.
     pub audience: String,
-    /// `create`, `destroy`, `timeout_updated`, `timeout_expired`, `reconcile`, …
+    /// One of [`OPERATIONS`]; any word when `internal`.
     pub operation: String,
     /// `requested`, `succeeded` or `failed`.
     pub status: String,
@@ -25,6 +40,21 @@ pub struct EventInfo {
     /// The machine, in the older spelling.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sandbox_id: Option<String>,
+    /// The snapshot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot_id: Option<String>,
+    /// The machine that something was made from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_machine_id: Option<String>,
+    /// The same, in the older spelling.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_sandbox_id: Option<String>,
+    /// The machine that was made from something.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_machine_id: Option<String>,
+    /// The same, in the older spelling.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_sandbox_id: Option<String>,
     /// Why, as one word.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -34,7 +64,7 @@ pub struct EventInfo {
     /// With `failed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error_message: Option<String>,
-    /// More facts.
+    /// The machine's own metadata, if that is not over 4 KiB.
     pub metadata: Map<String, Value>,
 }
 
@@ -69,10 +99,20 @@ pub struct ListEventsQuery {
     pub from: Option<String>,
     /// RFC 3339, exclusive.
     pub to: Option<String>,
-    /// `customer`.
+    /// `customer` (default) or `internal`.
     pub audience: Option<String>,
-    /// Only this machine.
+    /// Only about this machine: itself, or as what something was made from or into.
     pub machine_id: Option<String>,
-    /// Only this machine, in the older spelling.
+    /// The same, in the older spelling.
     pub sandbox_id: Option<String>,
+    /// Only about this snapshot.
+    pub snapshot_id: Option<String>,
+    /// Only what was made from this machine.
+    pub source_machine_id: Option<String>,
+    /// The same, in the older spelling.
+    pub source_sandbox_id: Option<String>,
+    /// Only what was made into this machine.
+    pub target_machine_id: Option<String>,
+    /// The same, in the older spelling.
+    pub target_sandbox_id: Option<String>,
 }

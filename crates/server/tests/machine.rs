@@ -48,8 +48,17 @@ async fn a_machine_lives_and_dies() {
     let (status, _) = world.delete(&format!("/v1/sandboxes/{id}")).await;
     assert_eq!(status, StatusCode::OK);
     assert_eq!(world.status(&id).await, "destroyed");
+    // The last one is written behind the caller's back.
+    let mut told = world.events(&id).await;
+    for _ in 0..200 {
+        if told.len() == 4 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+        told = world.events(&id).await;
+    }
     assert_eq!(
-        world.events(&id).await,
+        told,
         [
             "create/requested",
             "create/succeeded",

@@ -23,6 +23,7 @@ pub mod agent_service;
 pub mod agent_version;
 pub mod event;
 pub mod idempotency;
+mod json;
 pub mod key;
 pub mod machine;
 mod migrate;
@@ -31,9 +32,9 @@ pub mod ssh;
 pub mod upload;
 mod writer;
 
-use std::{path::Path, sync::mpsc};
+use std::{cell::Cell, path::Path, sync::mpsc};
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 pub use rusqlite;
 
@@ -74,13 +75,24 @@ pub enum StoreError {
 
 /// A transaction: what is written through it is kept whole or not at all. Reads work on it too.
 #[derive(Debug)]
-pub struct Tx<'a>(&'a rusqlite::Connection);
+pub struct Tx<'a> {
+    db: &'a rusqlite::Connection,
+    /// Whether events were appended.
+    has_events: &'a Cell<bool>,
+}
+
+impl Tx<'_> {
+    /// Followers of the event log are to be told after the commit.
+    fn tell_followers(&self) {
+        self.has_events.set(true);
+    }
+}
 
 impl std::ops::Deref for Tx<'_> {
     type Target = rusqlite::Connection;
 
     fn deref(&self) -> &rusqlite::Connection {
-        self.0
+        self.db
     }
 }
 
@@ -89,6 +101,7 @@ impl std::ops::Deref for Tx<'_> {
 pub struct Store {
     writer: mpsc::Sender<writer::Job>,
     readers: mpsc::Sender<reader::Job>,
+    events: watch::Receiver<()>,
 }
 
 impl Store {
@@ -106,8 +119,20 @@ impl Store {
         connection.pragma_update(None, "wal_autocheckpoint", 0)?;
         migrate::run(&mut connection)?;
         let readers = reader::start(path)?;
-        let writer = writer::start(connection)?;
-        Ok(Self { writer, readers })
+        let (tell, events) = watch::channel(());
+        let writer = writer::start(connection, tell)?;
+        Ok(Self {
+            writer,
+            readers,
+            events,
+        })
+    }
+
+    /// Changes whenever events were committed: whoever follows the log reads on from where it was. Nothing is carried
+    /// here, so that a slow follower holds up nobody and misses nothing.
+    #[must_use]
+    pub fn events(&self) -> watch::Receiver<()> {
+        self.events.clone()
     }
 
     /// Runs `work` in a transaction. When it returns an error nothing of it is kept and the error comes

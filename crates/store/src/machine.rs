@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::{StoreError, Tx};
+use crate::{StoreError, Tx, json};
 
 /// One machine, as it is kept. Runtime values of environment variables are never in here.
 #[derive(Clone, Debug, PartialEq)]
@@ -170,7 +170,7 @@ pub struct Filter {
     /// Only of this template.
     pub template: Option<String>,
     /// Only with all of this in the metadata; the values are compared as JSON.
-    pub metadata: Vec<(String, serde_json::Value)>,
+    pub metadata: serde_json::Map<String, serde_json::Value>,
     /// Only what was made before this place in the order.
     pub before: Option<i64>,
     /// At most this many.
@@ -203,7 +203,7 @@ pub fn list(db: &Connection, filter: &Filter) -> Result<Vec<MachineRow>, StoreEr
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
         let machine = from_row(row)?;
-        if matches(&machine.metadata, &filter.metadata) {
+        if json::holds(&machine.metadata, &filter.metadata) {
             found.push(machine);
             if found.len() == filter.limit as usize {
                 break;
@@ -211,29 +211,6 @@ pub fn list(db: &Connection, filter: &Filter) -> Result<Vec<MachineRow>, StoreEr
         }
     }
     Ok(found)
-}
-
-/// Whether the metadata holds every wanted pair.
-fn matches(metadata: &str, wanted: &[(String, serde_json::Value)]) -> bool {
-    if wanted.is_empty() {
-        return true;
-    }
-    let Ok(serde_json::Value::Object(fields)) = serde_json::from_str(metadata) else {
-        return false;
-    };
-    wanted
-        .iter()
-        .all(|(key, value)| fields.get(key).is_some_and(|found| contains(found, value)))
-}
-
-/// Objects are compared by what is asked for, everything else as it is.
-fn contains(found: &serde_json::Value, wanted: &serde_json::Value) -> bool {
-    match (found, wanted) {
-        (serde_json::Value::Object(found), serde_json::Value::Object(wanted)) => wanted
-            .iter()
-            .all(|(key, value)| found.get(key).is_some_and(|found| contains(found, value))),
-        _ => found == wanted,
-    }
 }
 
 /// Every machine that has not ended, oldest first.

@@ -4,13 +4,14 @@
 //! one wait. Each runs inside a savepoint, so that one that fails undoes only itself.
 
 use std::{
+    cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     time::Duration,
 };
 
 use rusqlite::Connection;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::{StoreError, Tx};
 
@@ -57,17 +58,20 @@ where
     }))
 }
 
-/// Starts the thread; it ends when the sender is dropped, after the last job.
-pub(crate) fn start(connection: Connection) -> Result<Sender<Job>, StoreError> {
+/// Starts the thread; it ends when the sender is dropped, after the last job. `events` is told of each commit with events.
+pub(crate) fn start(
+    connection: Connection,
+    events: watch::Sender<()>,
+) -> Result<Sender<Job>, StoreError> {
     let (sender, receiver) = channel();
     std::thread::Builder::new()
         .name("store-write".into())
-        .spawn(move || run(&connection, &receiver))
+        .spawn(move || run(&connection, &receiver, &events))
         .map_err(|e| StoreError::NotCommitted(e.to_string()))?;
     Ok(sender)
 }
 
-fn run(db: &Connection, jobs: &Receiver<Job>) {
+fn run(db: &Connection, jobs: &Receiver<Job>, events: &watch::Sender<()>) {
     let mut since_checkpoint = 0u32;
     loop {
         let first = if since_checkpoint == 0 {
@@ -98,7 +102,9 @@ fn run(db: &Connection, jobs: &Receiver<Job>) {
                 Err(_) => break,
             }
         }
-        commit(db, batch);
+        if commit(db, batch) {
+            events.send_replace(());
+        }
         since_checkpoint += 1;
         if since_checkpoint >= CHECKPOINT_AFTER {
             checkpoint(db);
@@ -115,12 +121,13 @@ fn checkpoint(db: &Connection) {
     }
 }
 
-/// Runs the batch in one transaction and answers everyone.
-fn commit(db: &Connection, batch: Vec<Job>) {
+/// Runs the batch in one transaction and answers everyone. Whether there may be new events.
+fn commit(db: &Connection, batch: Vec<Job>) -> bool {
     if let Err(error) = statement(db, "BEGIN IMMEDIATE") {
         refuse(db, batch, &error.to_string());
-        return;
+        return false;
     }
+    let has_events = Cell::new(false);
     let alone = batch.len() == 1;
     let mut kept = Vec::with_capacity(batch.len());
     let mut broken = None;
@@ -133,7 +140,12 @@ fn commit(db: &Connection, batch: Vec<Job>) {
         if broken.is_some() {
             continue;
         }
-        let ran = catch_unwind(AssertUnwindSafe(|| work(&Tx(db))));
+        let ran = catch_unwind(AssertUnwindSafe(|| {
+            work(&Tx {
+                db,
+                has_events: &has_events,
+            })
+        }));
         let undo = match ran {
             Ok(Ran::Keep(answer)) => {
                 kept.push(answer);
@@ -172,9 +184,11 @@ fn commit(db: &Connection, batch: Vec<Job>) {
         }
         error.to_string()
     });
+    let has_events = has_events.get() && committed.is_ok() && !kept.is_empty();
     for answer in kept {
         answer(committed.clone());
     }
+    has_events
 }
 
 fn statement(db: &Connection, sql: &str) -> rusqlite::Result<()> {

@@ -205,7 +205,7 @@ async fn lists_go_newest_first_and_know_metadata() {
     };
     assert_eq!(list(next).await, ["mch_4", "mch_2"]);
     let with = |key: &str, value: serde_json::Value| Filter {
-        metadata: vec![(key.into(), value)],
+        metadata: [(key.to_owned(), value)].into_iter().collect(),
         limit: 3,
         ..Filter::default()
     };
@@ -301,6 +301,130 @@ async fn events_and_lines_keep_their_order() {
             .unwrap();
         assert_eq!(told(0, 10).await, &all[left..]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_found_by_all_that_they_are_about() {
+    let place = Place::new();
+    let store = place.open();
+    let mut told = store.events();
+    let event = |number: i64| NewEvent {
+        occurred_at: number,
+        operation: "fork",
+        status: "succeeded",
+        machine_id: Some(format!("mch_{}", number % 3)),
+        actor_kind: "user",
+        ..NewEvent::default()
+    };
+    let mut events: Vec<NewEvent> = (0..9).map(event).collect();
+    events[1].snapshot_id = Some("snap_1".into());
+    events[2].source_machine_id = Some("mch_1".into());
+    events[3].target_machine_id = Some("mch_1".into());
+    events[4].audience = event::Audience::Internal;
+    events[4].operation = "egress_denied";
+    events[5].metadata = Some(r#"{"team":"a","n":{"x":1,"y":2}}"#.into());
+    let all = events.clone();
+    store
+        .write(move |tx| {
+            all.iter()
+                .try_for_each(|event| event::append(tx, event).map(drop))
+        })
+        .await
+        .unwrap();
+    told.changed().await.unwrap();
+    let failed: Result<(), StoreError> = store
+        .write(move |tx| {
+            event::append(tx, &event(10))?;
+            Err(StoreError::Closed)
+        })
+        .await;
+    assert!(failed.is_err());
+    store.write(|_| Ok::<_, StoreError>(())).await.unwrap();
+    assert!(!told.has_changed().unwrap(), "but not of what was not kept");
+
+    let times = async |filter: event::Filter| -> Vec<i64> {
+        let listed = filter.clone();
+        let rows = store.read(move |db| event::list(db, &listed, true, 0, 100));
+        let rows = rows.await.unwrap();
+        let times: Vec<i64> = rows.iter().map(|row| row.occurred_at).collect();
+        // The same in stretches of any length, and counted backwards.
+        for (scan, limit) in [(1, 1), (2, 1), (3, 2), (100, 1), (100, 100)] {
+            let (mut at, mut found) = (0, Vec::new());
+            loop {
+                let filter = filter.clone();
+                let stretch = store
+                    .read(move |db| event::after(db, &filter, at, scan, limit))
+                    .await
+                    .unwrap();
+                assert!(stretch.events.len() <= limit as usize);
+                found.extend(stretch.events);
+                at = stretch.end;
+                if !stretch.more {
+                    break;
+                }
+            }
+            assert_eq!(found, rows, "{scan} {limit}");
+            let (filter, wanted) = (filter.clone(), times.len() as u32);
+            let counted = store
+                .read(move |db| event::before(db, &filter, 9, 9, wanted))
+                .await
+                .unwrap();
+            assert_eq!(counted.0, wanted);
+        }
+        times
+    };
+    let any = event::Filter::default;
+    let with = |text: &str| event::Filter {
+        metadata: serde_json::from_str(text).unwrap(),
+        ..any()
+    };
+    assert_eq!(times(any()).await, [0, 1, 2, 3, 5, 6, 7, 8]);
+    let filter = event::Filter {
+        audience: event::Audience::Internal,
+        ..any()
+    };
+    assert_eq!(times(filter).await, [4]);
+    let filter = event::Filter {
+        machine_id: Some("mch_1".into()),
+        ..any()
+    };
+    assert_eq!(times(filter).await, [1, 2, 3, 7]);
+    let filter = event::Filter {
+        machine_id: Some("mch_1".into()),
+        source_machine_id: Some("mch_1".into()),
+        ..any()
+    };
+    assert_eq!(times(filter).await, [2]);
+    let filter = event::Filter {
+        snapshot_id: Some("snap_1".into()),
+        ..any()
+    };
+    assert_eq!(times(filter).await, [1]);
+    assert_eq!(times(with(r#"{"team":"a"}"#)).await, [5]);
+    assert_eq!(times(with(r#"{"team":"a","n":{"y":2}}"#)).await, [5]);
+    assert_eq!(times(with(r#"{"team":"a","n":{"y":3}}"#)).await, [0; 0]);
+
+    let page = store.read(move |db| event::list(db, &any(), false, 2, 3));
+    let page: Vec<i64> = page
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| row.occurred_at)
+        .collect();
+    assert_eq!(page, [6, 5, 3]);
+    // Where the newest three begin.
+    let newest = store.read(move |db| event::before(db, &any(), 9, 100, 3));
+    assert_eq!(newest.await.unwrap(), (3, 6));
+    let id = store
+        .read(move |db| event::list(db, &any(), true, 0, 1))
+        .await
+        .unwrap()
+        .remove(0)
+        .id;
+    let found = store.read(move |db| event::place_of(db, &id));
+    assert_eq!(found.await.unwrap(), Some(1));
+    let unknown = store.read(|db| event::place_of(db, "none"));
+    assert_eq!(unknown.await.unwrap(), None);
 }
 
 #[test]

@@ -233,7 +233,7 @@ pub async fn create(app: &AppState, new: NewMachine, claim: Option<Claim>) -> Re
             }
             let seq = rows::insert(tx, &recording)?;
             let event = event::record(
-                &recording.id,
+                &recording,
                 &lifecycle::REQUESTED,
                 recording.key_id.as_deref(),
                 recording.created_at,
@@ -367,9 +367,9 @@ pub async fn list(app: &App, query: &ListMachinesQuery) -> Result<Page> {
         states = words("creating,running,paused");
     }
     let metadata = match query.metadata.as_deref() {
-        None | Some("") => Vec::new(),
+        None | Some("") => serde_json::Map::new(),
         Some(text) => match serde_json::from_str(text) {
-            Ok(serde_json::Value::Object(fields)) => fields.into_iter().collect(),
+            Ok(serde_json::Value::Object(fields)) => fields,
             _ => return Err(Error::invalid("metadata: must be a JSON object")),
         },
     };

@@ -9,7 +9,10 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::extract::{Json, Path, Query};
 use crate::{
-    app::{AppState, event, machine},
+    app::{
+        AppState,
+        event::{self, Scope},
+    },
     error::Result,
 };
 
@@ -18,10 +21,12 @@ pub(super) fn machine_routes() -> OpenApiRouter<AppState> {
 }
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(list_events))
+    OpenApiRouter::new()
+        .routes(routes!(list_events))
+        .routes(routes!(list_snapshot_events))
 }
 
-/// List the events of one machine.
+/// List the events of one machine, where it is what they are about, or what something was made from or into.
 #[utoipa::path(get, path = "/{id}/lifecycle", tag = "lifecycle",
     params(("id" = String, Path), ListEventsQuery),
     responses((status = 200, body = EventPage), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
@@ -30,12 +35,21 @@ async fn list_machine_events(
     Path(id): Path<String>,
     Query(query): Query<ListEventsQuery>,
 ) -> Result<Json<EventPage>> {
-    let page = event::list(&app, Some(id.clone()), query).await?;
-    if page.events.is_empty() {
-        // Events outlive the machine's own record, so an empty page needs a second look.
-        machine::get(&app, &id).await?;
-    }
-    Ok(Json(page))
+    event::list(&app, Scope::Machine(id), query).await.map(Json)
+}
+
+/// List the events of one snapshot.
+#[utoipa::path(get, path = "/v1/snapshots/{id}/lifecycle", tag = "lifecycle",
+    params(("id" = String, Path), ListEventsQuery),
+    responses((status = 200, body = EventPage), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
+async fn list_snapshot_events(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    Query(query): Query<ListEventsQuery>,
+) -> Result<Json<EventPage>> {
+    event::list(&app, Scope::Snapshot(id), query)
+        .await
+        .map(Json)
 }
 
 /// List the events of all machines.
@@ -45,5 +59,5 @@ async fn list_events(
     State(app): State<AppState>,
     Query(query): Query<ListEventsQuery>,
 ) -> Result<Json<EventPage>> {
-    event::list(&app, None, query).await.map(Json)
+    event::list(&app, Scope::Fleet, query).await.map(Json)
 }

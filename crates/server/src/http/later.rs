@@ -32,7 +32,7 @@ const OF_A_MACHINE: &[(&str, &[&str])] = &[
 
 /// Everywhere else.
 const ELSEWHERE: &[(&str, &[&str])] = &[
-    ("snapshots", &["snapshots", "snapshots/{*rest}"]),
+    ("snapshots", &["snapshots", "snapshots/{id}"]),
     ("volumes", &["volumes", "volumes/{*rest}"]),
     ("web sockets", &["lifecycle/ws", "monitor/ws"]),
     (

@@ -114,7 +114,7 @@ pub(super) async fn record_step(
         .events
         .iter()
         .map(|e| {
-            let mut record = event::record(&row.id, e, key_id, now);
+            let mut record = event::record(row, e, key_id, now);
             if e.status == "failed" {
                 record.error_code = e.reason.map(str::to_owned);
                 record.error_message = message.clone();
@@ -202,7 +202,7 @@ impl Owner {
         // Nobody finds the machine here any more; who waits in the queue is sent to the record.
         self.app.machines.remove(&self.row.id);
         if self.is_gone {
-            ended(&self.app, &self.row.id, self.state() == State::Destroyed);
+            ended(&self.app, &self.row);
         }
         self.messages.close();
         while let Some(message) = self.messages.recv().await {
@@ -371,8 +371,8 @@ impl Owner {
                     loop {
                         tokio::time::sleep(pause).await;
                         if app.engine.destroy(&id).await.is_ok() {
-                            let destroyed = record.borrow().state == State::Destroyed.as_str();
-                            return ended(&app, &id, destroyed);
+                            let row = record.borrow().clone();
+                            return ended(&app, &row);
                         }
                         pause = (pause * 2).min(Duration::from_secs(60));
                     }
@@ -385,9 +385,9 @@ impl Owner {
 }
 
 /// Says in the log that nothing of the machine is left.
-fn ended(app: &AppState, id: &str, destroyed: bool) {
-    if destroyed {
-        let event = event::record(id, &lifecycle::DESTROYED, None, time::now());
+fn ended(app: &AppState, row: &MachineRow) {
+    if row.state == State::Destroyed.as_str() {
+        let event = event::record(row, &lifecycle::DESTROYED, None, time::now());
         app.store
             .write_later(move |tx| event_rows::append(tx, &event).map(drop));
     }
