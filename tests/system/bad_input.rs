@@ -82,6 +82,12 @@ const TABLE: &[&str] = &[
     r#"404 not_found: POST {m}/processes/99999/kill {}"#,
     r#"404 not_found: POST {m}/processes/1/kill {}"#,
     r#"404 not_found: POST {m}/processes/99999/stdin {"data": "x"}"#,
+    // What machines use.
+    r#"404 machine_not_found: GET /v1/machines/mch_none/metrics"#,
+    r#"404 sandbox_not_found: GET /v1/sandboxes/mch_none/metrics"#,
+    r#"405 method_not_allowed: POST {m}/metrics {}"#,
+    r#"400 invalid_request: GET /v1/monitor/ws"#,
+    r#"405 method_not_allowed: POST /v1/monitor/ws {}"#,
     // Files.
     r#"404 machine_not_found: GET /v1/machines/mch_none/file?path=/etc/passwd"#,
     r#"404 not_found: GET {m}/file?path=/none"#,

@@ -14,6 +14,7 @@ mod harness;
 mod host;
 mod installs;
 mod isolation;
+mod monitoring;
 mod published;
 mod python;
 mod services;

@@ -12,6 +12,8 @@ pub mod exec;
 pub mod file;
 pub mod id;
 pub mod machine;
+pub mod metrics;
+pub mod monitor;
 mod noun;
 pub mod page;
 pub mod process;

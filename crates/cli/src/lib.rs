@@ -74,6 +74,8 @@ enum Command {
     Machine(commands::machine::Args),
     /// Log in to a machine over SSH, or run a command there
     Ssh(commands::ssh::Args),
+    /// See all machines as they change and what they use
+    Monitor(commands::monitor::Args),
     /// Save the API key
     Auth(commands::auth::Args),
     /// Check this host, the configuration and the server
@@ -153,6 +155,7 @@ fn dispatch(command: Command, app: &App) -> Outcome {
                     Command::Agent(args) => commands::agent::run(args, app).await,
                     Command::Machine(args) => commands::machine::run(args, app).await,
                     Command::Ssh(args) => commands::ssh::run(&args, app).await,
+                    Command::Monitor(args) => commands::monitor::run(&args, app).await,
                     Command::Auth(args) => commands::auth::run(&args, app),
                     Command::Doctor(args) => commands::doctor::run(&args, app).await,
                     Command::Quickstart(args) => commands::quickstart::run(&args, app).await,

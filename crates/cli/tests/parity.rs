@@ -12,9 +12,11 @@ use nullspace_cli::Cli;
 use serde_json::Value;
 
 /// The beginnings of the commands that are compared.
-const GROUPS: [&[&str]; 7] = [
+const GROUPS: [&[&str]; 9] = [
     &["agent"],
+    &["monitor"],
     &["sandbox", "file"],
+    &["sandbox", "metrics"],
     &["sandbox", "process"],
     &["sandbox", "pty"],
     &["sandbox", "ssh-access"],

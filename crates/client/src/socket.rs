@@ -1,8 +1,9 @@
-//! A machine's WebSocket: the messages of [`nullspace_api::socket`].
+//! WebSockets: a machine's, with the messages of [`nullspace_api::socket`], and what all of them have in common.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use futures_util::{SinkExt as _, StreamExt as _};
 use nullspace_api::socket::{ClientMessage, ServerMessage};
+use serde::{Serialize, de::DeserializeOwned};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{self, Message, protocol::Role},
@@ -12,9 +13,13 @@ use crate::error::Error;
 use crate::machines::machine_path;
 use crate::transport::{Call, Client, Retry};
 
-/// A connection. Processes and terminals outlive it.
+/// A connection to a machine. Processes and terminals outlive it.
 #[derive(Debug)]
-pub struct Socket {
+pub struct Socket(Frames);
+
+/// An open WebSocket of one JSON message in each frame.
+#[derive(Debug)]
+pub(crate) struct Frames {
     stream: WebSocketStream<reqwest::Upgraded>,
     path: String,
 }
@@ -26,6 +31,11 @@ impl Client {
     /// See [`Error`].
     pub async fn socket(&self, machine: &str) -> Result<Socket, Error> {
         let path = format!("{}/ws", machine_path(machine));
+        self.frames(path).await.map(Socket)
+    }
+
+    /// Opens the WebSocket at a path.
+    pub(crate) async fn frames(&self, path: String) -> Result<Frames, Error> {
         let call = Call::get(path.clone())
             .header("connection", "Upgrade")
             .header("upgrade", "websocket")
@@ -37,7 +47,7 @@ impl Client {
             .retry(Retry::Never);
         let upgraded = self.upgrading()?.send(&call).await?.upgraded().await?;
         let stream = WebSocketStream::from_raw_socket(upgraded, Role::Client, None).await;
-        Ok(Socket { stream, path })
+        Ok(Frames { stream, path })
     }
 }
 
@@ -47,10 +57,7 @@ impl Socket {
     /// # Errors
     /// [`Error::Transport`] when the connection is gone.
     pub async fn send(&mut self, message: &ClientMessage) -> Result<(), Error> {
-        let text =
-            serde_json::to_string(message).map_err(|error| Error::Local(error.to_string()))?;
-        let sent = self.stream.send(Message::text(text)).await;
-        sent.map_err(|error| self.lost(&error))
+        self.0.send(message).await
     }
 
     /// The next message, whatever request it is of; `None` when the server has closed the connection. Messages of kinds
@@ -59,6 +66,20 @@ impl Socket {
     /// # Errors
     /// [`Error::Transport`] when the connection breaks.
     pub async fn next(&mut self) -> Result<Option<ServerMessage<'static>>, Error> {
+        self.0.next().await
+    }
+}
+
+impl Frames {
+    pub(crate) async fn send(&mut self, message: &impl Serialize) -> Result<(), Error> {
+        let text =
+            serde_json::to_string(message).map_err(|error| Error::Local(error.to_string()))?;
+        let sent = self.stream.send(Message::text(text)).await;
+        sent.map_err(|error| self.lost(&error))
+    }
+
+    /// The next message that is a `T`.
+    pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Error> {
         while let Some(frame) = self.stream.next().await {
             let text = match frame.map_err(|error| self.lost(&error))? {
                 Message::Text(text) => text,

@@ -17,6 +17,7 @@ use std::{
 use async_trait::async_trait;
 use nullspace_engine::{
     BoxedIo, Capabilities, Engine, EngineError, ExitReason, LiveMachine, MachineExit, MachineSpec,
+    Usage,
 };
 use nullspace_sys::stream::LocalStream;
 use sha2::{Digest, Sha256};
@@ -27,8 +28,9 @@ use tokio::{
 };
 
 use crate::{
-    launcher, layer,
-    wire::{self, Answer, LauncherConfig, Message, Refusal, Request, RequestBody},
+    disk::Disks,
+    launcher, layer, usage,
+    wire::{self, Answer, LauncherConfig, Message, Meters, Refusal, Request, RequestBody},
 };
 
 /// How often a launcher that goes away while it is spoken to for the first time is replaced.
@@ -72,6 +74,9 @@ struct Shared {
     tags: AtomicU64,
     exits: broadcast::Sender<MachineExit>,
     trash: mpsc::UnboundedSender<PathBuf>,
+    /// Where the kernel counts what machines use, as far as that was asked.
+    meters: Mutex<HashMap<String, Arc<Meters>>>,
+    disks: Disks,
 }
 
 /// A standing connection to the launcher.
@@ -116,6 +121,8 @@ impl NativeEngine {
             tags: AtomicU64::new(1),
             exits: broadcast::Sender::new(4096),
             trash,
+            meters: Mutex::default(),
+            disks: Disks::start().map_err(|e| unavailable("start a thread", e))?,
         };
         let engine = Self {
             shared: Arc::new(shared),
@@ -167,6 +174,28 @@ impl NativeEngine {
         }
     }
 
+    /// Where the kernel counts what a machine uses, asked once.
+    async fn meters(&self, id: &str) -> Result<Arc<Meters>, EngineError> {
+        if let Some(known) = lock(&self.shared.meters).get(id) {
+            return Ok(known.clone());
+        }
+        let link = self.link().await?;
+        let asked = RequestBody::Meters { id: id.to_owned() };
+        match self.ask_over(&link, asked).await? {
+            Answer::Meters { meters } => {
+                let meters = Arc::new(meters.ok_or_else(|| EngineError::NotFound(id.to_owned()))?);
+                // One that ended meanwhile is not remembered: nobody would forget it again.
+                if lock(&link.machines).contains(id) {
+                    lock(&self.shared.meters).insert(id.to_owned(), meters.clone());
+                }
+                Ok(meters)
+            }
+            other => Err(EngineError::Unavailable(format!(
+                "unexpected answer {other:?}"
+            ))),
+        }
+    }
+
     /// Ends a machine; its files stay.
     async fn end(&self, id: &str) -> Result<(), EngineError> {
         let link = self.link().await?;
@@ -174,6 +203,7 @@ impl NativeEngine {
             .await?;
         lock(&link.machines).remove(id);
         lock(&link.addresses).remove(id);
+        self.shared.forget(id);
         Ok(())
     }
 
@@ -424,7 +454,14 @@ async fn read_messages(
 }
 
 impl Shared {
+    /// Nothing of the machine is measured any more.
+    fn forget(&self, id: &str) {
+        lock(&self.meters).remove(id);
+        self.disks.forget(id);
+    }
+
     fn ended(&self, id: String, reason: ExitReason) {
+        self.forget(&id);
         let _ = self
             .trash
             .send(self.config.data_dir.join("machines").join(&id));
@@ -555,6 +592,50 @@ impl Engine for NativeEngine {
             }
             Ok(Err(_)) | Err(_) => Ok(None),
         }
+    }
+
+    async fn usage(&self, id: &str) -> Result<Usage, EngineError> {
+        if !is_id(id) {
+            return Err(EngineError::NotFound(id.to_owned()));
+        }
+        let meters = self.meters(id).await?;
+        let directory = self.machine_dir(id);
+        let disk_used = self.shared.disks.used(id, directory.join("fs/upper"));
+        // The kernel adds up some of it when it is read.
+        let counted = tokio::task::spawn_blocking(move || {
+            let counted = usage::read(&meters)?;
+            let disk = rustix::fs::statvfs(&directory)?;
+            Ok::<_, io::Error>((counted, disk.f_bavail.saturating_mul(disk.f_frsize)))
+        });
+        let (disk_used_bytes, counted) = tokio::join!(disk_used, counted);
+        // Nobody would forget one that ended meanwhile.
+        if !lock(&self.link().await?.machines).contains(id) {
+            self.shared.forget(id);
+        }
+        let failed = |error: io::Error| match error.kind() {
+            // It ended under our hands.
+            io::ErrorKind::NotFound => EngineError::NotFound(id.to_owned()),
+            io::ErrorKind::Unsupported => EngineError::Unsupported {
+                engine: "native",
+                what: "measure machines on a host without the cpuacct controller",
+            },
+            _ => EngineError::Step {
+                step: "measure a machine".into(),
+                reason: error.to_string(),
+            },
+        };
+        let counted = counted.map_err(|error| failed(io::Error::other(error)))?;
+        let (counted, disk_free_bytes) = counted.map_err(failed)?;
+        Ok(Usage {
+            at: counted.at,
+            cpu_micros: counted.cpu_micros,
+            memory_bytes: counted.memory_bytes,
+            memory_limit_bytes: counted.memory_limit_bytes,
+            disk_used_bytes,
+            disk_total_bytes: disk_used_bytes.saturating_add(disk_free_bytes),
+            network_rx_bytes: counted.network_rx_bytes,
+            network_tx_bytes: counted.network_tx_bytes,
+        })
     }
 
     fn exits(&self) -> broadcast::Receiver<MachineExit> {

@@ -10,9 +10,11 @@
 
 #![cfg(target_os = "linux")]
 
+mod disk;
 mod engine;
 mod launcher;
 mod layer;
+mod usage;
 mod wire;
 
 pub use engine::{Config, NativeEngine, shutdown};

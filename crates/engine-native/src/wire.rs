@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// The most bytes one message may have: a spec with a large environment.
 pub(crate) const MAX_MESSAGE: usize = 8 << 20;
 /// Version of these messages. The launcher outlives `serve`, so a newer `serve` may meet an older one.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// What a launcher must know; given to it on its standard input, in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +46,10 @@ pub(crate) enum RequestBody {
     Address {
         id: String,
     },
+    /// Where the kernel counts what a machine uses.
+    Meters {
+        id: String,
+    },
     /// End every machine and the launcher.
     Shutdown,
 }
@@ -79,6 +83,29 @@ pub(crate) enum Answer {
     Address {
         address: Option<Ipv4Addr>,
     },
+    /// `None` for a machine that is not alive.
+    Meters {
+        meters: Option<Meters>,
+    },
+}
+
+/// Where the kernel counts what a machine uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Meters {
+    /// The group that counts processor time; `None` where the host counts it for no group.
+    pub(crate) cpu: Option<Counter>,
+    /// The group that counts memory.
+    pub(crate) memory: Counter,
+    /// The host's end of the machine's link.
+    pub(crate) interface: String,
+}
+
+/// A cgroup, by the generation that its files are of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Counter {
+    V1(PathBuf),
+    V2(PathBuf),
 }
 
 /// An [`EngineError`] on its way to the engine.

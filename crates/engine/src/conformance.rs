@@ -157,6 +157,7 @@ async fn one_machine(engine: &dyn Engine, lower: &[PathBuf]) {
     background(&guest).await;
     files(&guest).await;
     ports(engine, &guest).await;
+    usage(engine, &guest, &wanted).await;
     if engine.capabilities().isolated {
         isolation(&guest).await;
     }
@@ -172,6 +173,10 @@ async fn one_machine(engine: &dyn Engine, lower: &[PathBuf]) {
     assert!(engine.list().await.expect("list").is_empty());
     assert!(matches!(
         engine.dial("c-one").await,
+        Err(EngineError::NotFound(_))
+    ));
+    assert!(matches!(
+        engine.usage("c-one").await,
         Err(EngineError::NotFound(_))
     ));
     assert!(guest.processes().await.is_err(), "the guest is gone");
@@ -470,6 +475,42 @@ async fn ports(engine: &dyn Engine, guest: &GuestClient) {
         .expect("read");
     assert_eq!(back, b"ping");
     server.await.expect("server");
+}
+
+/// What a machine uses is what it did.
+async fn usage(engine: &dyn Engine, guest: &GuestClient, spec: &MachineSpec) {
+    let usage = || async {
+        engine
+            .usage(&spec.id)
+            .await
+            .expect("a live machine is measured")
+    };
+    let before = usage().await;
+    assert_eq!(before.memory_limit_bytes, spec.memory_bytes);
+    assert!(before.memory_bytes <= spec.memory_bytes, "{before:?}");
+    assert!(
+        before.disk_used_bytes < before.disk_total_bytes,
+        "{before:?}"
+    );
+    let script = "head -c 8388608 /dev/urandom > ./eight";
+    assert_eq!(sh(guest, script).await.0, 0);
+    let written = tokio::time::timeout(PATIENCE, async {
+        while usage().await.disk_used_bytes < before.disk_used_bytes + (8 << 20) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    written.await.expect("what is written is counted soon");
+    if engine.capabilities().isolated {
+        let burn = "i=0; while [ $i -lt 1000000 ]; do i=$((i+1)); done";
+        assert_eq!(sh(guest, burn).await.0, 0);
+        let after = usage().await;
+        assert!(after.at > before.at);
+        // A million turns of a shell's loop take a tenth of a second and more.
+        let spent = after.cpu_micros - before.cpu_micros;
+        assert!(spent > 30_000, "{spent} µs");
+        assert!(after.memory_bytes > 0, "{after:?}");
+    }
+    assert_eq!(sh(guest, "rm ./eight").await.0, 0);
 }
 
 async fn isolation(guest: &GuestClient) {

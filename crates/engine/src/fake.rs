@@ -17,7 +17,11 @@ use tokio::{sync::broadcast, task::JoinSet};
 
 use crate::{
     BoxedIo, Capabilities, Engine, EngineError, ExitReason, LiveMachine, MachineExit, MachineSpec,
+    Usage,
 };
+
+/// What machines could still write, in bytes.
+const DISK_FREE: u64 = 1 << 30;
 
 /// See the module's docs. Dropping it ends its machines.
 pub struct FakeEngine {
@@ -32,8 +36,24 @@ pub struct FakeEngine {
 struct Machine {
     guest: Guest,
     root: PathBuf,
+    memory_limit_bytes: u64,
+    /// What a test says that it uses.
+    counted: Counted,
     /// Open connections; they end with the machine.
     connections: JoinSet<()>,
+}
+
+/// What nobody counts here, so that a test says it: see [`FakeEngine::set_counted`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counted {
+    /// Microseconds.
+    pub cpu_micros: u64,
+    /// Bytes.
+    pub memory_bytes: u64,
+    /// Bytes.
+    pub network_rx_bytes: u64,
+    /// Bytes.
+    pub network_tx_bytes: u64,
 }
 
 impl std::fmt::Debug for FakeEngine {
@@ -83,6 +103,13 @@ impl FakeEngine {
         self.ending.lock().await
     }
 
+    /// What [`Engine::usage`] says of a machine from now on. The size of its folder is measured all the same.
+    pub fn set_counted(&self, id: &str, counted: Counted) {
+        if let Some(machine) = self.lock().get_mut(id) {
+            machine.counted = counted;
+        }
+    }
+
     /// The folder that is a machine's `/`.
     #[must_use]
     pub fn machine_root(&self, id: &str) -> PathBuf {
@@ -100,6 +127,7 @@ impl Machine {
             guest,
             mut connections,
             root,
+            ..
         } = self;
         // As when process 1 dies: nobody is left to say how the others ended.
         connections.abort_all();
@@ -148,6 +176,17 @@ fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The files of a folder. What goes away while it is looked at counts nothing.
+fn size(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let sizes = entries.map(|entry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => size(&entry.path()),
+        Ok(metadata) => metadata.len(),
+        Err(_) => 0,
+    });
+    sizes.sum()
 }
 
 #[async_trait]
@@ -213,6 +252,8 @@ impl Engine for FakeEngine {
             Machine {
                 guest,
                 root,
+                memory_limit_bytes: spec.memory_bytes,
+                counted: Counted::default(),
                 connections: JoinSet::new(),
             },
         );
@@ -262,6 +303,28 @@ impl Engine for FakeEngine {
             .connections
             .spawn(async move { guest.serve(theirs).await });
         Ok(Box::new(ours))
+    }
+
+    async fn usage(&self, id: &str) -> Result<Usage, EngineError> {
+        let (root, memory_limit_bytes, counted) = {
+            let machines = self.lock();
+            let machine = machines
+                .get(id)
+                .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
+            let root = machine.root.clone();
+            (root, machine.memory_limit_bytes, machine.counted)
+        };
+        let disk_used_bytes = size(&root);
+        Ok(Usage {
+            at: std::time::Instant::now(),
+            cpu_micros: counted.cpu_micros,
+            memory_bytes: counted.memory_bytes,
+            memory_limit_bytes,
+            disk_used_bytes,
+            disk_total_bytes: disk_used_bytes + DISK_FREE,
+            network_rx_bytes: counted.network_rx_bytes,
+            network_tx_bytes: counted.network_tx_bytes,
+        })
     }
 
     fn exits(&self) -> broadcast::Receiver<MachineExit> {

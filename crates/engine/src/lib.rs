@@ -14,7 +14,7 @@ pub mod fake;
 mod spec;
 
 pub use nullspace_protocol::BoxedIo;
-pub use spec::{Bind, Capabilities, ExitReason, LiveMachine, MachineExit, MachineSpec};
+pub use spec::{Bind, Capabilities, ExitReason, LiveMachine, MachineExit, MachineSpec, Usage};
 
 use async_trait::async_trait;
 use tokio::sync::broadcast;
@@ -103,6 +103,13 @@ pub trait Engine: Send + Sync + 'static {
     async fn connect(&self, _id: &str, _port: u16) -> Result<Option<BoxedIo>, EngineError> {
         Ok(None)
     }
+
+    /// What a machine uses now. Meant to be asked often: a call costs some tens of microseconds and holds up neither
+    /// the machine nor other calls. What cannot be read at that price (the size of the writable layer) may be some
+    /// seconds old.
+    ///
+    /// [`EngineError::NotFound`] when it is not alive.
+    async fn usage(&self, id: &str) -> Result<Usage, EngineError>;
 
     /// Machines that ended without [`Engine::destroy`], from now on. A lagging receiver must call
     /// [`Engine::list`] to catch up.

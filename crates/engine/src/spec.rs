@@ -143,6 +143,27 @@ pub enum ExitReason {
     EngineLost,
 }
 
+/// What a machine uses, at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// When the processor time was read.
+    pub at: std::time::Instant,
+    /// Processor time of everything in the machine since it was made, in microseconds. Never goes back.
+    pub cpu_micros: u64,
+    /// Bytes of memory that it would not give back: without the cache of files.
+    pub memory_bytes: u64,
+    /// The most memory it may have, in bytes.
+    pub memory_limit_bytes: u64,
+    /// Bytes on disk of what was written in it.
+    pub disk_used_bytes: u64,
+    /// The most that could become, in bytes: a quota, or with what is free on the disk.
+    pub disk_total_bytes: u64,
+    /// Bytes that it received over its link since it was made.
+    pub network_rx_bytes: u64,
+    /// Bytes that it sent.
+    pub network_tx_bytes: u64,
+}
+
 /// What an engine can do beyond create, destroy, list and dial.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {

@@ -4,6 +4,7 @@ pub(crate) mod agent;
 pub(crate) mod auth;
 pub(crate) mod doctor;
 pub(crate) mod machine;
+pub(crate) mod monitor;
 pub(crate) mod quickstart;
 #[cfg(target_os = "linux")]
 pub(crate) mod serve;

@@ -9,8 +9,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::wire::Counter;
+
 /// The controllers that a machine's limits need.
 const NEEDED: [&str; 3] = ["memory", "cpu", "pids"];
+/// Counts processor time on v1, where it may be apart from `cpu`. A host without it has machines that are not measured.
+const ACCOUNTING: &str = "cpuacct";
 /// Length of the period in which CPU time is shared out, in microseconds.
 const PERIOD_US: u64 = 100_000;
 
@@ -49,8 +53,8 @@ fn locate(
     v2_controllers: impl Fn(&Path) -> String,
 ) -> io::Result<Vec<(Version, PathBuf, Vec<&'static str>)>> {
     let mut found: BTreeMap<PathBuf, (Version, Vec<&'static str>)> = BTreeMap::new();
-    for needed in NEEDED {
-        let place = mounts.lines().find_map(|line| {
+    let place = |needed: &str| {
+        mounts.lines().find_map(|line| {
             let mut fields = line.split(' ');
             let (path, kind, options) = (fields.nth(1)?, fields.next()?, fields.next()?);
             let path = PathBuf::from(path);
@@ -65,8 +69,10 @@ fn locate(
                 }
                 _ => None,
             }
-        });
-        let (path, version) = place.ok_or_else(|| {
+        })
+    };
+    for needed in NEEDED {
+        let (path, version) = place(needed).ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::Unsupported,
                 format!("no mounted cgroup hierarchy has the {needed} controller"),
@@ -77,6 +83,13 @@ fn locate(
             .or_insert((version, Vec::new()))
             .1
             .push(needed);
+        if needed == "cpu"
+            && version == Version::V1
+            && let Some((path, Version::V1)) = place(ACCOUNTING)
+        {
+            let (_, controllers) = found.entry(path).or_insert((version, Vec::new()));
+            controllers.push(ACCOUNTING);
+        }
     }
     Ok(found
         .into_iter()
@@ -239,11 +252,34 @@ impl Group {
                     ("cpu", Version::V2) => {
                         fs::write(path.join("cpu.max"), format!("{quota} {PERIOD_US}"))?;
                     }
-                    _ => fs::write(path.join("pids.max"), pids_max.to_string())?,
+                    ("pids", _) => fs::write(path.join("pids.max"), pids_max.to_string())?,
+                    // It only counts.
+                    _ => {}
                 }
             }
         }
         Ok(())
+    }
+
+    /// The group with this controller.
+    pub(super) fn counter(&self, controller: &str) -> Option<Counter> {
+        let (hierarchy, path) = self
+            .hierarchies
+            .iter()
+            .zip(&self.paths)
+            .find(|(hierarchy, _)| hierarchy.controllers.contains(&controller))?;
+        Some(match hierarchy.version {
+            Version::V1 => Counter::V1(path.clone()),
+            Version::V2 => Counter::V2(path.clone()),
+        })
+    }
+
+    /// The group that counts processor time.
+    pub(super) fn cpu_counter(&self) -> Option<Counter> {
+        match self.counter("cpu") {
+            Some(Counter::V1(_)) | None => self.counter(ACCOUNTING),
+            counter => counter,
+        }
     }
 
     /// Whether the kernel killed a process of the machine for memory.
@@ -303,7 +339,11 @@ mod tests {
         assert_eq!(
             places(v1, ""),
             [
-                (Version::V1, "/cg/cpu,cpuacct".into(), vec!["cpu"]),
+                (
+                    Version::V1,
+                    "/cg/cpu,cpuacct".into(),
+                    vec!["cpu", "cpuacct"]
+                ),
                 (Version::V1, "/cg/memory".into(), vec!["memory"]),
                 (Version::V1, "/cg/pids".into(), vec!["pids"]),
             ]
@@ -316,7 +356,34 @@ mod tests {
                 (Version::V2, "/cg/unified".into(), vec!["memory", "pids"]),
             ]
         );
+        // Processor time is counted apart from where it is limited.
+        let apart = format!("cgroup /cg/cpuacct cgroup rw,cpuacct 0 0\n{mixed}");
+        assert_eq!(
+            places(&apart, "memory pids")[..2],
+            [
+                (Version::V1, "/cg/cpu".into(), vec!["cpu"]),
+                (Version::V1, "/cg/cpuacct".into(), vec!["cpuacct"]),
+            ]
+        );
         assert!(locate("proc /proc proc rw 0 0\n", |_| String::new()).is_err());
+    }
+
+    #[test]
+    fn what_counts_is_found() {
+        let host = tempfile::tempdir().unwrap();
+        let mut mounts = String::new();
+        for controller in ["cpu", "cpuacct", "memory", "pids"] {
+            let at = host.path().join(controller);
+            fs::create_dir(&at).unwrap();
+            mounts += &format!("cgroup {} cgroup rw,{controller} 0 0\n", at.display());
+        }
+        let group = Cgroups::open_in(&mounts, "abc").unwrap().group("m1");
+        group.enter().unwrap();
+        group.limit(1 << 30, 500, 64).unwrap();
+        let at = |controller: &str| host.path().join(controller).join("nullspace-abc/m1");
+        assert_eq!(group.cpu_counter(), Some(Counter::V1(at("cpuacct"))));
+        assert_eq!(group.counter("memory"), Some(Counter::V1(at("memory"))));
+        assert!(!at("cpuacct").join("pids.max").exists());
     }
 
     /// The files of a group, as the kernel would show what was written last.
@@ -352,6 +419,8 @@ mod tests {
         ] {
             assert_eq!(file(&at, name), value, "{name}");
         }
+        assert_eq!(group.cpu_counter(), Some(Counter::V2(at.clone())));
+        assert_eq!(group.counter("memory"), Some(Counter::V2(at.clone())));
         assert!(!group.out_of_memory());
         fs::write(at.join("memory.events"), "low 0\noom 1\noom_kill 0\n").unwrap();
         assert!(!group.out_of_memory(), "nothing was killed");

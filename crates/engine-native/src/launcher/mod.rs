@@ -552,6 +552,13 @@ impl Launcher {
                     .map(|e| e.slot.link.address);
                 self.answer(caller, Ok(Answer::Address { address }));
             }
+            RequestBody::Meters { id } => {
+                let entry = self.by_id.get(&id).and_then(|n| self.entries.get(n));
+                let meters = entry
+                    .filter(|e| matches!(e.state, State::Live { .. }))
+                    .and_then(|e| e.slot.meters());
+                self.answer(caller, Ok(Answer::Meters { meters }));
+            }
             RequestBody::Destroy { id } => self.destroy(caller, &id),
             RequestBody::Shutdown => self.shutdown = Some(caller),
         }

@@ -44,7 +44,7 @@ pub(super) struct Network {
 #[derive(Clone, Debug)]
 pub(super) struct Link {
     /// The host's end.
-    name: String,
+    pub(super) name: String,
     group: u32,
     pub(super) address: Ipv4Addr,
     gateway: Ipv4Addr,

@@ -27,6 +27,7 @@ use super::{
     inside::{self, Common, Order, Preparation, RANGE},
     network::Link,
 };
+use crate::wire::Meters;
 
 /// First host id of the first range: far from those that people and packages use.
 const FIRST_ID: u32 = 0x1000_0000;
@@ -204,6 +205,15 @@ impl Slot {
     /// Its view of the file system, held open so that its processes can end without taking it down.
     pub(super) fn mounts(&self) -> Option<fs::File> {
         namespace::open(self.pid, "mnt").ok()
+    }
+
+    /// Where the kernel counts what it uses.
+    pub(super) fn meters(&self) -> Option<Meters> {
+        Some(Meters {
+            cpu: self.group.cpu_counter(),
+            memory: self.group.counter("memory")?,
+            interface: self.link.name.clone(),
+        })
     }
 
     pub(super) fn kill(&self) {

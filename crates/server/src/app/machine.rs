@@ -33,9 +33,9 @@ use nullspace_store::{
     machine::{self as rows, MachineRow},
 };
 use sha2::{Digest, Sha256};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use super::{App, AppState, event};
+use super::{App, AppState, event, metrics::Meter};
 use crate::error::{Error, Result};
 
 pub use adopt::{adopt, watch_exits};
@@ -44,6 +44,8 @@ pub use plan::{NewMachine, RESERVED, check_cwd, is_reserved, plan};
 
 /// How the record calls a machine that runs.
 pub(crate) const RUNNING: &str = State::Running.as_str();
+/// Changes that wait for who follows all machines.
+const CHANGES: usize = 512;
 /// How long a guest may take to answer a new connection.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -53,6 +55,17 @@ pub struct Live {
     handles: RwLock<HashMap<String, Arc<Handle>>>,
     /// Places taken, by live machines and by those about to be.
     taken: Arc<Mutex<usize>>,
+    changes: Changes,
+}
+
+/// Machines as they change, told to whoever follows all of them.
+#[derive(Debug)]
+struct Changes(broadcast::Sender<Arc<MachineRow>>);
+
+impl Default for Changes {
+    fn default() -> Self {
+        Self(broadcast::Sender::new(CHANGES))
+    }
 }
 
 /// A place among the machines that may be alive at once; given back when dropped.
@@ -83,11 +96,24 @@ impl Live {
         handles.values().cloned().collect()
     }
 
+    /// Every machine that is new, changes or ends, from now on. Who lags must look at [`Live::all`].
+    pub(crate) fn changes(&self) -> broadcast::Receiver<Arc<MachineRow>> {
+        self.changes.0.subscribe()
+    }
+
+    /// Tells of a change that is on record.
+    fn changed(&self, row: &Arc<MachineRow>) {
+        // Nobody may be following.
+        let _ = self.changes.0.send(row.clone());
+    }
+
     fn insert(&self, handle: Arc<Handle>) {
+        let row = handle.row();
         self.handles
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(handle.id.clone(), handle);
+        self.changed(&row);
     }
 
     fn remove(&self, id: &str) {
@@ -137,6 +163,7 @@ pub struct Handle {
     row: watch::Receiver<Arc<MachineRow>>,
     inbox: mpsc::Sender<owner::Message>,
     guest: tokio::sync::Mutex<Option<GuestClient>>,
+    pub(super) meter: Meter,
 }
 
 impl Handle {

@@ -19,6 +19,8 @@ pub mod file_grant;
 pub mod health;
 pub mod key;
 pub mod machine;
+pub mod metrics;
+pub(crate) mod monitor;
 pub mod output;
 pub mod process;
 pub mod pty;

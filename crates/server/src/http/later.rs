@@ -12,7 +12,6 @@ const OF_A_MACHINE: &[(&str, &[&str])] = &[
     ),
     ("forking machines", &["fork"]),
     ("snapshots", &["snapshots"]),
-    ("machine metrics", &["metrics"]),
     (
         "preview urls",
         &[
@@ -34,7 +33,7 @@ const OF_A_MACHINE: &[(&str, &[&str])] = &[
 const ELSEWHERE: &[(&str, &[&str])] = &[
     ("snapshots", &["snapshots", "snapshots/{id}"]),
     ("volumes", &["volumes", "volumes/{*rest}"]),
-    ("web sockets", &["lifecycle/ws", "monitor/ws"]),
+    ("web sockets", &["lifecycle/ws"]),
     (
         "lifecycle webhooks",
         &["lifecycle/webhooks", "lifecycle/webhooks/{*rest}"],

@@ -19,6 +19,8 @@ mod file;
 mod health;
 mod later;
 mod machine;
+mod metrics;
+mod monitor;
 mod openapi;
 mod process;
 mod pty;
@@ -61,6 +63,7 @@ fn machine_routes() -> OpenApiRouter<AppState> {
         .merge(search::routes())
         .merge(upload::routes())
         .merge(event::machine_routes())
+        .merge(metrics::routes())
 }
 
 /// Every documented route.
@@ -69,6 +72,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .nest("/v1/machines", machine_routes())
         .nest("/v1/sandboxes", machine_routes())
         .merge(event::routes())
+        .merge(monitor::routes())
         .merge(agent::routes())
         .merge(health::routes())
 }
@@ -126,6 +130,8 @@ async fn edge(State(app): State<AppState>, request: Request, next: Next) -> Resp
     error::finish(response, noun, &request_id)
 }
 
+const NOT_VALID: &str = "this api key is not valid";
+
 /// Everything under `/v1` needs a key; the few other routes are public.
 fn authenticate(app: &App, request: &Request) -> Result<Option<Caller>, Error> {
     if !request.uri().path().starts_with("/v1") {
@@ -144,10 +150,13 @@ fn authenticate(app: &App, request: &Request) -> Result<Option<Caller>, Error> {
         Error::new(Kind::Unauthorized, code::UNAUTHORIZED, message)
             .with_action("send the header `Authorization: Bearer <key>` with a valid key")
     };
-    let header = request
-        .headers()
-        .get(::http::header::AUTHORIZATION)
-        .ok_or_else(|| refused("an api key is needed"))?;
+    let Some(header) = request.headers().get(::http::header::AUTHORIZATION) else {
+        let key = socket::offered_key(request.headers());
+        return key
+            .ok_or_else(|| refused("an api key is needed"))
+            .and_then(|key| app.keys.check(key).ok_or_else(|| refused(NOT_VALID)))
+            .map(Some);
+    };
     let key = header
         .to_str()
         .ok()
@@ -158,5 +167,5 @@ fn authenticate(app: &App, request: &Request) -> Result<Option<Caller>, Error> {
     app.keys
         .check(key)
         .map(Some)
-        .ok_or_else(|| refused("this api key is not valid"))
+        .ok_or_else(|| refused(NOT_VALID))
 }

@@ -1,4 +1,5 @@
-//! `GET …/ws`: a machine's WebSocket. The messages are in `nullspace_api::socket`.
+//! `GET …/ws`: a machine's WebSocket. The messages are in `nullspace_api::socket`. How a WebSocket is opened and held is
+//! the same for all of this server's.
 
 use std::time::Duration;
 
@@ -13,8 +14,10 @@ use axum::{
     response::Response,
 };
 use futures_util::{SinkExt, StreamExt, stream::SplitSink};
+use http::{HeaderMap, header};
 use nullspace_api::ErrorBody;
 use tokio::{sync::mpsc, time::Instant};
+use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::extract::Path;
@@ -25,6 +28,12 @@ use crate::{
 
 /// The largest frame of a client, in bytes.
 const MAX_MESSAGE: usize = 1 << 20;
+/// What is read at once from a client, in bytes: most of its frames are small, and there may be thousands of clients.
+const READ_BUFFER: usize = 8 << 10;
+/// What this server speaks over a WebSocket, by the name that clients may offer.
+const PROTOCOL: &str = "nullspace.v1";
+/// The beginning of a protocol whose rest is an API key.
+const KEY_PROTOCOL: &str = "nullspace.bearer.";
 /// Frames that wait for a client that reads slowly.
 const WAITING: usize = 4;
 /// Between two pings.
@@ -57,24 +66,66 @@ async fn socket(
     Path(id): Path<String>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response> {
+    let upgrade = checked(upgrade)?;
+    machine::guest(&app, &id).await?;
+    Ok(upgrade.on_upgrade(move |socket| {
+        let stopping = app.stopping.clone();
+        serve(stopping, socket, move |out| Socket::new(app, id, out))
+    }))
+}
+
+/// The key among the protocols that a WebSocket's client offers: a browser cannot set other headers.
+pub(super) fn offered_key(headers: &HeaderMap) -> Option<&str> {
+    let upgrade = headers.get(header::UPGRADE)?.as_bytes();
+    if !upgrade.eq_ignore_ascii_case(b"websocket") {
+        return None;
+    }
+    headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .find_map(|protocol| protocol.trim().strip_prefix(KEY_PROTOCOL))
+}
+
+/// A request to open a WebSocket, with our limits. Of the protocols that the client offers only our own is ever
+/// answered: another may hold its key.
+pub(super) fn checked(
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<WebSocketUpgrade> {
     let upgrade = upgrade.map_err(|rejection| {
         Error::invalid(format!(
             "a WebSocket is opened here: {}",
             rejection.body_text()
         ))
     })?;
-    machine::guest(&app, &id).await?;
     Ok(upgrade
+        .protocols([PROTOCOL])
         .max_message_size(MAX_MESSAGE)
         .max_frame_size(MAX_MESSAGE)
-        .on_upgrade(move |socket| serve(app, id, socket)))
+        .read_buffer_size(READ_BUFFER))
 }
 
-/// Carries frames both ways until one side has enough.
-async fn serve(app: AppState, machine: String, socket: WebSocket) {
-    let stopping = app.stopping.clone();
+/// What the frames of a client are for.
+pub(super) trait Requests: Send {
+    /// Takes a frame. Waits while what it is for has enough to do.
+    fn take(&mut self, text: &str) -> impl Future<Output = ()> + Send;
+}
+
+impl Requests for Socket {
+    async fn take(&mut self, text: &str) {
+        Self::take(self, text).await;
+    }
+}
+
+/// Carries frames both ways until one side has enough. `requests` gets the way out.
+pub(super) async fn serve<R: Requests>(
+    stopping: CancellationToken,
+    socket: WebSocket,
+    requests: impl FnOnce(mpsc::Sender<String>) -> R,
+) {
     let (out, waiting) = mpsc::channel(WAITING);
-    let mut requests = Socket::new(app, machine, out);
+    let mut requests = requests(out);
     let (mut sink, mut frames) = socket.split();
     let (alive, heard) = tokio::sync::watch::channel(Instant::now());
     let read = async {

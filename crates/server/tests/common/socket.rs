@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream,
-    tungstenite::{Message, client::IntoClientRequest},
+    tungstenite::{Error, Message, client::IntoClientRequest, handshake::client::Response},
 };
 
 use super::World;
@@ -19,18 +19,31 @@ pub struct Client(pub WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 impl Client {
     pub async fn open(world: &World, id: &str) -> Self {
-        let path = format!("/v1/sandboxes/{id}/ws?channel=exec");
-        let mut request = world
-            .url(&path)
-            .replacen("http", "ws", 1)
-            .into_client_request()
-            .unwrap();
+        Self::at(world, &format!("/v1/sandboxes/{id}/ws?channel=exec")).await
+    }
+
+    /// A client of the WebSocket at this path.
+    pub async fn at(world: &World, path: &str) -> Self {
         let key = format!("Bearer {}", super::KEY);
-        request
-            .headers_mut()
-            .insert("authorization", key.parse().unwrap());
-        let (socket, _) = tokio_tungstenite::connect_async(request).await.unwrap();
-        Self(socket)
+        Self::with(world, path, &[("authorization", &key)])
+            .await
+            .unwrap()
+            .0
+    }
+
+    /// The same with these headers; and what the server answers, or its refusal.
+    pub async fn with(
+        world: &World,
+        path: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<(Self, Response), Error> {
+        let address = world.url(path).replacen("http", "ws", 1);
+        let mut request = address.into_client_request().unwrap();
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        let (socket, response) = tokio_tungstenite::connect_async(request).await?;
+        Ok((Self(socket), response))
     }
 
     pub async fn say(&mut self, message: Value) {

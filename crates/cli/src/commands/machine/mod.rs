@@ -7,6 +7,7 @@ mod file;
 mod get;
 mod kill;
 mod list;
+mod metrics;
 mod process;
 mod pty;
 mod sync;
@@ -32,6 +33,8 @@ enum Command {
     List(list::Args),
     /// Show a machine
     Get(get::Args),
+    /// Show what a machine uses
+    Metrics(metrics::Args),
     /// Run a command in a machine
     Exec(exec::Args),
     /// End machines
@@ -57,6 +60,7 @@ pub(crate) async fn run(args: Args, app: &App) -> Outcome {
         Command::Create(args) => create::run(&args, app).await,
         Command::List(args) => list::run(&args, app).await,
         Command::Get(args) => get::run(&args, app).await,
+        Command::Metrics(args) => metrics::run(&args, app).await,
         Command::Exec(args) => exec::run(&args, app).await,
         Command::Kill(args) => kill::run(&args, app).await,
         Command::Process(args) => process::run(args, app).await,

@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{Handle, Place};
 use crate::{
-    app::{AppState, event},
+    app::{AppState, event, metrics::Meter},
     error::{Error, Result},
 };
 
@@ -84,6 +84,7 @@ pub(super) fn spawn(app: &AppState, row: MachineRow, place: Place, start: Start)
         row: watched,
         inbox,
         guest: tokio::sync::Mutex::default(),
+        meter: Meter::default(),
     });
     app.machines.insert(handle.clone());
     let owner = Owner {
@@ -322,7 +323,9 @@ impl Owner {
             recording.await?;
         }
         self.row = row;
-        self.publish.send_replace(Arc::new(self.row.clone()));
+        let published = Arc::new(self.row.clone());
+        self.publish.send_replace(published.clone());
+        self.app.machines.changed(&published);
         for action in step.actions {
             match action {
                 Action::StartClock | Action::KeepClock => self.set_deadline(),
