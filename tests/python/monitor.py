@@ -62,7 +62,7 @@ def main():
     assert gone.sandbox.status == "destroyed", gone
     subscription.stop()
     try:
-        other.get_metrics()
+        Sandbox.get_metrics_by_id(other.id)
     except ConflictError as error:
         assert error.code == "sandbox_not_ready", error.code
     else:
