@@ -11,6 +11,7 @@ pub mod cred;
 pub mod memory;
 pub mod mount;
 pub mod namespace;
+pub mod netfilter;
 pub mod netlink;
 pub mod seccomp;
 pub mod spawn;

@@ -285,8 +285,8 @@ impl Batch {
     }
 }
 
-struct Message<'a> {
-    bytes: &'a mut Vec<u8>,
+pub(crate) struct Message<'a> {
+    pub(crate) bytes: &'a mut Vec<u8>,
 }
 
 impl Message<'_> {
@@ -298,7 +298,7 @@ impl Message<'_> {
         self.bytes.extend_from_slice(&change.to_ne_bytes());
     }
 
-    fn attribute(&mut self, kind: u16, value: &[u8]) {
+    pub(crate) fn attribute(&mut self, kind: u16, value: &[u8]) {
         self.bytes
             .extend_from_slice(&(value.len() as u16 + 4).to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
@@ -306,13 +306,13 @@ impl Message<'_> {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
-    fn string(&mut self, kind: u16, value: &str) {
+    pub(crate) fn string(&mut self, kind: u16, value: &str) {
         let mut value = value.as_bytes().to_vec();
         value.push(0);
         self.attribute(kind, &value);
     }
 
-    fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Message<'_>)) {
+    pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Message<'_>)) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 4]);
         fill(&mut Message { bytes: self.bytes });
