@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use hickory_proto::{
     op::{Message, ResponseCode},
-    rr::{DNSClass, RData, Record, RecordType, rdata},
+    rr::{DNSClass, Name, RData, Record, RecordType, rdata},
 };
 
 use crate::{
@@ -15,6 +15,9 @@ use crate::{
 
 /// Longest time that an answer is good for, in seconds, whatever its owner says.
 pub(crate) const MAX_TTL: u32 = 300;
+
+/// How often a name may stand for another one.
+const MAX_ALIASES: usize = 16;
 
 /// How long machines may remember what the host's own files say, in seconds: files change unannounced.
 const FILE_TTL: u32 = 5;
@@ -43,7 +46,7 @@ pub(crate) fn local(
     if name.is_empty() {
         return Some(Answer::code(ResponseCode::Refused));
     }
-    if name == "localhost" || name.ends_with(".localhost") {
+    if is_own(name) {
         return Some(addresses(query, &[Ipv4Addr::LOCALHOST], MAX_TTL));
     }
     if unnamed_reverse(name) || !allowed(name) {
@@ -63,6 +66,35 @@ pub(crate) fn local(
         RecordType::AAAA | RecordType::HTTPS | RecordType::SVCB => Some(Answer::empty()),
         _ => None,
     }
+}
+
+/// Whether this is the machine's own name for itself, whatever its rules are.
+pub(crate) fn is_own(name: &str) -> bool {
+    name == "localhost" || name.ends_with(".localhost")
+}
+
+/// The addresses that a name leads to, by its own records and those of the names that it stands for. Whatever else
+/// an answer holds is about somebody else.
+pub(crate) fn led_to(name: &Name, answers: &[Record]) -> Vec<Ipv4Addr> {
+    let mut names = vec![name];
+    for _ in 0..MAX_ALIASES {
+        let next = answers.iter().find_map(|record| match record.data() {
+            RData::CNAME(alias) if Some(&record.name()) == names.last() => Some(&alias.0),
+            _ => None,
+        });
+        match next {
+            Some(next) if !names.contains(&next) => names.push(next),
+            _ => break,
+        }
+    }
+    answers
+        .iter()
+        .filter(|record| names.contains(&record.name()))
+        .filter_map(|record| match record.data() {
+            RData::A(a) => Some(a.0),
+            _ => None,
+        })
+        .collect()
 }
 
 fn addresses(query: &Query, found: &[Ipv4Addr], ttl: u32) -> Answer {
@@ -143,10 +175,7 @@ pub(crate) fn ttl(answer: &Answer) -> u32 {
 mod tests {
     use super::*;
     use crate::{hidden_by_default, query};
-    use hickory_proto::{
-        op::Query as Question,
-        rr::{Name, rdata::SOA},
-    };
+    use hickory_proto::{op::Query as Question, rr::rdata::SOA};
 
     fn ask(name: &str, kind: RecordType) -> Query {
         let mut message = Message::new();
@@ -281,6 +310,29 @@ mod tests {
             ["inner.example.", "10.0.0.1", "192.0.2.1"]
         );
         assert_eq!(ttl(&answer), MAX_TTL);
+    }
+
+    #[test]
+    fn only_a_names_own_addresses_count() {
+        let name = |text: &str| Name::from_ascii(text).unwrap();
+        let a = |owner: &str, address: [u8; 4]| {
+            Record::from_rdata(name(owner), 60, RData::A(rdata::A(address.into())))
+        };
+        let alias = |owner: &str, target: &str| {
+            Record::from_rdata(name(owner), 60, RData::CNAME(rdata::CNAME(name(target))))
+        };
+        let answers = [
+            a("other.example.", [192, 0, 2, 9]),
+            alias("www.example.", "CDN.example."),
+            alias("cdn.example.", "www.example."),
+            a("cdn.example.", [192, 0, 2, 1]),
+            a("www.example.", [192, 0, 2, 2]),
+        ];
+        assert_eq!(
+            led_to(&name("WWW.example."), &answers),
+            [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)]
+        );
+        assert!(led_to(&name("nobody.example."), &answers).is_empty());
     }
 
     #[test]

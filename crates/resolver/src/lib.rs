@@ -16,6 +16,7 @@
 
 mod answer;
 mod cache;
+mod control;
 mod files;
 mod limits;
 mod query;
@@ -26,10 +27,12 @@ use std::{
     future::Future,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket},
     path::PathBuf,
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
+pub use control::Control;
 pub use server::Resolver;
 
 /// Decides which names a machine may ask for.
@@ -43,7 +46,29 @@ pub trait Policy: Send + Sync + 'static {
         let _ = (source, name);
         true
     }
+
+    /// Whether the machine may reach only what names lead it to, so that each answer passes [`Policy::admit`].
+    fn opens(&self, source: Ipv4Addr) -> bool {
+        let _ = source;
+        false
+    }
+
+    /// Which of these addresses of `name`, an allowed one, the machine may be told. They are within its reach when
+    /// this is done, for longer than `seconds`. `None` when that cannot be found out now.
+    fn admit<'a>(
+        &'a self,
+        source: Ipv4Addr,
+        name: &'a str,
+        addresses: Vec<Ipv4Addr>,
+        seconds: u32,
+    ) -> Admission<'a> {
+        let _ = (source, name, seconds);
+        Box::pin(std::future::ready(Some(addresses)))
+    }
 }
+
+/// See [`Policy::admit`].
+pub type Admission<'a> = Pin<Box<dyn Future<Output = Option<Vec<Ipv4Addr>>> + Send + 'a>>;
 
 /// The policy that allows every name.
 #[derive(Clone, Copy, Debug, Default)]

@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hickory_proto::op::ResponseCode;
+use hickory_proto::{
+    op::ResponseCode,
+    rr::{RData, RecordType},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
@@ -19,7 +22,7 @@ use tokio::{
 
 use crate::{
     Config, Ipv4Net, Listen, Policy, ResolverError,
-    answer::{filtered, local},
+    answer::{filtered, is_own, led_to, local, ttl},
     cache::Cache,
     files::{Hosts, Watched},
     limits::Gate,
@@ -272,13 +275,43 @@ impl Shared {
             Err(Refused::Reply(reply)) => return Some(reply),
             Err(Refused::Drop) => return None,
         };
-        let answer = match local(&query, &self.hosts.get(), |name| {
+        let mut answer = match local(&query, &self.hosts.get(), |name| {
             self.policy.allow(source, name)
         }) {
             Some(answer) => answer,
             None => self.forward(&query).await,
         };
+        if self.policy.opens(source) {
+            answer = self.admitted(&query, source, answer).await;
+        }
         query::reply(&query, answer, transport)
+    }
+
+    /// The answer without the addresses that this machine cannot reach.
+    async fn admitted(&self, query: &Query, source: Ipv4Addr, mut answer: Answer) -> Answer {
+        let name = query.text.as_deref().unwrap_or_default();
+        if is_own(name) {
+            return answer;
+        }
+        let addresses = match query.kind {
+            RecordType::A => led_to(&query.name, &answer.answers),
+            _ => Vec::new(),
+        };
+        let admitted = match addresses.is_empty() {
+            true => addresses,
+            false => {
+                let seconds = ttl(&answer);
+                match self.policy.admit(source, name, addresses, seconds).await {
+                    Some(admitted) => admitted,
+                    None => return Answer::code(ResponseCode::ServFail),
+                }
+            }
+        };
+        answer.answers.retain(|record| match record.data() {
+            RData::A(a) => admitted.contains(&a.0),
+            _ => true,
+        });
+        answer
     }
 
     async fn forward(&self, query: &Query) -> Answer {

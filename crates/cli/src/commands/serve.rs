@@ -5,6 +5,7 @@ mod settings;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -101,7 +102,7 @@ pub(crate) fn helper_process(argv: &[OsString]) -> Option<ExitCode> {
     })
 }
 
-/// Answers name queries at `address` for as long as the launcher lives.
+/// Answers name queries at `address` for as long as the launcher lives, which says on standard input who may ask what.
 fn resolver(address: &str) -> Result<(), String> {
     use rustix::process::{Signal, getppid, set_parent_process_death_signal};
     let parent = getppid();
@@ -116,11 +117,23 @@ fn resolver(address: &str) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|error| error.to_string())?;
-    let config =
-        nullspace_resolver::Config::new(vec![nullspace_resolver::Listen::Address(address)]);
-    runtime
-        .block_on(nullspace_resolver::run(config, std::future::pending()))
-        .map_err(|error| error.to_string())
+    let launcher = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| error.to_string())?;
+    runtime.block_on(async {
+        let control =
+            nullspace_resolver::Control::new(launcher.into()).map_err(|error| error.to_string())?;
+        let mut config =
+            nullspace_resolver::Config::new(vec![nullspace_resolver::Listen::Address(address)]);
+        config.policy = Arc::new(control.clone());
+        // Questions wait in the sockets until all rules are known.
+        let resolver =
+            nullspace_resolver::Resolver::bind(config).map_err(|error| error.to_string())?;
+        control.ready().await;
+        resolver.serve(control.over()).await;
+        Ok(())
+    })
 }
 
 pub(crate) fn run(args: &Args, app: &App) -> Outcome {
