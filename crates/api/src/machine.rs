@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
 
+use crate::egress::EgressPolicy;
+
 /// Where a machine stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -102,7 +104,7 @@ pub struct CreateMachineRequest {
     /// Traffic rules.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkPolicy>,
-    /// Whether the machine may reach the internet; true when absent.
+    /// Whether the machine may reach the internet; true when absent. False is `deny_all`, whatever `network` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub internet_access: Option<bool>,
     /// Default working directory of commands.
@@ -150,42 +152,13 @@ pub struct NetworkPolicy {
     /// Rules for traffic out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<EgressPolicy>,
-    /// IPv4 networks that may be reached.
+    /// An older spelling: networks that may be reached although `deny_out` has them; alone, only these may. Not
+    /// together with `egress`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_out: Option<Vec<String>>,
-    /// IPv4 networks that may not be reached.
+    /// The same for networks that may not be reached; `0.0.0.0/0` for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deny_out: Option<Vec<String>>,
-}
-
-/// Rules for traffic out of a machine.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct EgressPolicy {
-    /// `allow_all`, `deny_all` or `custom`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mode: Option<EgressMode>,
-    /// With `custom`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub allow_cidrs: Option<Vec<String>>,
-    /// With `custom`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub deny_cidrs: Option<Vec<String>>,
-    /// Most traffic in a second.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rate_limit: Option<Map<String, Value>>,
-}
-
-/// See [`EgressPolicy`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum EgressMode {
-    /// As far as `internet_access` goes.
-    AllowAll,
-    /// Nothing.
-    DenyAll,
-    /// By the lists.
-    Custom,
 }
 
 /// One volume of a create request.
@@ -265,8 +238,11 @@ pub struct MachineInfo {
     pub timeout_action: TimeoutAction,
     /// Whether use wakes it.
     pub auto_resume: bool,
-    /// Whether it may reach the internet.
+    /// Whether it may reach the internet, or some of it.
     pub internet_access: bool,
+    /// The rules for traffic out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<EgressPolicy>,
     /// Default working directory of commands.
     pub cwd: Option<String>,
     /// Why `status` is `error`, as one word.
@@ -294,6 +270,7 @@ pub const MACHINE_FIELDS: &[&str] = &[
     "timeout_action",
     "auto_resume",
     "internet_access",
+    "egress",
     "cwd",
     "failure_reason",
     "snapshot_id",

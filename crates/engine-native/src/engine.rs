@@ -16,8 +16,8 @@ use std::{
 
 use async_trait::async_trait;
 use nullspace_engine::{
-    BoxedIo, Capabilities, Engine, EngineError, ExitReason, LiveMachine, MachineExit, MachineSpec,
-    Usage,
+    BoxedIo, Capabilities, Denial, Engine, EngineError, ExitReason, LiveMachine, MachineExit,
+    MachineSpec, Usage, egress::Rules,
 };
 use nullspace_sys::stream::LocalStream;
 use sha2::{Digest, Sha256};
@@ -73,6 +73,7 @@ struct Shared {
     connecting: tokio::sync::Mutex<()>,
     tags: AtomicU64,
     exits: broadcast::Sender<MachineExit>,
+    denials: broadcast::Sender<Denial>,
     trash: mpsc::UnboundedSender<PathBuf>,
     /// Where the kernel counts what machines use, as far as that was asked.
     meters: Mutex<HashMap<String, Arc<Meters>>>,
@@ -120,6 +121,7 @@ impl NativeEngine {
             connecting: tokio::sync::Mutex::default(),
             tags: AtomicU64::new(1),
             exits: broadcast::Sender::new(4096),
+            denials: broadcast::Sender::new(4096),
             trash,
             meters: Mutex::default(),
             disks: Disks::start().map_err(|e| unavailable("start a thread", e))?,
@@ -438,6 +440,13 @@ async fn read_messages(
                         shared.ended(id, reason);
                     }
                 }
+                Message::Denied { denials } => {
+                    if let Some(shared) = shared.upgrade() {
+                        for denial in denials {
+                            let _ = shared.denials.send(denial);
+                        }
+                    }
+                }
             }
         }
     }
@@ -636,6 +645,25 @@ impl Engine for NativeEngine {
             network_rx_bytes: counted.network_rx_bytes,
             network_tx_bytes: counted.network_tx_bytes,
         })
+    }
+
+    async fn set_egress(&self, id: &str, rules: &Rules) -> Result<(), EngineError> {
+        if !is_id(id) {
+            return Err(EngineError::NotFound(id.to_owned()));
+        }
+        let link = self.link().await?;
+        let asked = RequestBody::Egress {
+            id: id.to_owned(),
+            rules: Box::new(rules.clone()),
+        };
+        let done = self.ask_over(&link, asked).await;
+        // It may be on the network now, or off it.
+        lock(&link.addresses).remove(id);
+        done.map(drop)
+    }
+
+    fn denials(&self) -> broadcast::Receiver<Denial> {
+        self.shared.denials.subscribe()
     }
 
     fn exits(&self) -> broadcast::Receiver<MachineExit> {

@@ -3,13 +3,13 @@
 
 use std::{net::Ipv4Addr, path::PathBuf};
 
-use nullspace_engine::{EngineError, ExitReason, MachineSpec};
+use nullspace_engine::{Denial, EngineError, ExitReason, MachineSpec, egress::Rules};
 use serde::{Deserialize, Serialize};
 
 /// The most bytes one message may have: a spec with a large environment.
 pub(crate) const MAX_MESSAGE: usize = 8 << 20;
 /// Version of these messages. The launcher outlives `serve`, so a newer `serve` may meet an older one.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 
 /// What a launcher must know; given to it on its standard input, in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +50,11 @@ pub(crate) enum RequestBody {
     Meters {
         id: String,
     },
+    /// Replace what a machine may reach.
+    Egress {
+        id: String,
+        rules: Box<Rules>,
+    },
     /// End every machine and the launcher.
     Shutdown,
 }
@@ -65,6 +70,9 @@ pub(crate) enum Message {
     Ended {
         id: String,
         reason: ExitReason,
+    },
+    Denied {
+        denials: Vec<Denial>,
     },
 }
 
@@ -114,6 +122,7 @@ pub(crate) enum Counter {
 pub(crate) enum Refusal {
     Invalid(String),
     Exists(String),
+    Unknown(String),
     Capacity(String),
     Step { step: String, reason: String },
 }
@@ -132,6 +141,7 @@ impl From<Refusal> for EngineError {
         match refusal {
             Refusal::Invalid(what) => Self::InvalidSpec(what),
             Refusal::Exists(id) => Self::Exists(id),
+            Refusal::Unknown(id) => Self::NotFound(id),
             Refusal::Capacity(what) => Self::Capacity(what),
             Refusal::Step { step, reason } => Self::Step { step, reason },
         }

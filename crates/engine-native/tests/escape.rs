@@ -377,7 +377,7 @@ async fn a_machine_knows_its_own_name() {
     let engine = world.engine().await;
     // Without the internet, and so without a name server.
     let spec = nullspace_engine::MachineSpec {
-        internet: false,
+        egress: nullspace_engine::egress::Rules::deny_all(),
         ..conformance::spec("one", std::slice::from_ref(&world.layer))
     };
     engine.create(&spec).await.expect("create");

@@ -10,7 +10,7 @@ use nullspace_protocol::{
     Retain, WriteQuery, frame::Frame,
 };
 
-use crate::{Engine, EngineError, MachineSpec};
+use crate::{Engine, EngineError, MachineSpec, egress::Rules};
 
 /// How long a check waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,7 +28,7 @@ pub fn spec(id: &str, lower: &[PathBuf]) -> MachineSpec {
         cpu_millis: 1000,
         memory_bytes: 256 << 20,
         pids_max: 256,
-        internet: true,
+        egress: Rules::default(),
     }
 }
 
@@ -42,6 +42,7 @@ pub async fn run(engine: &dyn Engine, lower: &[PathBuf]) {
     one_machine(engine, lower).await;
     many_at_once(engine, lower).await;
     keeps_what_was_written(engine, lower).await;
+    changes_rules(engine, lower).await;
 }
 
 /// Runs a shell script to its end: (exit code, stdout, stderr).
@@ -91,6 +92,46 @@ async fn connect(engine: &dyn Engine, id: &str) -> GuestClient {
     GuestClient::connect(io)
         .await
         .expect("its guest shakes hands")
+}
+
+/// Rules of every kind on a machine that lives, and on ones that do not. What they do to traffic is checked where
+/// there is a network.
+async fn changes_rules(engine: &dyn Engine, lower: &[PathBuf]) {
+    let text = r#"{"mode": "custom", "allow_cidrs": ["198.18.0.0/15"], "deny_cidrs": ["198.18.7.0/24"],
+        "allow_domains": ["*.example.com"], "deny_domains": ["evil.example.com"],
+        "rate_limit": {"kbit_per_sec": 8000, "burst": 64}}"#;
+    let custom: Rules = serde_json::from_str(text).expect("rules");
+    let unknown = engine.set_egress("c-nobody", &custom).await;
+    assert!(matches!(unknown, Err(EngineError::NotFound(_))));
+    for (n, first) in [Rules::default(), custom.clone(), Rules::deny_all()]
+        .into_iter()
+        .enumerate()
+    {
+        let id = format!("c-rules-{n}");
+        let spec = MachineSpec {
+            egress: first.clone(),
+            ..spec(&id, lower)
+        };
+        engine.create(&spec).await.expect("create with rules");
+        let guest = connect(engine, &id).await;
+        for rules in [
+            &first,
+            &Rules::deny_all(),
+            &custom,
+            &custom,
+            &Rules::default(),
+        ] {
+            engine.set_egress(&id, rules).await.expect("change rules");
+            assert_eq!(
+                sh(&guest, "echo here").await.1,
+                "here\n",
+                "rules are no matter of the guest's"
+            );
+        }
+        engine.destroy(&id).await.expect("destroy");
+        let gone = engine.set_egress(&id, &custom).await;
+        assert!(matches!(gone, Err(EngineError::NotFound(_))));
+    }
 }
 
 async fn refuses_bad_specs(engine: &dyn Engine, lower: &[PathBuf]) {

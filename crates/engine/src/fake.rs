@@ -16,8 +16,8 @@ use nullspace_guest::{Config, Guest};
 use tokio::{sync::broadcast, task::JoinSet};
 
 use crate::{
-    BoxedIo, Capabilities, Engine, EngineError, ExitReason, LiveMachine, MachineExit, MachineSpec,
-    Usage,
+    BoxedIo, Capabilities, Denial, Engine, EngineError, ExitReason, LiveMachine, MachineExit,
+    MachineSpec, Usage, egress::Rules,
 };
 
 /// What machines could still write, in bytes.
@@ -28,6 +28,7 @@ pub struct FakeEngine {
     root: tempfile::TempDir,
     machines: Mutex<HashMap<String, Machine>>,
     exits: broadcast::Sender<MachineExit>,
+    denials: broadcast::Sender<Denial>,
     failing: Mutex<BTreeSet<String>>,
     /// Held while no machine may end.
     ending: tokio::sync::Mutex<()>,
@@ -39,6 +40,8 @@ struct Machine {
     memory_limit_bytes: u64,
     /// What a test says that it uses.
     counted: Counted,
+    /// Kept and told, not enforced: commands run on the host.
+    egress: Rules,
     /// Open connections; they end with the machine.
     connections: JoinSet<()>,
 }
@@ -74,6 +77,7 @@ impl FakeEngine {
             root: tempfile::tempdir()?,
             machines: Mutex::default(),
             exits: broadcast::Sender::new(64),
+            denials: broadcast::Sender::new(64),
             failing: Mutex::default(),
             ending: tokio::sync::Mutex::default(),
         })
@@ -96,6 +100,17 @@ impl FakeEngine {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(id_or_hostname.to_owned());
+    }
+
+    /// The rules of a live machine.
+    #[must_use]
+    pub fn egress(&self, id: &str) -> Option<Rules> {
+        self.lock().get(id).map(|machine| machine.egress.clone())
+    }
+
+    /// Says that a machine was kept from something.
+    pub fn deny(&self, denial: Denial) {
+        let _ = self.denials.send(denial);
     }
 
     /// Makes every [`Engine::destroy`] wait until what this returns is dropped.
@@ -254,6 +269,7 @@ impl Engine for FakeEngine {
                 root,
                 memory_limit_bytes: spec.memory_bytes,
                 counted: Counted::default(),
+                egress: spec.egress.clone(),
                 connections: JoinSet::new(),
             },
         );
@@ -325,6 +341,30 @@ impl Engine for FakeEngine {
             network_rx_bytes: counted.network_rx_bytes,
             network_tx_bytes: counted.network_tx_bytes,
         })
+    }
+
+    async fn set_egress(&self, id: &str, rules: &Rules) -> Result<(), EngineError> {
+        if self
+            .failing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(id)
+        {
+            return Err(EngineError::Step {
+                step: "set the rules".into(),
+                reason: "told to fail".into(),
+            });
+        }
+        let mut machines = self.lock();
+        let machine = machines
+            .get_mut(id)
+            .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
+        machine.egress = rules.clone();
+        Ok(())
+    }
+
+    fn denials(&self) -> broadcast::Receiver<Denial> {
+        self.denials.subscribe()
     }
 
     fn exits(&self) -> broadcast::Receiver<MachineExit> {

@@ -13,8 +13,12 @@ pub mod conformance;
 pub mod fake;
 mod spec;
 
+pub use nullspace_egress as egress;
 pub use nullspace_protocol::BoxedIo;
-pub use spec::{Bind, Capabilities, ExitReason, LiveMachine, MachineExit, MachineSpec, Usage};
+pub use spec::{
+    Bind, Capabilities, Denial, DeniedTarget, ExitReason, LiveMachine, MachineExit, MachineSpec,
+    Usage,
+};
 
 use async_trait::async_trait;
 use tokio::sync::broadcast;
@@ -110,6 +114,17 @@ pub trait Engine: Send + Sync + 'static {
     ///
     /// [`EngineError::NotFound`] when it is not alive.
     async fn usage(&self, id: &str) -> Result<Usage, EngineError>;
+
+    /// Replaces what a live machine may reach, as a whole: at no moment are some of the old rules and some of the new
+    /// ones in force. When this returns the new ones are, for open connections too. When it fails and the new rules
+    /// are tighter, the machine reaches nothing until a later call succeeds. The same rules again are fine.
+    ///
+    /// What no rules open: the host's own services, other machines, link-local and metadata addresses.
+    async fn set_egress(&self, id: &str, rules: &egress::Rules) -> Result<(), EngineError>;
+
+    /// What machines with rules were kept from, from now on, within seconds and bounded for each machine. A lagging
+    /// receiver misses some.
+    fn denials(&self) -> broadcast::Receiver<Denial>;
 
     /// Machines that ended without [`Engine::destroy`], from now on. A lagging receiver must call
     /// [`Engine::list`] to catch up.

@@ -1,7 +1,8 @@
 //! What is asked of an engine, and what it tells about what lives.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
 
+use nullspace_egress::{Name, Rules};
 use serde::{Deserialize, Serialize};
 
 /// A host path shown inside a machine.
@@ -38,8 +39,8 @@ pub struct MachineSpec {
     pub memory_bytes: u64,
     /// Most processes and threads at once; at least 16.
     pub pids_max: u32,
-    /// Whether the machine may reach the internet. Without it, it has loopback only.
-    pub internet: bool,
+    /// What the machine may reach. With closed rules it has its loopback only.
+    pub egress: Rules,
 }
 
 impl MachineSpec {
@@ -129,6 +130,34 @@ pub struct MachineExit {
     pub id: String,
     /// Why.
     pub reason: ExitReason,
+}
+
+/// What a machine was kept from, how often since that was last said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Denial {
+    /// The machine's id.
+    pub id: String,
+    /// What it tried.
+    pub target: DeniedTarget,
+    /// Packets, or questions.
+    pub count: u64,
+}
+
+/// See [`Denial`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeniedTarget {
+    /// To resolve a name.
+    Name(Name),
+    /// To send something there.
+    Address {
+        /// Where to.
+        address: Ipv4Addr,
+        /// The protocol's number: 6 is TCP, 17 UDP.
+        protocol: u8,
+        /// The port.
+        port: u16,
+    },
 }
 
 /// Why a machine ended without being asked to.

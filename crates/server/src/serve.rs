@@ -236,10 +236,12 @@ impl Server {
             .map_err(step("open the templates"))?;
         // Subscribed first: what ends while the record is compared is not missed.
         let exits = app.engine.exits();
+        let denials = app.engine.denials();
         machine::adopt(&app)
             .await
             .map_err(step("compare the record with the engine"))?;
         tokio::spawn(machine::watch_exits(app.clone(), exits));
+        tokio::spawn(app::egress::watch_denials(app.clone(), denials));
         app::agent::start(&app)
             .await
             .map_err(step("carry on with agent runs"))?;

@@ -829,9 +829,9 @@ async fn bad_input_is_refused_by_name() {
             "invalid_request",
         ),
         (
-            with(&|b| b["config"]["permissions"] = json!({"allow_out": ["10.0.0.0/8"]})),
-            501,
-            "not_implemented",
+            with(&|b| b["config"]["permissions"] = json!({"allow_out": ["10.0.0.1/8"]})),
+            400,
+            "invalid_request",
         ),
         (
             with(&|b| b["cache_policy"] = json!("always")),

@@ -286,7 +286,7 @@ async fn strays_are_ended_at_start() {
         cpu_millis: 1000,
         memory_bytes: 64 << 20,
         pids_max: 64,
-        internet: false,
+        egress: nullspace_engine::egress::Rules::deny_all(),
     };
     world.engine.create(&spec).await.unwrap();
     world.start().await;

@@ -31,8 +31,10 @@ pub struct MachineRow {
     pub timeout_at: Option<i64>,
     /// Whether use wakes it.
     pub auto_resume: bool,
-    /// Whether it may reach the internet.
+    /// Whether it may reach the internet, or some of it.
     pub internet_access: bool,
+    /// The rules for that, JSON; `None` for all or nothing.
+    pub egress: Option<String>,
     /// Whether previews are open to all.
     pub allow_public_traffic: bool,
     /// Default working directory of commands.
@@ -55,7 +57,7 @@ pub struct MachineRow {
 
 const COLUMNS: &str = "seq, id, state, template, layer_digest, vcpus, memory_mb, disk_mb, timeout_ms, \
      timeout_action, timeout_at, auto_resume, internet_access, allow_public_traffic, cwd, metadata, \
-     key_id, owner, failure_reason, created_at, started_at, ended_at";
+     key_id, owner, failure_reason, created_at, started_at, ended_at, egress";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
     Ok(MachineRow {
@@ -81,6 +83,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
         created_at: row.get(19)?,
         started_at: row.get(20)?,
         ended_at: row.get(21)?,
+        egress: row.get(22)?,
     })
 }
 
@@ -100,8 +103,8 @@ pub fn insert(tx: &Tx<'_>, row: &MachineRow) -> Result<i64, StoreError> {
     tx.prepare_cached(
         "INSERT INTO machine (id, state, template, layer_digest, vcpus, memory_mb, disk_mb, timeout_ms, \
          timeout_action, timeout_at, auto_resume, internet_access, allow_public_traffic, cwd, metadata, \
-         key_id, owner, failure_reason, created_at, started_at, ended_at) \
-         VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21)",
+         key_id, owner, failure_reason, created_at, started_at, ended_at, egress) \
+         VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,?22)",
     )?
     .execute(params![
         row.id,
@@ -125,18 +128,19 @@ pub fn insert(tx: &Tx<'_>, row: &MachineRow) -> Result<i64, StoreError> {
         row.created_at,
         row.started_at,
         row.ended_at,
+        row.egress,
     ])?;
     Ok(tx.last_insert_rowid())
 }
 
-/// Keeps what changes over a machine's life: state, times, limit, failure.
+/// Keeps what changes over a machine's life: state, times, limit, rules, failure.
 ///
 /// # Errors
 /// Those of the database.
 pub fn update(tx: &Tx<'_>, row: &MachineRow) -> Result<(), StoreError> {
     tx.prepare_cached(
         "UPDATE machine SET state = ?2, timeout_ms = ?3, timeout_action = ?4, timeout_at = ?5, \
-         failure_reason = ?6, started_at = ?7, ended_at = ?8 WHERE id = ?1",
+         failure_reason = ?6, started_at = ?7, ended_at = ?8, internet_access = ?9, egress = ?10 WHERE id = ?1",
     )?
     .execute(params![
         row.id,
@@ -147,6 +151,8 @@ pub fn update(tx: &Tx<'_>, row: &MachineRow) -> Result<(), StoreError> {
         row.failure_reason,
         row.started_at,
         row.ended_at,
+        row.internet_access,
+        row.egress,
     ])?;
     Ok(())
 }

@@ -14,6 +14,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0006_uploads.sql"),
     include_str!("../migrations/0007_ssh.sql"),
     include_str!("../migrations/0008_events.sql"),
+    include_str!("../migrations/0009_egress.sql"),
 ];
 
 /// Brings the database to the newest schema, each step in a transaction of its own.

@@ -44,6 +44,7 @@ fn row(id: &str, state: &str) -> MachineRow {
         timeout_at: None,
         auto_resume: false,
         internet_access: true,
+        egress: None,
         allow_public_traffic: true,
         cwd: "/".into(),
         metadata: r#"{"team": "a", "nested": {"x": 1, "y": 2}}"#.into(),

@@ -356,7 +356,7 @@ fn start_over(common: &Common, directory: &Path) -> Step<()> {
 /// Adds what the order asks for and moves into the root.
 fn enter_root(spec: &MachineSpec, inside: &Root, users: BorrowedFd<'_>) -> Step<()> {
     rustix::system::sethostname(spec.hostname.as_bytes()).named("set the host name")?;
-    if !spec.internet {
+    if spec.egress.is_closed() {
         network::cut().named("cut the network")?;
     }
     inside

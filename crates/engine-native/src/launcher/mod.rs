@@ -11,6 +11,7 @@
 //! ```
 
 mod cgroup;
+mod egress;
 mod filter;
 mod inside;
 mod network;
@@ -31,12 +32,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nullspace_engine::{ExitReason, MachineSpec};
+use nullspace_engine::{
+    Denial, DeniedTarget, ExitReason, MachineSpec,
+    egress::{
+        Rules,
+        control::{FromResolver, ToResolver},
+    },
+};
 use nullspace_sys::namespace::{self, Namespaces};
 use rustix::event::epoll;
 
 use self::{
     cgroup::Cgroups,
+    egress::Egress,
     inside::{Common, Order},
     network::Network,
     resolver::Resolver,
@@ -56,6 +64,8 @@ const PREPARING_AT_ONCE: usize = 8;
 const QUIET: Duration = Duration::from_millis(10);
 /// The same when none is left: long enough for a first command, so that the next machine need not wait.
 const QUIET_WITHOUT: Duration = Duration::from_millis(3);
+/// How long tidying waits for a quiet moment.
+const TIDY: Duration = Duration::from_secs(1);
 /// How long a child may take to get ready before it is given up.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Where directories of machines are prepared, in the data directory.
@@ -140,6 +150,7 @@ enum Token {
     Ended(u32),
     /// A process 1 said something.
     Control(u32),
+    Resolver,
 }
 
 impl Token {
@@ -149,6 +160,7 @@ impl Token {
             Self::Client(n) => 1 << 32 | u64::from(n),
             Self::Ended(n) => 2 << 32 | u64::from(n),
             Self::Control(n) => 3 << 32 | u64::from(n),
+            Self::Resolver => 4 << 32,
         }
     }
 
@@ -158,6 +170,7 @@ impl Token {
             1 => Self::Client(n),
             2 => Self::Ended(n),
             3 => Self::Control(n),
+            4 => Self::Resolver,
             _ => Self::Listener,
         }
     }
@@ -195,6 +208,8 @@ struct Entry {
     since: Instant,
     /// It was cut off from the network.
     is_cut: bool,
+    /// What it may reach; `None` when that is not sure.
+    rules: Option<Rules>,
     /// Its mounts, once it is ending.
     mounts: Option<File>,
 }
@@ -214,6 +229,7 @@ struct Launcher {
     own_pids: OwnedFd,
     cgroups: Cgroups,
     network: Network,
+    egress: Egress,
     resolver: Option<Resolver>,
     ranges: Ranges,
     entries: HashMap<u32, Entry>,
@@ -229,6 +245,8 @@ struct Launcher {
     active: Instant,
     /// When the last machine and caller went.
     idle_since: Instant,
+    /// When things were last tidied.
+    tidied: Instant,
     /// A slot could not be prepared: do not try again at once for the spare ones.
     prepare_again: Option<Instant>,
     shutdown: Option<Caller>,
@@ -268,6 +286,8 @@ impl Launcher {
         let cgroups = Cgroups::open(&config.instance).map_err(context("prepare cgroups"))?;
         let network =
             Network::open(&config.instance, &run).map_err(context("prepare the network"))?;
+        let egress =
+            Egress::open(&config.instance).map_err(context("prepare the packet filter"))?;
         let system_layer = system_layer::make(&config, network.gateway())
             .map_err(context("make the system layer"))?;
         let undertaker = Undertaker::start().map_err(context("fork"))?;
@@ -283,6 +303,9 @@ impl Launcher {
         fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
         listener.set_nonblocking(true)?;
         watch(&poll, listener.as_fd(), Token::Listener)?;
+        if let Some(link) = resolver.as_ref().and_then(Resolver::link) {
+            watch(&poll, link, Token::Resolver)?;
+        }
         Ok(Self {
             config,
             _lock: lock,
@@ -296,6 +319,7 @@ impl Launcher {
             own_pids,
             cgroups,
             network,
+            egress,
             resolver,
             ranges: Ranges::new(),
             entries: HashMap::new(),
@@ -308,6 +332,7 @@ impl Launcher {
             next: 0,
             active: Instant::now(),
             idle_since: Instant::now(),
+            tidied: Instant::now(),
             prepare_again: None,
             shutdown: None,
         })
@@ -336,12 +361,12 @@ impl Launcher {
             }
             self.serve_waiting();
             self.prepare_spare();
-            if events.is_empty() {
+            if events.is_empty() || self.tidied.elapsed() > TIDY {
                 self.tidy();
-                if self.is_useless() {
-                    self.close();
-                    return Ok(());
-                }
+            }
+            if events.is_empty() && self.is_useless() {
+                self.close();
+                return Ok(());
             }
         }
     }
@@ -396,8 +421,9 @@ impl Launcher {
         }
     }
 
-    /// What is done when nothing happens.
+    /// What is done when nothing happens, or has not been done for a while.
     fn tidy(&mut self) {
+        self.tidied = Instant::now();
         let late: Vec<u32> = self
             .entries
             .iter()
@@ -408,8 +434,19 @@ impl Launcher {
         for n in late {
             self.entries[&n].slot.kill();
         }
-        if let Some(resolver) = &mut self.resolver {
-            resolver.keep_alive();
+        if let Some(resolver) = &mut self.resolver
+            && resolver.keep_alive(&self.egress.policies())
+            && let Some(link) = resolver.link()
+        {
+            let _ = watch(&self.poll, link, Token::Resolver);
+        }
+        let denials = self.egress.upkeep();
+        self.tell_denials(denials);
+    }
+
+    fn tell_denials(&mut self, denials: Vec<Denial>) {
+        if !denials.is_empty() {
+            self.tell_all(&Message::Denied { denials });
         }
     }
 
@@ -453,7 +490,46 @@ impl Launcher {
             Token::Client(n) => self.read_client(n),
             Token::Control(n) => self.read_control(n),
             Token::Ended(n) => self.process_ended(n),
+            Token::Resolver => self.hear_resolver(),
         }
+    }
+
+    fn hear_resolver(&mut self) {
+        let Some(resolver) = &mut self.resolver else {
+            return;
+        };
+        let mut denials = Vec::new();
+        for message in resolver.listen() {
+            match message {
+                FromResolver::Open {
+                    serial,
+                    source,
+                    name,
+                    addresses,
+                    seconds,
+                } => {
+                    let addresses = self
+                        .egress
+                        .open_addresses(source, &name, &addresses, seconds);
+                    resolver.send(&ToResolver::Opened { serial, addresses });
+                }
+                FromResolver::Denied {
+                    source,
+                    name,
+                    count,
+                } => {
+                    if let Some(id) = self.egress.id_of(source) {
+                        denials.push(Denial {
+                            id: id.to_owned(),
+                            target: DeniedTarget::Name(name),
+                            count,
+                        });
+                    }
+                }
+                FromResolver::Done { .. } => {}
+            }
+        }
+        self.tell_denials(denials);
     }
 
     fn accept(&mut self) {
@@ -559,9 +635,53 @@ impl Launcher {
                     .and_then(|e| e.slot.meters());
                 self.answer(caller, Ok(Answer::Meters { meters }));
             }
+            RequestBody::Egress { id, rules } => {
+                let done = self.set_egress(&id, &rules);
+                self.answer(caller, done.map(|()| Answer::Done));
+            }
             RequestBody::Destroy { id } => self.destroy(caller, &id),
             RequestBody::Shutdown => self.shutdown = Some(caller),
         }
+    }
+
+    fn set_egress(&mut self, id: &str, rules: &Rules) -> Result<(), Refusal> {
+        let unknown = || Refusal::Unknown(id.to_owned());
+        let n = *self.by_id.get(id).ok_or_else(unknown)?;
+        let entry = self.entries.get(&n).ok_or_else(unknown)?;
+        if !matches!(entry.state, State::Live { .. }) {
+            return Err(unknown());
+        }
+        if entry.rules.as_ref() == Some(rules) {
+            return Ok(());
+        }
+        let done = self.enforce(n, id, rules);
+        let Some(entry) = self.entries.get_mut(&n) else {
+            return Err(unknown());
+        };
+        entry.rules = done.is_ok().then(|| rules.clone());
+        if done.is_err() && entry.slot.in_network(network::cut).is_ok() {
+            // It is not known what it may reach: so nothing.
+            entry.is_cut = true;
+        }
+        done.map_err(|error| Refusal::step("set the rules", error))
+    }
+
+    /// Puts rules in force for a machine, names and packets.
+    fn enforce(&mut self, n: u32, id: &str, rules: &Rules) -> io::Result<()> {
+        let Some(entry) = self.entries.get_mut(&n) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let link = &entry.slot.link;
+        self.egress.apply(n, id, link, rules)?;
+        if let Some(resolver) = &mut self.resolver {
+            resolver.set(link.address, (!rules.is_open()).then_some(rules));
+        }
+        // Only now may something get through.
+        if entry.is_cut && !rules.is_closed() {
+            entry.slot.in_network(|| link.join())?;
+            entry.is_cut = false;
+        }
+        Ok(())
     }
 
     fn destroy(&mut self, caller: Caller, id: &str) {
@@ -647,6 +767,7 @@ impl Launcher {
                 state: State::Forked,
                 since: Instant::now(),
                 is_cut: false,
+                rules: None,
                 mounts: None,
             },
         );
@@ -655,11 +776,19 @@ impl Launcher {
 
     /// Hands an order to a parked slot.
     fn begin(&mut self, n: u32, caller: Caller, spec: MachineSpec) {
+        let id = spec.id.clone();
+        let rules = spec.egress.clone();
+        // Closed ones need no filter: the machine cuts its link itself before it runs anything.
+        let is_cut = rules.is_closed();
+        if !is_cut
+            && !rules.is_open()
+            && let Err(error) = self.enforce(n, &id, &rules)
+        {
+            return self.break_off(n, caller, Refusal::step("set the rules", error));
+        }
         let Some(entry) = self.entries.get_mut(&n) else {
             return;
         };
-        let id = spec.id.clone();
-        let is_cut = !spec.internet;
         let directory = self.config.data_dir.join("machines").join(&id);
         let order = Order { spec, directory };
         let mut work = || -> Result<(), Refusal> {
@@ -688,17 +817,23 @@ impl Launcher {
                 };
                 entry.since = Instant::now();
                 entry.is_cut = is_cut;
+                entry.rules = Some(rules);
                 self.by_id.insert(id, n);
             }
-            Err(refusal) => {
-                entry.slot.kill();
-                entry.state = State::Ending {
-                    id: String::new(),
-                    callers: Vec::new(),
-                };
-                self.answer(caller, Err(refusal));
-            }
+            Err(refusal) => self.break_off(n, caller, refusal),
         }
+    }
+
+    /// A slot did not become a machine.
+    fn break_off(&mut self, n: u32, caller: Caller, refusal: Refusal) {
+        if let Some(entry) = self.entries.get_mut(&n) {
+            entry.slot.kill();
+            entry.state = State::Ending {
+                id: String::new(),
+                callers: Vec::new(),
+            };
+        }
+        self.answer(caller, Err(refusal));
     }
 
     fn read_control(&mut self, n: u32) {
@@ -810,6 +945,11 @@ impl Launcher {
             State::Parked => {
                 self.prepare_again = Some(Instant::now() + Duration::from_secs(1));
             }
+        }
+        if self.egress.forget(n)
+            && let Some(resolver) = &mut self.resolver
+        {
+            resolver.forget(slot.link.address);
         }
         self.ranges.give_back(slot.range);
         self.undertaker

@@ -6,7 +6,7 @@
 //!              gateway 10.x.y.1 on the loopback: names only (port 53), everything else refused
 //! ```
 //! The packet filter is one nftables table per launcher. It names interfaces by prefix, so that making a
-//! machine does not touch it.
+//! machine does not touch it. What machines with rules may reach is in `egress.rs`; it hangs on three maps here.
 
 use std::{
     fs, io,
@@ -16,7 +16,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use nullspace_sys::netlink::{Batch, Netlink};
+use nullspace_sys::{
+    namespace,
+    netlink::{Batch, Netlink},
+};
 use rustix::fd::AsFd;
 
 /// On the sockets through which the server reaches machines: nobody else's get through.
@@ -123,9 +126,13 @@ impl Network {
         let never = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3";
         nft(&format!(
             "table inet {table} {{
+                map outward {{ type ifname : verdict; }}
+                map inward {{ type ifname : verdict; }}
+                map asking {{ type ifname : verdict; }}
                 chain input {{
                     type filter hook input priority -10; policy accept;
                     iifname != \"{mine}\" accept
+                    ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 iifname vmap @asking
                     ip saddr {subnet} ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept
                     ct state established ct direction reply accept
                     drop
@@ -140,6 +147,8 @@ impl Network {
                     iifname \"{mine}\" meta nfproto ipv6 drop
                     iifname \"{mine}\" ip saddr != {subnet} drop
                     iifname \"{mine}\" ip daddr {{ {never} }} drop
+                    iifname vmap @outward
+                    oifname vmap @inward
                     oifname \"{mine}\" ct state established,related accept
                     oifname \"{mine}\" drop
                 }}
@@ -192,7 +201,7 @@ impl Network {
 }
 
 /// The packet filter's name.
-fn table(instance: &str) -> String {
+pub(super) fn table(instance: &str) -> String {
     format!("nullspace_{instance}")
 }
 
@@ -229,7 +238,46 @@ pub(super) fn configure(proc: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Does something in the network of a process.
+///
+/// # Errors
+/// Those of the work, and when the network cannot be entered.
+pub(super) fn inside(pid: i32, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    use rustix::thread::{LinkNameSpaceType::Network, move_into_link_name_space};
+    let own = fs::File::open("/proc/self/ns/net")?;
+    let theirs = namespace::open(pid, "net")?;
+    move_into_link_name_space(theirs.as_fd(), Some(Network))?;
+    let result = work();
+    if move_into_link_name_space(own.as_fd(), Some(Network)).is_err() {
+        // Whatever came next would be done to a machine instead of the host.
+        std::process::abort();
+    }
+    result
+}
+
 impl Link {
+    /// The host's end.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What tells it from the launcher's other links.
+    pub(super) fn tag(&self) -> &str {
+        let instance = PREFIX.len() + 6;
+        self.name.get(instance..).unwrap_or_default()
+    }
+
+    /// Undoes [`cut`]; called in the machine's network.
+    pub(super) fn join(&self) -> io::Result<()> {
+        let netlink = Netlink::open()?;
+        let eth0 = netlink.index_of("eth0")?;
+        let mut batch = Batch::default();
+        batch.set_up(eth0);
+        batch.add_host_route(eth0, self.gateway);
+        batch.add_default_route(eth0, self.gateway);
+        netlink.send(&batch)
+    }
+
     /// Makes the link and sets both ends up. Called in the machine's network namespace, with a socket that
     /// was opened in the host's: so the launcher does not wait for the kernel's locks, and when the process
     /// dies half-way the namespace takes everything with it.
@@ -305,7 +353,7 @@ fn overlap(a: u32, a_bits: u32, b: u32, b_bits: u32) -> bool {
 }
 
 /// Runs nftables on a script.
-fn nft(script: &str) -> io::Result<()> {
+pub(super) fn nft(script: &str) -> io::Result<()> {
     let mut child = Command::new("nft")
         .args(["-f", "-"])
         .stdin(Stdio::piped())

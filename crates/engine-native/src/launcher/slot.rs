@@ -25,7 +25,7 @@ use rustix::process::{
 use super::{
     cgroup::Group,
     inside::{self, Common, Order, Preparation, RANGE},
-    network::Link,
+    network::{self, Link},
 };
 use crate::wire::Meters;
 
@@ -214,6 +214,11 @@ impl Slot {
             memory: self.group.counter("memory")?,
             interface: self.link.name.clone(),
         })
+    }
+
+    /// Does something in its network.
+    pub(super) fn in_network(&self, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        network::inside(self.pid, work)
     }
 
     pub(super) fn kill(&self) {

@@ -1,10 +1,11 @@
 //! What a version's config must keep on this server, beyond the rules that `nullspace-project` checks; and
 //! what its machines are like.
 
+use nullspace_engine::egress::Rules;
 use nullspace_project::AgentConfig;
 use serde_json::Value;
 
-use super::{App, agent_deployment, machine};
+use super::{App, agent_deployment, egress, machine};
 use crate::error::{Error, Result};
 
 /// Seconds an entry point may take when the config does not say.
@@ -153,23 +154,30 @@ fn check_resources(app: &App, config: &AgentConfig) -> Result<()> {
 
 fn check_permissions(config: &AgentConfig) -> Result<()> {
     let permissions = &config.permissions;
-    for (name, list) in [
-        ("allow_out", &permissions.allow_out),
-        ("deny_out", &permissions.deny_out),
-    ] {
-        if !list.is_empty() {
-            return Err(Error::not_implemented(format!(
-                "rules for single networks (config.permissions.{name})"
-            ))
-            .with_action("use permissions.internet_access to allow all or nothing"));
-        }
-    }
+    egress(config)?;
     if permissions.desktop == Some(true) {
         return Err(Error::not_implemented(
             "desktops (config.permissions.desktop)",
         ));
     }
     Ok(())
+}
+
+/// What the machines of an agent may reach.
+///
+/// # Errors
+/// `invalid_request` with the field.
+pub(super) fn egress(config: &AgentConfig) -> Result<Rules> {
+    let permissions = &config.permissions;
+    let rules = egress::from_lists(
+        &permissions.allow_out,
+        &permissions.deny_out,
+        "config.permissions",
+    )?;
+    Ok(match permissions.internet_access {
+        Some(false) => Rules::deny_all(),
+        _ => rules,
+    })
 }
 
 fn check_readiness(config: &AgentConfig) -> Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  create ──▶ record `creating` ──▶ owner task ──▶ engine.create ──▶ record `running` ──▶ caller
-//!  destroy, set_time_limit ──▶ the owner's queue ──▶ record ──▶ engine ──▶ caller
+//!  destroy, set_time_limit, set_egress ──▶ the owner's queue ──▶ record ──▶ engine ──▶ caller
 //!  everyone else reads the owner's watch channel (live machines) or the record (the others)
 //! ```
 //! Called by `http::machine`, and by the agent side for the machines that back runs.
@@ -24,7 +24,7 @@ use nullspace_api::{
     machine::{ListMachinesQuery, MachineConfig, MachineInfo, MachineStatus, TimeoutAction},
     page, time,
 };
-use nullspace_engine::Engine;
+use nullspace_engine::{Engine, egress::Rules};
 use nullspace_lifecycle::machine::{self as lifecycle, State};
 use nullspace_protocol::GuestClient;
 use nullspace_store::{
@@ -35,7 +35,7 @@ use nullspace_store::{
 use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use super::{App, AppState, event, metrics::Meter};
+use super::{App, AppState, egress, event, metrics::Meter};
 use crate::error::{Error, Result};
 
 pub use adopt::{adopt, watch_exits};
@@ -512,6 +512,34 @@ pub async fn set_time_limit(
     Err(Error::not_ready(id, &row.state))
 }
 
+/// Replaces the rules for traffic out of a running machine.
+///
+/// # Errors
+/// `machine_not_found`, `machine_not_ready`, and those of the engine: then the machine reaches nothing, and the record
+/// has the new rules.
+pub(super) async fn set_egress(
+    app: &App,
+    id: &str,
+    rules: Rules,
+    key_id: Option<&str>,
+) -> Result<Arc<MachineRow>> {
+    if let Some(handle) = app.machines.get(id) {
+        let (reply, done) = oneshot::channel();
+        let message = owner::Message::SetEgress {
+            rules: Box::new(rules),
+            key_id: key_id.map(str::to_owned),
+            reply,
+        };
+        if handle.inbox.send(message).await.is_ok()
+            && let Ok(result) = done.await
+        {
+            return result;
+        }
+    }
+    let row = stored(&app.store, id).await?;
+    Err(Error::not_ready(id, &row.state))
+}
+
 /// Removes what is older than its retention from the record. Called now and then.
 ///
 /// # Errors
@@ -555,6 +583,7 @@ pub fn info(row: &MachineRow) -> MachineInfo {
         timeout_action: timeout_action(row),
         auto_resume: row.auto_resume,
         internet_access: row.internet_access,
+        egress: Some(egress::shown(row)),
         cwd: Some(row.cwd.clone()),
         failure_reason: row.failure_reason.clone(),
         warm_pool_checkout: None,

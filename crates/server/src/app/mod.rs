@@ -12,6 +12,7 @@ pub mod agent_service;
 mod agent_task;
 pub mod agent_version;
 mod bundle;
+pub mod egress;
 pub mod event;
 pub mod exec;
 pub mod file;

@@ -22,7 +22,6 @@ const OF_A_MACHINE: &[(&str, &[&str])] = &[
         ],
     ),
     ("volumes", &["volumes", "volumes/{*rest}"]),
-    ("egress rules", &["egress"]),
     ("web sockets", &["lifecycle/ws"]),
     ("code contexts", &["code", "code/{*rest}"]),
     ("desktops", &["desktop", "desktop/{*rest}"]),

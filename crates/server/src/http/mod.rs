@@ -11,6 +11,7 @@ mod agent_service;
 mod agent_version;
 mod batch;
 mod body;
+mod egress;
 mod error;
 mod event;
 mod exec;
@@ -53,6 +54,7 @@ use crate::{
 fn machine_routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .merge(machine::routes())
+        .merge(egress::routes())
         .merge(exec::routes())
         .merge(process::routes())
         .merge(pty::routes())

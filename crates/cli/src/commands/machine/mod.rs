@@ -2,6 +2,7 @@
 
 mod cp;
 mod create;
+mod egress;
 pub(crate) mod exec;
 mod file;
 mod get;
@@ -45,6 +46,8 @@ enum Command {
     Pty(pty::Args),
     /// Let a key log in over SSH, and say how
     SshAccess(crate::commands::ssh::AccessArgs),
+    /// What a machine may reach
+    Egress(egress::Args),
     /// Copy files to or from a machine
     Cp(cp::Args),
     /// Make a directory of a machine like a local one
@@ -66,6 +69,7 @@ pub(crate) async fn run(args: Args, app: &App) -> Outcome {
         Command::Process(args) => process::run(args, app).await,
         Command::Pty(args) => pty::run(args, app).await,
         Command::SshAccess(args) => crate::commands::ssh::access(&args, app).await,
+        Command::Egress(args) => egress::run(args, app).await,
         Command::Cp(args) => cp::run(&args, app).await,
         Command::Sync(args) => sync::run(&args, app).await,
         Command::Upload(args) => upload::run(&args, app).await,

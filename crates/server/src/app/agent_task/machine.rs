@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use nullspace_api::{error::code, time};
+use nullspace_engine::egress::Rules;
 use nullspace_lifecycle::run::{Input, State};
 use nullspace_protocol::{GuestClient, GuestError, WriteQuery};
 use nullspace_store::machine::MachineRow;
@@ -124,7 +125,8 @@ impl Task {
                 .unwrap_or(defaults.vcpus),
             memory_mb: resources.memory_mb.unwrap_or(defaults.memory_mb),
             disk_mb: resources.disk_mb,
-            internet_access: config.permissions.internet_access.unwrap_or(true),
+            // Checked when the version was made.
+            egress: agent_config::egress(config).unwrap_or_else(|_| Rules::deny_all()),
             allow_public_traffic: config.permissions.allow_public_traffic.unwrap_or(true),
             envs,
             cwd: workdir,

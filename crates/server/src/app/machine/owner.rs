@@ -8,7 +8,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use nullspace_api::time;
-use nullspace_engine::{EngineError, MachineSpec};
+use nullspace_engine::{EngineError, MachineSpec, egress::Rules};
 use nullspace_lifecycle::machine::{self as lifecycle, Action, Input, Loss, State, Step};
 use nullspace_store::{
     Store, StoreError, event as event_rows, idempotency,
@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{Handle, Place};
 use crate::{
-    app::{AppState, event, metrics::Meter},
+    app::{AppState, egress, event, metrics::Meter},
     error::{Error, Result},
 };
 
@@ -53,6 +53,15 @@ pub(super) enum Message {
     SetTimeLimit {
         /// `None` takes it away.
         timeout_ms: Option<u64>,
+        /// Who asked.
+        key_id: Option<String>,
+        /// The way back.
+        reply: Reply,
+    },
+    /// Replace what it may reach.
+    SetEgress {
+        /// The rules.
+        rules: Box<Rules>,
         /// Who asked.
         key_id: Option<String>,
         /// The way back.
@@ -182,7 +191,10 @@ impl Owner {
     async fn run(mut self, start: Start) {
         match start {
             Start::Build { spec, reply } => self.build(*spec, reply).await,
-            Start::Adopt => self.set_deadline(),
+            Start::Adopt => {
+                self.set_deadline();
+                self.replay_egress().await;
+            }
         }
         while !self.state().has_ended() {
             let limit = self.deadline;
@@ -209,7 +221,8 @@ impl Owner {
         while let Some(message) = self.messages.recv().await {
             if let Message::Destroy { reply, .. }
             | Message::Keep { reply, .. }
-            | Message::SetTimeLimit { reply, .. } = message
+            | Message::SetTimeLimit { reply, .. }
+            | Message::SetEgress { reply, .. } = message
             {
                 drop(reply);
             }
@@ -291,6 +304,14 @@ impl Owner {
                 }
                 let _ = reply.send(result.map(|()| Arc::new(self.row.clone())));
             }
+            Message::SetEgress {
+                rules,
+                key_id,
+                reply,
+            } => {
+                let result = self.set_egress(&rules, key_id.as_deref()).await;
+                let _ = reply.send(result.map(|()| Arc::new(self.row.clone())));
+            }
             Message::Ended(loss, detail) => {
                 tracing::info!(
                     machine = self.row.id,
@@ -333,6 +354,42 @@ impl Owner {
             }
         }
         Ok(())
+    }
+
+    /// Records rules, and has the engine keep them. If the server dies in between, the next one does it.
+    async fn set_egress(&mut self, rules: &Rules, key_id: Option<&str>) -> Result<()> {
+        if self.state() != State::Running {
+            return Err(Error::not_ready(&self.row.id, &self.row.state));
+        }
+        let mut row = self.row.clone();
+        egress::record(&mut row, rules);
+        let event = egress::updated(&row.id, rules, key_id, time::now());
+        let recording = row.clone();
+        self.app
+            .store
+            .write(move |tx| {
+                rows::update(tx, &recording)?;
+                event_rows::append(tx, &event)?;
+                Ok::<_, StoreError>(())
+            })
+            .await?;
+        self.row = row;
+        self.publish.send_replace(Arc::new(self.row.clone()));
+        match self.app.engine.set_egress(&self.row.id, rules).await {
+            // It ended a moment ago; that is told in the queue.
+            Err(EngineError::NotFound(_)) => {
+                Err(Error::not_ready(&self.row.id, State::Error.as_str()))
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// What is recorded is kept, whatever the server before this one came to.
+    async fn replay_egress(&mut self) {
+        let rules = egress::recorded(&self.row);
+        if let Err(error) = self.app.engine.set_egress(&self.row.id, &rules).await {
+            tracing::error!(machine = self.row.id, %error, "the recorded rules are not in force");
+        }
     }
 
     /// A fact: it is recorded even if that takes several attempts.

@@ -4,19 +4,16 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use nullspace_api::{
     error::code,
-    machine::{
-        CreateMachineRequest, EgressMode, NetworkPolicy, TimeoutAction, WarmPoolCheckout,
-        WarmPoolMode,
-    },
+    machine::{CreateMachineRequest, TimeoutAction, WarmPoolCheckout, WarmPoolMode},
 };
-use nullspace_engine::{Bind, MachineSpec};
+use nullspace_engine::{Bind, MachineSpec, egress::Rules};
 use nullspace_lifecycle::machine::State;
 use nullspace_store::machine::MachineRow;
 use nullspace_templates::Layer;
 use serde_json::{Map, Value};
 
 use crate::{
-    app::App,
+    app::{App, egress},
     error::{Error, Kind, Result},
 };
 
@@ -55,8 +52,8 @@ pub struct NewMachine {
     pub disk_mb: Option<u64>,
     /// Time limit; `None` for none.
     pub timeout_ms: Option<u64>,
-    /// Whether it may reach the internet.
-    pub internet_access: bool,
+    /// What it may reach.
+    pub egress: Rules,
     /// Whether previews are open to all.
     pub allow_public_traffic: bool,
     /// Environment of every command.
@@ -84,7 +81,7 @@ impl NewMachine {
             memory_mb: app.config.default_memory_mb,
             disk_mb: None,
             timeout_ms: None,
-            internet_access: true,
+            egress: Rules::default(),
             allow_public_traffic: true,
             envs: BTreeMap::new(),
             metadata: Map::new(),
@@ -101,7 +98,7 @@ impl NewMachine {
         id: String,
         now: i64,
     ) -> (MachineRow, Box<MachineSpec>) {
-        let row = MachineRow {
+        let mut row = MachineRow {
             seq: 0,
             id: id.clone(),
             state: State::Creating.as_str().to_owned(),
@@ -114,7 +111,8 @@ impl NewMachine {
             timeout_action: "destroy".into(),
             timeout_at: None,
             auto_resume: false,
-            internet_access: self.internet_access,
+            internet_access: true,
+            egress: None,
             allow_public_traffic: self.allow_public_traffic,
             cwd: self.cwd.clone(),
             metadata: Value::Object(self.metadata).to_string(),
@@ -125,6 +123,7 @@ impl NewMachine {
             started_at: None,
             ended_at: None,
         };
+        egress::record(&mut row, &self.egress);
         let mut env: BTreeMap<String, String> = app
             .ca_file
             .iter()
@@ -151,7 +150,7 @@ impl NewMachine {
             cpu_millis: self.vcpus.saturating_mul(1000),
             memory_bytes: self.memory_mb << 20,
             pids_max: app.config.max_pids,
-            internet: self.internet_access,
+            egress: self.egress,
         };
         (row, Box::new(spec))
     }
@@ -205,13 +204,18 @@ pub fn plan(
         )));
     }
     let network = request.network.unwrap_or_default();
-    let internet_access = request.internet_access.unwrap_or(true) && egress_allowed(&network)?;
+    if network.mask_request_host.is_some() {
+        return Err(Error::not_implemented(
+            "preview host names (network.mask_request_host)",
+        ));
+    }
+    let egress = egress::asked_for(&network, request.internet_access)?;
     let new = NewMachine {
         vcpus,
         memory_mb,
         disk_mb: request.disk_mb,
         timeout_ms: Some(timeout_ms),
-        internet_access,
+        egress,
         allow_public_traffic: network.allow_public_traffic.unwrap_or(true),
         envs,
         cwd,
@@ -295,36 +299,6 @@ fn warm_pool(request: &CreateMachineRequest) -> Result<Option<WarmPoolCheckout>>
         id: warm_pool.id.clone(),
         mode,
     }))
-}
-
-/// Whether the rules leave the internet open; rules that this server cannot keep are refused.
-fn egress_allowed(network: &NetworkPolicy) -> Result<bool> {
-    let given = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|l| !l.is_empty());
-    if given(&network.allow_out) || given(&network.deny_out) {
-        return Err(Error::not_implemented(
-            "rules for single networks (network.allow_out, network.deny_out)",
-        )
-        .with_action("use internet_access to allow all or nothing"));
-    }
-    if network.mask_request_host.is_some() {
-        return Err(Error::not_implemented(
-            "preview host names (network.mask_request_host)",
-        ));
-    }
-    let Some(egress) = &network.egress else {
-        return Ok(true);
-    };
-    if egress.mode == Some(EgressMode::Custom)
-        || given(&egress.allow_cidrs)
-        || given(&egress.deny_cidrs)
-        || egress.rate_limit.is_some()
-    {
-        return Err(Error::not_implemented(
-            "rules for single networks (network.egress with mode custom, lists or a rate limit)",
-        )
-        .with_action("use mode allow_all or deny_all"));
-    }
-    Ok(egress.mode != Some(EgressMode::DenyAll))
 }
 
 pub(super) fn check_timeout(app: &App, ms: u64) -> Result<()> {
