@@ -30,6 +30,21 @@ impl Host {
         }
     }
 
+    /// What tells this data directory's things on the host from others'.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// Ends the process that answers the machines' name queries.
+    pub fn kill_resolver(&self) {
+        let wanted = format!(" resolver {}:53", self.gateway());
+        let (pid, _) = processes()
+            .into_iter()
+            .find(|(_, line)| line.trim_end().ends_with(&wanted))
+            .unwrap();
+        run("kill", &["-9", &pid.to_string()]);
+    }
+
     /// Notes what can no longer be found out once the launcher is gone.
     pub fn look(&mut self) {
         self.gateways

@@ -34,6 +34,8 @@ pub struct World {
     address: String,
     client: reqwest::Client,
     extra: Vec<String>,
+    /// What the server has for `/etc/resolv.conf`, if not the host's.
+    resolv_conf: Option<PathBuf>,
     starts: u32,
     key: Option<&'static str>,
 }
@@ -52,6 +54,14 @@ impl World {
     /// The same with all its files below this directory.
     pub async fn on(place: &Path, arguments: &[&str]) -> Self {
         let mut world = Self::new(place, arguments);
+        world.serve().await;
+        world
+    }
+
+    /// A server whose host has other name servers; the file that says so is made in the directory given.
+    pub async fn behind(resolv_conf: impl FnOnce(&Path) -> PathBuf) -> Self {
+        let mut world = Self::new(&std::env::temp_dir(), &[]);
+        world.resolv_conf = Some(resolv_conf(world.dir.path()));
         world.serve().await;
         world
     }
@@ -76,6 +86,7 @@ impl World {
             address: "127.0.0.1:0".into(),
             client: reqwest::Client::new(),
             extra: arguments.iter().map(|a| (*a).to_owned()).collect(),
+            resolv_conf: None,
             starts: 0,
             key: Some(KEY),
         };
@@ -100,8 +111,18 @@ impl World {
         self.starts += 1;
         let log = self.log(self.starts);
         let out = File::create(&log).unwrap();
-        let child = self
-            .program()
+        let mut program = match &self.resolv_conf {
+            None => self.program(),
+            Some(file) => {
+                // The program takes the place of both helpers, so its process is the child.
+                let script = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
+                let mut program = self.isolated("unshare");
+                program.args(["--mount", "sh", "-c", script]);
+                program.arg(file).arg(PROGRAM);
+                program
+            }
+        };
+        let child = program
             .args(["serve", "--listen", &self.address, "--data-dir"])
             .arg(self.data())
             .args(["--ssh-addr", "127.0.0.1:0"])
