@@ -1,6 +1,7 @@
 //! A port that leads into a machine.
 
 use std::{
+    borrow::Cow,
     io,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
@@ -11,7 +12,7 @@ use hyper::service::service_fn;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{listen, proxy, upstream::Upstream};
+use crate::{guard::Guard, listen, proxy, upstream::Upstream};
 
 /// Who may come in.
 #[derive(Clone, Default)]
@@ -21,6 +22,8 @@ pub enum Access {
     Public,
     /// Who sends this token in [`crate::TOKEN_HEADER`].
     Token(Arc<str>),
+    /// Whom this lets in.
+    Guarded(Arc<dyn Guard>),
 }
 
 impl std::fmt::Debug for Access {
@@ -29,18 +32,34 @@ impl std::fmt::Debug for Access {
         f.write_str(match self {
             Self::Public => "Public",
             Self::Token(_) => "Token",
+            Self::Guarded(_) => "Guarded",
         })
     }
 }
 
 /// Where a door leads now.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Route {
+    what: Cow<'static, str>,
     upstream: RwLock<Option<Arc<Upstream>>>,
     access: RwLock<Access>,
 }
 
 impl Route {
+    /// A route that leads nowhere yet. `what` it is to lead to, clients read in refusals: "the service".
+    #[must_use]
+    pub fn new(what: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            what: what.into(),
+            upstream: RwLock::default(),
+            access: RwLock::default(),
+        }
+    }
+
+    pub(crate) fn what(&self) -> &str {
+        &self.what
+    }
+
     /// Lets requests from now on go there; without one they are told to come again. Answers where they went before:
     /// requests under way end there ([`Upstream::drained`]).
     pub fn lead_to(&self, upstream: Option<Arc<Upstream>>) -> Option<Arc<Upstream>> {

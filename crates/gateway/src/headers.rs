@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::TOKEN_HEADER;
+use crate::{PROXY_TOKEN_HEADER, TOKEN_HEADER, guard::SESSION_COOKIE_PREFIX};
 
 /// Always about one connection alone.
 const HOP_BY_HOP: [HeaderName; 6] = [
@@ -19,7 +19,7 @@ const HOP_BY_HOP: [HeaderName; 6] = [
 /// The same, without a constant of their own.
 const MORE_HOP_BY_HOP: [&str; 2] = ["keep-alive", "proxy-connection"];
 /// What the gateway reads is none of the application's business.
-const OURS: [&str; 2] = [TOKEN_HEADER, "x-nullspace-preview-proxy-token"];
+const OURS: [&str; 2] = [TOKEN_HEADER, PROXY_TOKEN_HEADER];
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -60,11 +60,64 @@ pub(crate) fn strip(headers: &mut HeaderMap) {
     }
 }
 
+/// Makes an answer's headers those of the answer to the client.
+pub(crate) fn answer(headers: &mut HeaderMap) {
+    strip(headers);
+    let is_ours = |value: &HeaderValue| {
+        let name = value.as_bytes().trim_ascii_start();
+        name.starts_with(SESSION_COOKIE_PREFIX.as_bytes())
+    };
+    if headers.get_all(header::SET_COOKIE).iter().any(is_ours) {
+        let kept: Vec<HeaderValue> = headers
+            .get_all(header::SET_COOKIE)
+            .iter()
+            .filter(|value| !is_ours(value))
+            .cloned()
+            .collect();
+        headers.remove(header::SET_COOKIE);
+        for value in kept {
+            headers.append(header::SET_COOKIE, value);
+        }
+    }
+}
+
+/// Takes the sessions of previews out of the cookies: a browser sends those of one port to every other.
+fn without_sessions(headers: &mut HeaderMap) {
+    let contains = |value: &HeaderValue| {
+        let bytes = value.as_bytes();
+        bytes
+            .windows(SESSION_COOKIE_PREFIX.len())
+            .any(|part| part == SESSION_COOKIE_PREFIX.as_bytes())
+    };
+    if !headers.get_all(header::COOKIE).iter().any(contains) {
+        return;
+    }
+    let kept: Vec<HeaderValue> = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|value| {
+            let cookies: Vec<&[u8]> = value
+                .as_bytes()
+                .split(|byte| *byte == b';')
+                .map(<[u8]>::trim_ascii)
+                .filter(|cookie| !cookie.starts_with(SESSION_COOKIE_PREFIX.as_bytes()))
+                .collect();
+            HeaderValue::from_bytes(&cookies.join(b"; ".as_slice())).ok()
+        })
+        .filter(|value| !value.is_empty())
+        .collect();
+    headers.remove(header::COOKIE);
+    for value in kept {
+        headers.append(header::COOKIE, value);
+    }
+}
+
 /// Makes a client's headers those of the request to the machine.
 pub(crate) fn forward(headers: &mut HeaderMap, client: IpAddr) {
     for name in OURS {
         headers.remove(name);
     }
+    without_sessions(headers);
     // Whether the body is wanted is settled here: it is sent along.
     headers.remove(header::EXPECT);
     let list = match headers.get(&FORWARDED_FOR).and_then(|v| v.to_str().ok()) {
@@ -90,14 +143,14 @@ mod tests {
     use super::*;
 
     fn headers(list: &[(&'static str, &'static str)]) -> HeaderMap {
-        list.iter()
-            .map(|(name, value)| {
-                (
-                    HeaderName::from_static(name),
-                    HeaderValue::from_static(value),
-                )
-            })
-            .collect()
+        let mut headers = HeaderMap::new();
+        for (name, value) in list {
+            headers.append(
+                HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            );
+        }
+        headers
     }
 
     #[test]
@@ -123,6 +176,30 @@ mod tests {
         assert_eq!(upgrade(&both).unwrap(), "websocket");
         assert!(upgrade(&headers(&[("upgrade", "websocket")])).is_none());
         assert!(upgrade(&headers(&[("connection", "upgrade")])).is_none());
+    }
+
+    #[test]
+    fn sessions_of_previews_are_between_browser_and_door() {
+        let all = |headers: &HeaderMap, name| -> Vec<String> {
+            let values = headers.get_all(name).iter();
+            values.map(|v| v.to_str().unwrap().to_owned()).collect()
+        };
+        let mut asked = headers(&[
+            (
+                "cookie",
+                "a=1; nullspace_preview_x_80=secret;b=nullspace_preview_",
+            ),
+            ("cookie", "nullspace_preview_y_81=secret"),
+            ("cookie", "c=3"),
+        ]);
+        forward(&mut asked, "127.0.0.1".parse().unwrap());
+        assert_eq!(all(&asked, "cookie"), ["a=1; b=nullspace_preview_", "c=3"]);
+        let mut answered = headers(&[
+            ("set-cookie", "mine=1; Path=/"),
+            ("set-cookie", " nullspace_preview_x_80=forged"),
+        ]);
+        answer(&mut answered);
+        assert_eq!(all(&answered, "set-cookie"), ["mine=1; Path=/"]);
     }
 
     #[test]

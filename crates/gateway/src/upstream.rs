@@ -13,13 +13,12 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use http_body_util::{Either, Empty};
-use hyper::{
-    body::Incoming,
-    client::conn::http1::{Builder, Connection, SendRequest},
-};
+use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use nullspace_protocol::BoxedIo;
 use tokio::sync::Notify;
+
+use crate::body::Sending;
 
 /// Connections that are kept for one upstream.
 const MAX_IDLE: usize = 64;
@@ -35,7 +34,7 @@ pub trait Dial: Send + Sync + 'static {
 }
 
 /// What is sent to a machine: the client's own body, or none.
-pub(crate) type RequestBody = Either<Incoming, Empty<Bytes>>;
+pub(crate) type RequestBody = Either<Sending, Empty<Bytes>>;
 
 /// One backing of whatever a door leads to.
 pub struct Upstream {

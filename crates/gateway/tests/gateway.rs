@@ -1,6 +1,9 @@
 //! A real door, a real client on one side and a real server on the other, each on its own socket.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+#[path = "../../../tests/ports.rs"]
+mod ports;
 
 use std::{
     io,
@@ -8,10 +11,14 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use async_trait::async_trait;
-use nullspace_gateway::{Access, Dial, Door, Route, TOKEN_HEADER, Upstream};
+use http::{HeaderValue, StatusCode};
+use nullspace_gateway::{
+    Access, Account, Dial, Door, Guard, Pass, Refusal, Route, TOKEN_HEADER, Upstream, Visitor,
+};
 use nullspace_protocol::BoxedIo;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -36,6 +43,7 @@ impl Dial for Local {
 }
 
 struct World {
+    _ports: ports::Ports,
     door: Door,
     route: Arc<Route>,
     dialled: Arc<AtomicUsize>,
@@ -43,12 +51,13 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let route = Arc::new(Route::default());
+        let ports = ports::Ports::take();
+        let route = Arc::new(Route::new("the service"));
         let door = Door::open(
             "127.0.0.1".parse().unwrap(),
             None,
-            20_000..=29_999,
-            (std::process::id() % 10_000) as u16,
+            ports.first..=ports.last,
+            0,
             route.clone(),
             &TaskTracker::new(),
             &CancellationToken::new(),
@@ -56,6 +65,7 @@ impl World {
         .await
         .unwrap();
         Self {
+            _ports: ports,
             door,
             route,
             dialled: Arc::default(),
@@ -347,4 +357,184 @@ async fn a_closed_door_gives_its_port_back() {
         }
     };
     assert_eq!(opened.await.port(), port);
+}
+
+/// Lets in who says so, and counts.
+#[derive(Default)]
+struct Counting {
+    came_in: AtomicUsize,
+    went_out: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+impl Account for Counting {
+    fn came_in(&self, bytes: u64) {
+        self.came_in.fetch_add(bytes as usize, Ordering::SeqCst);
+    }
+
+    fn went_out(&self, bytes: u64) {
+        self.went_out.fetch_add(bytes as usize, Ordering::SeqCst);
+    }
+
+    fn failed(&self, _code: &'static str) {
+        self.failed.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+struct Porter {
+    counting: Arc<Counting>,
+    cut: CancellationToken,
+}
+
+impl Guard for Porter {
+    fn admit(&self, visitor: Visitor<'_>) -> Result<Pass, Refusal> {
+        if visitor.headers.remove("x-let-me-in").is_none() {
+            return Err(Refusal {
+                status: StatusCode::FORBIDDEN,
+                code: "not_you",
+                message: "not you",
+            });
+        }
+        Ok(Pass {
+            account: Some(self.counting.clone()),
+            cut: self.cut.clone(),
+            set_cookie: Some(HeaderValue::from_static("seen=1")),
+            host: Some(HeaderValue::from_static("inside:80")),
+            patience: Duration::from_secs(1),
+        })
+    }
+}
+
+fn guarded(world: &World) -> (Arc<Counting>, CancellationToken) {
+    let (counting, cut) = (Arc::<Counting>::default(), CancellationToken::new());
+    world.route.allow(Access::Guarded(Arc::new(Porter {
+        counting: counting.clone(),
+        cut: cut.clone(),
+    })));
+    (counting, cut)
+}
+
+#[tokio::test]
+async fn a_guard_decides_and_what_passes_is_counted() {
+    let world = World::new().await;
+    let (listener, port) = application().await;
+    world.route.lead_to(Some(world.upstream(port)));
+    let (counting, _) = guarded(&world);
+    let mut client = world.client().await;
+    // Refused without being connected, and the rest of the request does not spoil the next one.
+    client
+        .say("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbody")
+        .await;
+    let answer = client.until("}").await;
+    assert!(
+        answer.contains("403") && answer.contains("not_you") && answer.contains("no-store"),
+        "{answer}"
+    );
+    assert_eq!(world.dialled.load(Ordering::Relaxed), 0);
+    client
+        .say("POST / HTTP/1.1\r\nhost: x\r\nx-let-me-in: 1\r\ncontent-length: 4\r\n\r\nbody")
+        .await;
+    let mut machine = Peer::accept(&listener).await;
+    let head = machine.until("\r\n\r\nbody").await.to_lowercase();
+    assert!(
+        head.contains("host: inside:80") && !head.contains("x-let-me-in"),
+        "{head}"
+    );
+    assert!(head.contains("x-forwarded-host: x"), "{head}");
+    machine
+        .say("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nanswer")
+        .await;
+    let head = client.until("answer").await;
+    assert!(head.contains("set-cookie: seen=1"), "{head}");
+    let counts = (&counting.came_in, &counting.went_out, &counting.failed);
+    let counts = (
+        counts.0.load(Ordering::SeqCst),
+        counts.1.load(Ordering::SeqCst),
+        counts.2.load(Ordering::SeqCst),
+    );
+    assert_eq!(counts, (4, 6, 0));
+}
+
+#[tokio::test]
+async fn a_guard_ends_what_is_under_way() {
+    let world = World::new().await;
+    let (listener, port) = application().await;
+    let upstream = world.upstream(port);
+    world.route.lead_to(Some(upstream.clone()));
+    let (counting, cut) = guarded(&world);
+    let mut stream = world.client().await;
+    stream
+        .say("GET / HTTP/1.1\r\nhost: x\r\nx-let-me-in: 1\r\n\r\n")
+        .await;
+    let mut machine = Peer::accept(&listener).await;
+    machine.until("\r\n\r\n").await;
+    machine
+        .say("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n")
+        .await;
+    stream.until("a\r\n").await;
+    let mut socket = world.client().await;
+    socket
+        .say("GET / HTTP/1.1\r\nhost: x\r\nx-let-me-in: 1\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+        .await;
+    let mut other = Peer::accept(&listener).await;
+    other.until("\r\n\r\n").await;
+    other
+        .say(
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+        )
+        .await;
+    socket.until("\r\n\r\n").await;
+    socket.say("12345").await;
+    other.until("12345").await;
+    other.say("123").await;
+    socket.until("123").await;
+    assert_eq!(counting.came_in.load(Ordering::SeqCst), 5);
+    assert_eq!(counting.went_out.load(Ordering::SeqCst), 4);
+
+    cut.cancel();
+    assert!(stream.closed().await && machine.closed().await);
+    assert!(socket.closed().await && other.closed().await);
+    upstream.drained().await;
+    // Nothing begins any more.
+    let mut late = world.client().await;
+    late.say("GET / HTTP/1.1\r\nhost: x\r\nx-let-me-in: 1\r\n\r\n")
+        .await;
+    assert!(late.until("}").await.contains("401"));
+}
+
+#[tokio::test]
+async fn an_application_that_hangs_is_told_of_and_one_that_is_sent_slowly_is_not() {
+    let world = World::new().await;
+    let (listener, port) = application().await;
+    world.route.lead_to(Some(world.upstream(port)));
+    let (counting, _) = guarded(&world);
+    let mut client = world.client().await;
+    client
+        .say("GET / HTTP/1.1\r\nhost: x\r\nx-let-me-in: 1\r\n\r\n")
+        .await;
+    let mut machine = Peer::accept(&listener).await;
+    machine.until("\r\n\r\n").await;
+    let answer = client.until("}").await;
+    assert!(
+        answer.contains("504") && answer.contains("service_timeout"),
+        "{answer}"
+    );
+    assert!(machine.closed().await);
+    assert_eq!(counting.failed.load(Ordering::SeqCst), 1);
+
+    // Longer than the patience in all, but never for so long without a byte.
+    client
+        .say("POST / HTTP/1.1\r\nhost: x\r\nx-let-me-in: 1\r\ncontent-length: 8\r\n\r\n")
+        .await;
+    let mut machine = Peer::accept(&listener).await;
+    machine.until("\r\n\r\n").await;
+    for byte in ["1", "2", "3", "4", "5", "6", "7", "8"] {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        client.say(byte).await;
+        machine.until(byte).await;
+    }
+    machine
+        .say("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n.")
+        .await;
+    assert!(client.until("\r\n\r\n.").await.contains("200"));
 }
