@@ -12,7 +12,10 @@ use std::{
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
-use crate::host::{Host, run};
+use crate::{
+    host::{Host, run},
+    ports::Ports,
+};
 
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_nullspace");
@@ -38,6 +41,7 @@ pub struct World {
     resolv_conf: Option<PathBuf>,
     starts: u32,
     key: Option<&'static str>,
+    _ports: Ports,
 }
 
 impl World {
@@ -79,16 +83,29 @@ impl World {
             .prefix("nullspace-test-")
             .tempdir_in(place)
             .unwrap();
+        let ports = Ports::take();
+        let mut extra: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
+        let given = match extra.iter().position(|argument| argument == "--config") {
+            Some(at) => {
+                let file = extra.drain(at..at + 2).nth(1).unwrap();
+                std::fs::read_to_string(file).unwrap()
+            }
+            None => String::new(),
+        };
+        let settings = dir.path().join("settings.toml");
+        std::fs::write(&settings, with_ports(&given, &ports)).unwrap();
+        extra.extend(["--config".into(), settings.to_str().unwrap().to_owned()]);
         let world = Self {
             host: Host::new(&dir.path().join("data")),
             dir,
             serve: None,
             address: "127.0.0.1:0".into(),
             client: reqwest::Client::new(),
-            extra: arguments.iter().map(|a| (*a).to_owned()).collect(),
+            extra,
             resolv_conf: None,
             starts: 0,
             key: Some(KEY),
+            _ports: ports,
         };
         std::fs::create_dir(world.home()).unwrap();
         world
@@ -369,6 +386,18 @@ impl Drop for World {
             ended.unwrap();
             assert!(left.is_empty(), "left behind: {left:#?}");
         }
+    }
+}
+
+/// Settings in which doors have these ports.
+fn with_ports(settings: &str, ports: &Ports) -> String {
+    let limits = format!(
+        "[limits]\ngateway_first_port = {}\ngateway_last_port = {}\n",
+        ports.first, ports.last
+    );
+    match settings.contains("[limits]\n") {
+        true => settings.replacen("[limits]\n", &limits, 1),
+        false => format!("{settings}{limits}"),
     }
 }
 

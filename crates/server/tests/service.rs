@@ -74,7 +74,6 @@ struct Services(World);
 
 impl Services {
     async fn new() -> Self {
-        // Other tests' servers take ports at the same time: each counts from its own place.
         Self(
             World::with(Config {
                 service_restart_pause_ms: 10,

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+#[path = "../../../../tests/ports.rs"]
+mod ports;
 pub mod project;
 pub mod socket;
 pub mod ssh;
@@ -9,7 +11,9 @@ pub mod ssh;
 use std::{sync::Arc, time::Duration};
 
 use nullspace_engine::{Engine, fake::FakeEngine};
-use nullspace_server::{Config, ServeOptions, Server, SshListen, SshOptions, TemplateSource};
+use nullspace_server::{
+    Config, PreviewDomain, ServeOptions, Server, SshListen, SshOptions, TemplateSource,
+};
 use nullspace_templates::Layer;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
@@ -23,6 +27,8 @@ pub struct World {
     pub config: Config,
     pub server: Option<Server>,
     pub client: reqwest::Client,
+    pub preview_domain: Option<PreviewDomain>,
+    _ports: ports::Ports,
 }
 
 impl World {
@@ -31,16 +37,32 @@ impl World {
     }
 
     pub async fn with(config: Config) -> Self {
-        let mut world = Self {
+        let mut world = Self::new_with(config, None);
+        world.start().await;
+        world
+    }
+
+    /// A server whose previews have names under this domain.
+    pub async fn with_domain(config: Config, domain: &str) -> Self {
+        let mut world = Self::new_with(config, Some(domain.parse().unwrap()));
+        world.start().await;
+        world
+    }
+
+    fn new_with(mut config: Config, preview_domain: Option<PreviewDomain>) -> Self {
+        let ports = ports::Ports::take();
+        config.gateway_first_port = ports.first;
+        config.gateway_last_port = ports.last;
+        Self {
             data: tempfile::tempdir().unwrap(),
             layer: tempfile::tempdir().unwrap(),
             engine: Arc::new(FakeEngine::new().unwrap()),
             config,
             server: None,
             client: reqwest::Client::new(),
-        };
-        world.start().await;
-        world
+            preview_domain,
+            _ports: ports,
+        }
     }
 
     pub fn options(&self) -> ServeOptions {
@@ -62,6 +84,7 @@ impl World {
                 env: vec![("FROM_TEMPLATE".into(), "yes".into())],
                 binds: Vec::new(),
             }]),
+            preview_domain: self.preview_domain.clone(),
             ca_file: None,
         }
     }
