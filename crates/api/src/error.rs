@@ -81,6 +81,32 @@ pub mod code {
     pub const BUNDLE_CONFLICT: &str = "bundle_conflict";
     /// The install command of a version failed while its artifact was built.
     pub const BUILD_ERROR: &str = "build_error";
+    /// A preview needs a token, and none was sent.
+    pub const EDGE_TOKEN_MISSING: &str = "edge_token_missing";
+    /// The token of a preview is over its time.
+    pub const EDGE_TOKEN_EXPIRED: &str = "edge_token_expired";
+    /// It is none of this server's.
+    pub const EDGE_TOKEN_INVALID: &str = "edge_token_invalid";
+    /// It is for another machine, port or kind of traffic.
+    pub const EDGE_TOKEN_SCOPE_MISMATCH: &str = "edge_token_scope_mismatch";
+    /// The token's grant is not known any more.
+    pub const PREVIEW_GRANT_INVALID: &str = "preview_grant_invalid";
+    /// The token's grant was revoked.
+    pub const PREVIEW_GRANT_REVOKED: &str = "preview_grant_revoked";
+    /// No such grant.
+    pub const PREVIEW_GRANT_NOT_FOUND: &str = "preview_grant_not_found";
+    /// A URL for proxies was opened without the token in its header.
+    pub const PREVIEW_PROXY_TOKEN_MISSING: &str = "preview_proxy_token_missing";
+    /// A proxy's token is over its time.
+    pub const PREVIEW_PROXY_TOKEN_EXPIRED: &str = "preview_proxy_token_expired";
+    /// It is none of this server's, or its grant is not known any more.
+    pub const PREVIEW_PROXY_TOKEN_INVALID: &str = "preview_proxy_token_invalid";
+    /// Its grant was revoked.
+    pub const PREVIEW_PROXY_TOKEN_REVOKED: &str = "preview_proxy_token_revoked";
+    /// It is for another machine, port or kind of traffic.
+    pub const PREVIEW_PROXY_TOKEN_SCOPE_MISMATCH: &str = "preview_proxy_token_scope_mismatch";
+    /// Nothing answers on a previewed port; in the answer to a readiness check.
+    pub const PREVIEW_SERVICE_NOT_READY: &str = "preview_service_not_ready";
     /// The disk is full.
     pub const INSUFFICIENT_STORAGE: &str = "insufficient_storage";
     /// Not part of this server yet.

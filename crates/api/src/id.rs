@@ -10,6 +10,8 @@ pub const PTY: &str = "pty_";
 pub const UPLOAD: &str = "upl_";
 /// A grant to log in over SSH.
 pub const SSH_ACCESS: &str = "ssh_";
+/// A grant to see a port of a machine.
+pub const PREVIEW: &str = "pvg_";
 /// An API key (not the key itself).
 pub const KEY: &str = "key_";
 /// One HTTP request.

@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod monitor;
 mod noun;
 pub mod page;
+pub mod preview;
 pub mod process;
 pub mod pty;
 pub mod search;

@@ -143,10 +143,10 @@ pub struct LifecyclePolicy {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkPolicy {
-    /// Whether preview URLs work without the machine's own token; true when absent.
+    /// Whether previews work without the machine's own token; true when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_public_traffic: Option<bool>,
-    /// Host name that previews send on; `${PORT}` is replaced.
+    /// Host that programs are told by previews, instead of the client's; `${PORT}` is replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask_request_host: Option<String>,
     /// Rules for traffic out.
@@ -248,6 +248,10 @@ pub struct MachineInfo {
     /// Why `status` is `error`, as one word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure_reason: Option<String>,
+    /// What requests to its previews need in the header `x-nullspace-traffic-access-token`, if it takes no public
+    /// traffic; only in the answer to create.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic_access_token: Option<String>,
     /// Where the machine came from; only in the answer to create.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warm_pool_checkout: Option<WarmPoolCheckout>,

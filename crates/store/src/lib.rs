@@ -27,6 +27,7 @@ mod json;
 pub mod key;
 pub mod machine;
 mod migrate;
+pub mod preview;
 mod reader;
 pub mod ssh;
 pub mod upload;

@@ -37,6 +37,8 @@ pub struct MachineRow {
     pub egress: Option<String>,
     /// Whether previews are open to all.
     pub allow_public_traffic: bool,
+    /// The host that previews tell programs; `${PORT}` stands for the port.
+    pub mask_request_host: Option<String>,
     /// Default working directory of commands.
     pub cwd: String,
     /// JSON object.
@@ -57,7 +59,7 @@ pub struct MachineRow {
 
 const COLUMNS: &str = "seq, id, state, template, layer_digest, vcpus, memory_mb, disk_mb, timeout_ms, \
      timeout_action, timeout_at, auto_resume, internet_access, allow_public_traffic, cwd, metadata, \
-     key_id, owner, failure_reason, created_at, started_at, ended_at, egress";
+     key_id, owner, failure_reason, created_at, started_at, ended_at, egress, mask_request_host";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
     Ok(MachineRow {
@@ -84,6 +86,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
         started_at: row.get(20)?,
         ended_at: row.get(21)?,
         egress: row.get(22)?,
+        mask_request_host: row.get(23)?,
     })
 }
 
@@ -103,8 +106,8 @@ pub fn insert(tx: &Tx<'_>, row: &MachineRow) -> Result<i64, StoreError> {
     tx.prepare_cached(
         "INSERT INTO machine (id, state, template, layer_digest, vcpus, memory_mb, disk_mb, timeout_ms, \
          timeout_action, timeout_at, auto_resume, internet_access, allow_public_traffic, cwd, metadata, \
-         key_id, owner, failure_reason, created_at, started_at, ended_at, egress) \
-         VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,?22)",
+         key_id, owner, failure_reason, created_at, started_at, ended_at, egress, mask_request_host) \
+         VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,?22,?23)",
     )?
     .execute(params![
         row.id,
@@ -129,6 +132,7 @@ pub fn insert(tx: &Tx<'_>, row: &MachineRow) -> Result<i64, StoreError> {
         row.started_at,
         row.ended_at,
         row.egress,
+        row.mask_request_host,
     ])?;
     Ok(tx.last_insert_rowid())
 }
