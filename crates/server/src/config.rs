@@ -35,7 +35,11 @@ pub struct Config {
     pub service_restarts: u32,
     /// Pause before the first of these, in milliseconds; each next is twice as long.
     pub service_restart_pause_ms: u64,
-    /// The first of the ports that services are opened at.
+    /// How long a preview can be opened when nobody says, in seconds; brought into the range from a minute to a day.
+    pub preview_ttl_secs: u64,
+    /// How long a program may take to answer a request to a preview, in seconds, while nothing of the request moves.
+    pub preview_answer_secs: u64,
+    /// The first of the ports that services and previews are opened at.
     pub gateway_first_port: u16,
     /// The last of them.
     pub gateway_last_port: u16,
@@ -60,6 +64,8 @@ impl Default for Config {
             agent_cache_mb: 20 << 10,
             service_restarts: 5,
             service_restart_pause_ms: 500,
+            preview_ttl_secs: 3600,
+            preview_answer_secs: 60,
             // Below what the system takes for connections that go out.
             gateway_first_port: 20_000,
             gateway_last_port: 29_999,

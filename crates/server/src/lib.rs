@@ -15,6 +15,7 @@ pub mod http;
 mod serve;
 mod ssh;
 
+pub use app::preview::PreviewDomain;
 pub use app::template::Source as TemplateSource;
 pub use config::Config;
 pub use serve::{KeySink, ServeError, ServeOptions, Server, SshListen, SshOptions, serve};

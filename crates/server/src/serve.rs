@@ -1,7 +1,7 @@
 //! Start, accept, drain.
 //!
 //! ```text
-//!  lock ─▶ open record ─▶ keys ─▶ listen ─▶ templates ─▶ adopt ─▶ agents ─▶ accept … stop ─▶ drain
+//!  lock ─▶ open record ─▶ keys ─▶ listen ─▶ templates ─▶ adopt ─▶ previews ─▶ agents ─▶ accept … stop ─▶ drain
 //! ```
 
 use std::{
@@ -11,14 +11,22 @@ use std::{
     time::Duration,
 };
 
+use axum::body::Body;
+use http::Request;
+use hyper::{
+    body::Incoming,
+    service::{Service, service_fn},
+};
 use hyper_util::service::TowerToHyperService;
 use nullspace_engine::Engine;
+use nullspace_gateway::{pass, refuse};
 use nullspace_store::{Store, StoreError};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    app::{self, App, AppState, key, machine, template, upload},
+    app::preview::Addressee,
+    app::{self, App, AppState, key, machine, preview, template, upload},
     config::Config,
     error::Error,
 };
@@ -46,6 +54,8 @@ pub struct ServeOptions {
     pub config: Config,
     /// Logging in to machines.
     pub ssh: SshOptions,
+    /// The domain below which ports of machines have names; without one each has a port of this host.
+    pub preview_domain: Option<preview::PreviewDomain>,
     /// What machines start from.
     pub templates: template::Source,
     /// Where machines have the bundle of certificate authorities that they trust; the usual variables of
@@ -95,6 +105,7 @@ impl std::fmt::Debug for ServeOptions {
             .field("data_dir", &self.data_dir)
             .field("config", &self.config)
             .field("ssh", &self.ssh)
+            .field("preview_domain", &self.preview_domain)
             .field("templates", &self.templates)
             .finish_non_exhaustive()
     }
@@ -219,9 +230,10 @@ impl Server {
             keys: key::Ring::default(),
             machines: machine::Live::default(),
             outputs: OnceLock::new(),
-            seal,
+            seal: Arc::new(seal),
+            previews: preview::Previews::new(options.preview_domain),
             doors: app::Doors {
-                address: address.ip(),
+                address,
                 connections: TaskTracker::new(),
             },
             agents: app::agent::Agents::default(),
@@ -242,18 +254,16 @@ impl Server {
             .map_err(step("compare the record with the engine"))?;
         tokio::spawn(machine::watch_exits(app.clone(), exits));
         tokio::spawn(app::egress::watch_denials(app.clone(), denials));
+        preview::restore(&app)
+            .await
+            .map_err(step("open previews again"))?;
         app::agent::start(&app)
             .await
             .map_err(step("carry on with agent runs"))?;
         tokio::spawn(forget(app.clone()));
+        app.tasks.spawn(preview::keep_up(app.clone()));
         let connections = TaskTracker::new();
-        let router = crate::http::router(app.clone());
-        let accepting = tokio::spawn(nullspace_gateway::accept(
-            listener,
-            move |_| TowerToHyperService::new(router.clone()),
-            app.stopping.clone(),
-            connections.clone(),
-        ));
+        let accepting = accept(&app, listener, connections.clone());
         if let Some((listener, address)) = ssh_listener {
             app.tasks.spawn(crate::ssh::accept(app.clone(), listener));
             tracing::info!(%address, "listening for ssh");
@@ -302,10 +312,60 @@ impl Server {
         if tokio::time::timeout(limit, drained).await.is_err() {
             tracing::warn!("requests were still under way when the time to finish was over");
         }
+        preview::flush(&self.app).await;
+        preview::close_all(&self.app);
         // Whatever else was queued is on disk when this comes back.
         let _ = self.app.store.write(|_| Ok::<_, StoreError>(())).await;
         tracing::info!("stopped");
     }
+}
+
+/// Takes the connections of the API's listener: those of requests for the API, and for ports of machines if these have
+/// names.
+fn accept(
+    app: &AppState,
+    listener: TcpListener,
+    connections: TaskTracker,
+) -> tokio::task::JoinHandle<()> {
+    let router = crate::http::router(app.clone());
+    let stopping = app.stopping.clone();
+    if app.previews.domain.is_none() {
+        let api = move |_| TowerToHyperService::new(router.clone());
+        return tokio::spawn(nullspace_gateway::accept(
+            listener,
+            api,
+            stopping,
+            connections,
+        ));
+    }
+    let app = app.clone();
+    let by_name = move |client| {
+        let (app, api) = (app.clone(), TowerToHyperService::new(router.clone()));
+        service_fn(move |request: Request<Incoming>| {
+            let (app, api) = (app.clone(), api.clone());
+            async move {
+                let named = |domain: &preview::PreviewDomain| {
+                    domain.addressee(request.uri(), request.headers())
+                };
+                let (machine, port) = match app.previews.domain.as_ref().map(named) {
+                    None | Some(Ok(Addressee::Api)) => return api.call(request).await,
+                    Some(Ok(Addressee::Port(machine, port))) => (machine, port),
+                    Some(Err(refusal)) => return Ok(refuse(&refusal).map(Body::new)),
+                };
+                Ok(match app.previews.route(&machine, port) {
+                    Some(route) => pass(&route, client, request).await,
+                    None => refuse(&preview::NOBODY),
+                }
+                .map(Body::new))
+            }
+        })
+    };
+    tokio::spawn(nullspace_gateway::accept(
+        listener,
+        by_name,
+        stopping,
+        connections,
+    ))
 }
 
 /// Opens the port of the SSH server, if it is to have one. Where nobody has said which, one that is taken is no reason
@@ -415,6 +475,9 @@ async fn forget(app: AppState) {
         }
         if let Err(error) = app::ssh::forget_old(&app).await {
             tracing::warn!(context = ?error.context, "old ssh grants could not be removed");
+        }
+        if let Err(error) = preview::forget_old(&app).await {
+            tracing::warn!(context = ?error.context, "old grants of previews could not be removed");
         }
         if let Err(error) = upload::sweep(&app).await {
             tracing::warn!(context = ?error.context, "uploads that are over could not be removed");

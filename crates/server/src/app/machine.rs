@@ -10,6 +10,7 @@
 mod adopt;
 mod owner;
 mod plan;
+mod port;
 
 use std::{
     collections::HashMap,
@@ -41,6 +42,7 @@ use crate::error::{Error, Result};
 pub use adopt::{adopt, watch_exits};
 pub(super) use plan::check_envs;
 pub use plan::{NewMachine, RESERVED, check_cwd, is_reserved, plan};
+pub(super) use port::Port;
 
 /// How the record calls a machine that runs.
 pub(crate) const RUNNING: &str = State::Running.as_str();
@@ -586,6 +588,7 @@ pub fn info(row: &MachineRow) -> MachineInfo {
         egress: Some(egress::shown(row)),
         cwd: Some(row.cwd.clone()),
         failure_reason: row.failure_reason.clone(),
+        traffic_access_token: None,
         warm_pool_checkout: None,
     }
 }

@@ -23,6 +23,7 @@ pub mod machine;
 pub mod metrics;
 pub(crate) mod monitor;
 pub mod output;
+pub mod preview;
 pub mod process;
 pub mod pty;
 pub(crate) mod seal;
@@ -33,7 +34,7 @@ pub mod template;
 pub mod upload;
 
 use std::{
-    net::IpAddr,
+    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, OnceLock},
 };
@@ -66,9 +67,11 @@ pub struct App {
     /// Files of machines that are gone; set by the agent side at start-up.
     pub outputs: OnceLock<Arc<dyn output::Outputs>>,
     /// Seals what must not be readable in the record.
-    pub(crate) seal: seal::Seal,
-    /// Where the doors of services are opened, and who is on the way through them.
+    pub(crate) seal: Arc<seal::Seal>,
+    /// Where the doors of services and previews are opened, and who is on the way through them.
     pub(crate) doors: Doors,
+    /// Ports of machines that are seen from outside.
+    pub(crate) previews: preview::Previews,
     /// Logging in to machines, unless it is turned off.
     pub(crate) ssh: Option<ssh::Ssh>,
     /// Uploads in parts that are under way.
@@ -85,7 +88,7 @@ pub struct App {
 #[derive(Debug)]
 pub(crate) struct Doors {
     /// The address that the API listens on.
-    pub(crate) address: IpAddr,
+    pub(crate) address: SocketAddr,
     /// Connections through them.
     pub(crate) connections: TaskTracker,
 }

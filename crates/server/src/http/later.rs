@@ -12,15 +12,6 @@ const OF_A_MACHINE: &[(&str, &[&str])] = &[
     ),
     ("forking machines", &["fork"]),
     ("snapshots", &["snapshots"]),
-    (
-        "preview urls",
-        &[
-            "host",
-            "ports/{*rest}",
-            "preview-urls",
-            "preview-urls/{*rest}",
-        ],
-    ),
     ("volumes", &["volumes", "volumes/{*rest}"]),
     ("web sockets", &["lifecycle/ws"]),
     ("code contexts", &["code", "code/{*rest}"]),

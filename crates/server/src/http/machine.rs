@@ -21,7 +21,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::extract::{Json, Path, Query, claim};
 use crate::{
-    app::{AppState, Caller, machine},
+    app::{AppState, Caller, machine, preview},
     error::{Error, Kind, Result},
 };
 
@@ -60,6 +60,7 @@ async fn create(
         machine::Created::New(row) | machine::Created::Replayed(row) => row,
     };
     let info = MachineInfo {
+        traffic_access_token: preview::traffic_token(&app, &row),
         warm_pool_checkout: checkout,
         ..machine::info(&row)
     };

@@ -1,7 +1,7 @@
 //! The HTTP edge: authenticate, check, convert, spell. One file per noun; everything else is in `app`.
 //!
 //! Machines are served under two prefixes by the same handlers: `/v1/machines` and `/v1/sandboxes`. The
-//! words that differ are put in by [`error::finish`] alone.
+//! words that differ are put in by [`error::finish`], and by [`preview`] into answers whose clients know one word alone.
 
 mod agent;
 mod agent_deployment;
@@ -23,6 +23,7 @@ mod machine;
 mod metrics;
 mod monitor;
 mod openapi;
+mod preview;
 mod process;
 mod pty;
 mod rest;
@@ -60,6 +61,7 @@ fn machine_routes() -> OpenApiRouter<AppState> {
         .merge(pty::routes())
         .merge(socket::routes())
         .merge(ssh::routes())
+        .merge(preview::routes())
         .merge(file::routes())
         .merge(batch::routes())
         .merge(search::routes())

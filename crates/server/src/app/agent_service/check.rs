@@ -1,8 +1,7 @@
 //! The checks of a service: whether it is ready, and later whether it still is.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use http::{Request, StatusCode, header};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
@@ -12,7 +11,7 @@ use nullspace_protocol::BoxedIo;
 use serde_json::{Value, json};
 
 use super::{Heard, ServiceLive};
-use crate::app::{AppState, machine::Handle};
+use crate::app::machine::Port;
 
 /// How long one check may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -81,34 +80,6 @@ impl Plan {
             "checked_at": at,
             "error": result.as_ref().err(),
         })
-    }
-}
-
-/// One port of one machine.
-pub(super) struct Port {
-    pub(super) app: AppState,
-    pub(super) machine: Arc<Handle>,
-    pub(super) port: u16,
-}
-
-#[async_trait]
-impl Dial for Port {
-    async fn dial(&self) -> io::Result<BoxedIo> {
-        let engine = &*self.app.engine;
-        let direct = engine.connect(&self.machine.id, self.port).await;
-        if let Ok(Some(stream)) = direct {
-            return Ok(stream);
-        }
-        // What listens on the machine's own loopback is reached from inside alone.
-        let guest = self
-            .machine
-            .guest(engine)
-            .await
-            .map_err(|e| io::Error::other(e.message))?;
-        guest
-            .tunnel(self.port)
-            .await
-            .map_err(|e| io::Error::new(io::ErrorKind::ConnectionRefused, e.to_string()))
     }
 }
 

@@ -30,7 +30,7 @@ use tokio::{
 
 use super::{
     Heard, ServiceLive,
-    check::{self, Plan, Port},
+    check::{self, Plan},
 };
 use crate::{
     app::{
@@ -39,7 +39,7 @@ use crate::{
         agent_config, agent_log,
         agent_task::{self, Failure, News, Origin},
         agent_version::{self, Prepared},
-        machine::Handle,
+        machine::{Handle, Port},
     },
     error::{Error, Result},
 };
@@ -101,7 +101,7 @@ async fn run(
             heard,
             row,
             backings: Vec::new(),
-            route: Arc::default(),
+            route: Arc::new(Route::new("the service")),
             door: None,
             losses: 0,
             lost_at: Instant::now(),
@@ -471,10 +471,10 @@ impl Supervisor {
     }
 
     fn upstream(&mut self, run_id: &str, machine: Arc<Handle>) -> Option<Arc<Upstream>> {
-        let app = self.app.clone();
+        let engine = self.app.engine.clone();
         let backing = self.backing(run_id)?;
         let upstream = Upstream::new(Port {
-            app,
+            engine,
             machine,
             port: backing.plan.port,
         });
@@ -487,7 +487,7 @@ impl Supervisor {
         if self.backing(run_id).is_some_and(|b| b.upstream.is_none()) {
             self.upstream(run_id, machine.clone());
         }
-        let (app, live) = (self.app.clone(), self.live.clone());
+        let (engine, live) = (self.app.engine.clone(), self.live.clone());
         let Some(backing) = self.backing(run_id).filter(|b| !b.is_retired) else {
             return;
         };
@@ -498,7 +498,7 @@ impl Supervisor {
                 .get_or_insert_with(|| Instant::now() + limit);
         }
         let port = Port {
-            app,
+            engine,
             machine,
             port: backing.plan.port,
         };
@@ -618,7 +618,7 @@ impl Supervisor {
         let hint = u16::try_from(self.row.seq.rem_euclid(10_000)).unwrap_or_default();
         let doors = &self.app.doors;
         let opened = Door::open(
-            doors.address,
+            doors.address.ip(),
             self.row.gateway_port,
             range,
             hint,

@@ -13,7 +13,7 @@ use nullspace_templates::Layer;
 use serde_json::{Map, Value};
 
 use crate::{
-    app::{App, egress},
+    app::{App, egress, preview},
     error::{Error, Kind, Result},
 };
 
@@ -56,6 +56,8 @@ pub struct NewMachine {
     pub egress: Rules,
     /// Whether previews are open to all.
     pub allow_public_traffic: bool,
+    /// The host that previews tell programs; `${PORT}` stands for the port.
+    pub mask_request_host: Option<String>,
     /// Environment of every command.
     pub envs: BTreeMap<String, String>,
     /// Default working directory.
@@ -83,6 +85,7 @@ impl NewMachine {
             timeout_ms: None,
             egress: Rules::default(),
             allow_public_traffic: true,
+            mask_request_host: None,
             envs: BTreeMap::new(),
             metadata: Map::new(),
             key_id: None,
@@ -114,6 +117,7 @@ impl NewMachine {
             internet_access: true,
             egress: None,
             allow_public_traffic: self.allow_public_traffic,
+            mask_request_host: self.mask_request_host,
             cwd: self.cwd.clone(),
             metadata: Value::Object(self.metadata).to_string(),
             key_id: self.key_id,
@@ -204,11 +208,6 @@ pub fn plan(
         )));
     }
     let network = request.network.unwrap_or_default();
-    if network.mask_request_host.is_some() {
-        return Err(Error::not_implemented(
-            "preview host names (network.mask_request_host)",
-        ));
-    }
     let egress = egress::asked_for(&network, request.internet_access)?;
     let new = NewMachine {
         vcpus,
@@ -217,6 +216,7 @@ pub fn plan(
         timeout_ms: Some(timeout_ms),
         egress,
         allow_public_traffic: network.allow_public_traffic.unwrap_or(true),
+        mask_request_host: network.mask_request_host.map(check_mask).transpose()?,
         envs,
         cwd,
         metadata,
@@ -299,6 +299,18 @@ fn warm_pool(request: &CreateMachineRequest) -> Result<Option<WarmPoolCheckout>>
         id: warm_pool.id.clone(),
         mode,
     }))
+}
+
+/// What is sent in a `Host` header must be one.
+fn check_mask(mask: String) -> Result<String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || ".-_:[]".contains(c);
+    let host = preview::masked(&mask, u16::MAX);
+    if host.is_empty() || host.len() > 255 || !host.chars().all(plain) {
+        return Err(Error::invalid(
+            "network.mask_request_host: must be a host name, with a port if need be; ${PORT} is replaced",
+        ));
+    }
+    Ok(mask)
 }
 
 pub(super) fn check_timeout(app: &App, ms: u64) -> Result<()> {
