@@ -12,15 +12,19 @@ use nullspace_cli::Cli;
 use serde_json::Value;
 
 /// The beginnings of the commands that are compared.
-const GROUPS: [&[&str]; 9] = [
+const GROUPS: &[&[&str]] = &[
     &["agent"],
     &["monitor"],
     &["sandbox", "file"],
+    &["sandbox", "host"],
     &["sandbox", "metrics"],
+    &["sandbox", "preview-proxy-target"],
+    &["sandbox", "preview-url"],
     &["sandbox", "process"],
     &["sandbox", "pty"],
     &["sandbox", "ssh-access"],
     &["sandbox", "upload"],
+    &["sandbox", "url"],
     &["ssh"],
 ];
 

@@ -23,6 +23,7 @@ mod error;
 pub mod files;
 pub mod machines;
 pub mod monitor;
+mod previews;
 pub mod processes;
 pub mod pty;
 pub mod socket;

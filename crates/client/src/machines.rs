@@ -8,7 +8,6 @@ use nullspace_api::machine::{
     CreateMachineRequest, ListMachinesQuery, MachineInfo, SetTimeoutRequest,
 };
 use nullspace_api::page::TokenPage;
-use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::Error;
@@ -16,16 +15,6 @@ use crate::transport::{CREATE_TIMEOUT, Call, Client, Retry, segment};
 
 /// Time allowed over a command's own limit for its answer to arrive.
 const EXEC_SLACK: Duration = Duration::from_secs(30);
-
-/// Where a port of a machine can be reached.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct MachineHost {
-    /// Name or address, with the port if it is not that of the scheme.
-    pub host: String,
-    /// The whole address, from servers that say it.
-    #[serde(default)]
-    pub url: Option<String>,
-}
 
 /// Path of a machine.
 pub(crate) fn machine_path(id: &str) -> String {
@@ -124,16 +113,6 @@ impl Client {
             timeout_action: None,
         };
         self.discard(Call::post(machine_path(id) + "/timeout").json(&request)?)
-            .await
-    }
-
-    /// Where a port of a machine can be reached from outside.
-    ///
-    /// # Errors
-    /// See [`Error`]; `not_implemented` where the server has no way in.
-    pub async fn machine_host(&self, id: &str, port: u16) -> Result<MachineHost, Error> {
-        let body = serde_json::json!({ "port": port });
-        self.fetch(Call::post(machine_path(id) + "/host").json(&body)?)
             .await
     }
 

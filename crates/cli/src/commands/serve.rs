@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 use indicatif::MultiProgress;
 use nullspace_engine_native::NativeEngine;
-use nullspace_server::{ServeError, ServeOptions, Server, SshListen, TemplateSource};
+use nullspace_server::{
+    PreviewDomain, ServeError, ServeOptions, Server, SshListen, TemplateSource,
+};
 use tracing_subscriber::EnvFilter;
 
 use crate::app::App;
@@ -43,15 +45,16 @@ const CA_BUNDLES: [&str; 4] = [
   NULLSPACE_BOOTSTRAP_API_KEY=ns_live_… nullspace serve --config /etc/nullspace.toml
 
 Settings come from flags, then the environment (NULLSPACE_LISTEN, NULLSPACE_SSH_ADDR,
-NULLSPACE_SSH_HOST, NULLSPACE_DATA_DIR, NULLSPACE_CONFIG, NULLSPACE_TEMPLATE_CACHE_DIR, NULLSPACE_MAKE_BASE,
-NULLSPACE_TRUST_HOST_CERTIFICATES, NULLSPACE_SPARE_MACHINES, NULLSPACE_LOG), then the file, then
-defaults. NULLSPACE_BOOTSTRAP_API_KEY lets a key in; without it and without any key, one is made
+NULLSPACE_SSH_HOST, NULLSPACE_PREVIEW_DOMAIN, NULLSPACE_DATA_DIR, NULLSPACE_CONFIG,
+NULLSPACE_TEMPLATE_CACHE_DIR, NULLSPACE_MAKE_BASE, NULLSPACE_TRUST_HOST_CERTIFICATES,
+NULLSPACE_SPARE_MACHINES, NULLSPACE_LOG), then the file, then defaults. NULLSPACE_BOOTSTRAP_API_KEY lets a key in; without it and without any key, one is made
 at the first start and put into this user's configuration, so that the command line works at once.
 
 The file:
   listen = \"127.0.0.1:3000\"
   ssh_addr = \"127.0.0.1:3001\"                  # or \"off\"
   ssh_host = \"ssh.example.com\"                 # what clients are told to connect to
+  preview_domain = \"https://p.example.com\"     # ports are PORT-MACHINE.p.example.com, behind a TLS proxy
   data_dir = \"/var/lib/nullspace\"
   template_cache_dir = \"/var/cache/nullspace\"   # `base` is shared between data directories here
   make_base = true                              # make `base` if it is not there
@@ -69,6 +72,10 @@ pub(crate) struct Args {
     /// What SSH clients are told to connect to, if that is not the address.
     #[arg(long, value_name = "NAME")]
     ssh_host: Option<String>,
+    /// Ports of machines have names below this domain: PORT-MACHINE.DOMAIN. With https:// and a port as a
+    /// proxy in front has them [default: none, each has a port of this host].
+    #[arg(long, value_name = "DOMAIN")]
+    preview_domain: Option<PreviewDomain>,
     /// Where everything is kept.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -209,6 +216,7 @@ async fn serve(settings: &Settings, app: &App, bars: MultiProgress) -> Outcome {
         on_minted_key: key::sink(app.ui, app.surroundings.clone(), settings),
         config: settings.limits.clone(),
         ssh: settings.ssh.clone(),
+        preview_domain: settings.preview_domain.clone(),
         templates: TemplateSource::Builtin {
             cache_dir: settings.template_cache_dir.clone(),
             make_base: settings.make_base,

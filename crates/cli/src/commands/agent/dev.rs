@@ -47,7 +47,8 @@ use signals::Signals;
 What is uploaded is what `agent deploy` would bundle; a change of anything else is ignored. After
 a change the changed files are uploaded and the entry point is run again; the install step runs
 again when requirements.txt, pyproject.toml, uv.lock, package.json or package-lock.json changed.
-What the program made in the machine stays there.
+What the program made in the machine stays there. The port of a service is published: its URL is
+printed, and open to whoever reaches the server.
 
 Ctrl-C ends the program and deletes the machine. With --json the project is run once and its
 machine stays until its time limit, as the answer names it.")]
@@ -134,8 +135,9 @@ pub(super) async fn run(args: &Args, app: &App) -> Outcome {
         }
     };
     spinner.finish_and_clear();
-    let machine = machine?.id;
-    let mut session = Session::new(ui, &client, machine.clone(), project, input);
+    let made = machine?;
+    let machine = made.id.clone();
+    let mut session = Session::new(ui, &client, made, project, input);
     if !ui.json {
         ui.note(format!("Machine {}", ui.bold(&machine)));
     }
@@ -198,7 +200,10 @@ fn machine_request(
         listed(&permissions.allow_out),
         listed(&permissions.deny_out),
     );
-    let network = (allow_out.is_some() || deny_out.is_some()).then(|| NetworkPolicy {
+    let allow_public_traffic = permissions.allow_public_traffic.filter(|allowed| !allowed);
+    let is_ruled = allow_out.is_some() || deny_out.is_some() || allow_public_traffic.is_some();
+    let network = is_ruled.then(|| NetworkPolicy {
+        allow_public_traffic,
         allow_out,
         deny_out,
         ..NetworkPolicy::default()

@@ -6,13 +6,18 @@ mod egress;
 pub(crate) mod exec;
 mod file;
 mod get;
+mod host;
 mod kill;
 mod list;
 mod metrics;
+mod preview_proxy_target;
+mod preview_url;
 mod process;
 mod pty;
+mod readiness;
 mod sync;
 mod upload;
+mod url;
 
 use clap::Subcommand;
 
@@ -44,6 +49,14 @@ enum Command {
     Process(process::Args),
     /// Terminals
     Pty(pty::Args),
+    /// Publish a port, and print its host
+    Host(host::Args),
+    /// Publish a port, and print its URL
+    Url(url::Args),
+    /// URLs of ports that have their token in them
+    PreviewUrl(preview_url::Args),
+    /// Ports behind a proxy of your own
+    PreviewProxyTarget(preview_proxy_target::Args),
     /// Let a key log in over SSH, and say how
     SshAccess(crate::commands::ssh::AccessArgs),
     /// What a machine may reach
@@ -68,6 +81,10 @@ pub(crate) async fn run(args: Args, app: &App) -> Outcome {
         Command::Kill(args) => kill::run(&args, app).await,
         Command::Process(args) => process::run(args, app).await,
         Command::Pty(args) => pty::run(args, app).await,
+        Command::Host(args) => host::run(&args, app).await,
+        Command::Url(args) => url::run(&args, app).await,
+        Command::PreviewUrl(args) => preview_url::run(args, app).await,
+        Command::PreviewProxyTarget(args) => preview_proxy_target::run(args, app).await,
         Command::SshAccess(args) => crate::commands::ssh::access(&args, app).await,
         Command::Egress(args) => egress::run(args, app).await,
         Command::Cp(args) => cp::run(&args, app).await,

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use nullspace_server::SshOptions;
+use nullspace_server::{PreviewDomain, SshOptions};
 use nullspace_templates::{DEFAULT_CACHE_DIR, Progress};
 use serde::Deserialize;
 
@@ -25,6 +25,8 @@ pub(crate) mod env_vars {
     pub(crate) const NULLSPACE_SSH_ADDR: &str = "NULLSPACE_SSH_ADDR";
     /// What SSH clients are told to connect to.
     pub(crate) const NULLSPACE_SSH_HOST: &str = "NULLSPACE_SSH_HOST";
+    /// The domain below which ports of machines have names.
+    pub(crate) const NULLSPACE_PREVIEW_DOMAIN: &str = "NULLSPACE_PREVIEW_DOMAIN";
     /// Where everything is kept.
     pub(crate) const NULLSPACE_DATA_DIR: &str = "NULLSPACE_DATA_DIR";
     /// The settings file.
@@ -52,6 +54,7 @@ const DEFAULT_SPARE: usize = 4;
 pub(super) struct Settings {
     pub(super) listen: SocketAddr,
     pub(super) ssh: SshOptions,
+    pub(super) preview_domain: Option<PreviewDomain>,
     pub(super) data_dir: PathBuf,
     pub(super) template_cache_dir: Option<PathBuf>,
     pub(super) make_base: bool,
@@ -71,6 +74,7 @@ struct SettingsFile {
     listen: Option<SocketAddr>,
     ssh_addr: Option<String>,
     ssh_host: Option<String>,
+    preview_domain: Option<String>,
     data_dir: Option<PathBuf>,
     template_cache_dir: Option<PathBuf>,
     make_base: Option<bool>,
@@ -99,6 +103,13 @@ impl Settings {
             ),
             None => None,
         };
+        let preview_domain =
+            match &file.preview_domain {
+                Some(text) => Some(text.parse().map_err(|error| {
+                    CliError::usage(format!("preview_domain = {text:?}: {error}"))
+                })?),
+                None => None,
+            };
         let cache_dir = match var(env_vars::NULLSPACE_TEMPLATE_CACHE_DIR) {
             Some(dir) => Some(PathBuf::from(dir)),
             None => file.template_cache_dir,
@@ -147,6 +158,11 @@ impl Settings {
                     .or(file.ssh_host)
                     .filter(|host| !host.is_empty()),
             },
+            preview_domain: args
+                .preview_domain
+                .clone()
+                .or(parsed(env_vars::NULLSPACE_PREVIEW_DOMAIN, &var)?)
+                .or(preview_domain),
             data_dir,
             template_cache_dir: (!cache_dir.as_os_str().is_empty()).then_some(cache_dir),
             make_base: parsed(env_vars::NULLSPACE_MAKE_BASE, &var)?

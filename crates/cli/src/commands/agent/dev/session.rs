@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nullspace_api::exec::ExecRequest;
+use nullspace_api::machine::MachineInfo;
 use nullspace_client::Client;
 use nullspace_project::{Entry, Mode};
 use serde_json::{Map, Value};
@@ -53,20 +54,23 @@ pub(super) struct Session<'a> {
     running: Option<Output>,
     /// Whether it was told where the service can be opened.
     announced: bool,
+    /// What requests to it need, if it takes no public traffic.
+    traffic_token: Option<String>,
 }
 
 impl<'a> Session<'a> {
     pub(super) fn new(
         ui: Ui,
         client: &'a Client,
-        machine: String,
+        machine: MachineInfo,
         project: Project,
         input: Map<String, Value>,
     ) -> Self {
         Self {
             ui,
             client,
-            machine,
+            machine: machine.id,
+            traffic_token: machine.traffic_access_token,
             project,
             input,
             running: None,
@@ -280,11 +284,12 @@ impl<'a> Session<'a> {
             Ok(host) => {
                 let url = host.url.unwrap_or_else(|| format!("http://{}", host.host));
                 self.ui.note(format!("URL: {}", self.ui.bold(&url)));
+                if let Some(token) = &self.traffic_token {
+                    self.ui.note(format!(
+                        "Requests need the header x-nullspace-traffic-access-token: {token}"
+                    ));
+                }
             }
-            Err(error) if error.code() == "not_implemented" => self.ui.dim(format!(
-                "· this server opens no ports of machines; from inside: nullspace machine exec {} --shell 'curl -s localhost:{port}'",
-                self.machine
-            )),
             Err(error) => self
                 .ui
                 .warn(format!("port {port} could not be opened: {error}")),
