@@ -17,6 +17,9 @@ mod installs;
 mod internet;
 mod isolation;
 mod monitoring;
+#[path = "../ports.rs"]
+mod ports;
+mod previews;
 mod published;
 mod python;
 mod services;
