@@ -184,6 +184,21 @@ pub(crate) struct Service {
 }
 
 impl Service {
+    /// The same port as a preview: its door, and the path that has a token.
+    pub(crate) async fn preview(&self, client: &mut Client) -> Result<(SocketAddr, String)> {
+        let path = format!(
+            "/v1/machines/{}/ports/{PORT}/signed-preview-url",
+            self.machine
+        );
+        let made = client.call(Method::POST, &path, Some(json!({}))).await?;
+        let url = made["url"].as_str().context("no preview")?;
+        let (address, query) = url
+            .strip_prefix("http://")
+            .and_then(|url| url.split_once('/'))
+            .context("not a url")?;
+        Ok((address.parse()?, format!("/{query}")))
+    }
+
     /// The program's own address, on the link of its machine.
     pub(crate) async fn upstream(&self, client: &mut Client) -> Result<SocketAddr> {
         let path = format!("/v1/sandboxes/{}/exec", self.machine);

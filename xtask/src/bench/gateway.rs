@@ -1,4 +1,4 @@
-//! Requests to a service: through the gateway and, between them, through nginx to the same program in the same machine.
+//! Requests to a service and to a preview: through the gateway and, between them, through nginx to the same program in the same machine.
 
 use std::{net::SocketAddr, process::Command, time::Duration};
 
@@ -64,6 +64,21 @@ pub(crate) async fn run(server: &Server, samples: usize, table: &mut Table) -> R
         WebSocket::open,
         |socket| socket.echo("a line of text, as chats send it"),
     )?;
+    // The same program as a port of its machine, for who has the token.
+    let (address, path) = service.preview(&mut client).await?;
+    let preview = Pair {
+        ours: address,
+        ..pair
+    };
+    preview.measure(
+        table,
+        "signed preview, GET",
+        Some(1.6),
+        &[],
+        (blocks, BLOCK),
+        Connection::open,
+        |connection| connection.get(&path),
+    )?;
     if let Err(error) = pair.throughput(table) {
         table.note(format!("requests per second left out: {error:#}"));
     }
@@ -72,6 +87,7 @@ pub(crate) async fn run(server: &Server, samples: usize, table: &mut Table) -> R
 }
 
 /// Two ways to the same program.
+#[derive(Clone, Copy)]
 struct Pair {
     ours: SocketAddr,
     theirs: Option<SocketAddr>,
