@@ -9,6 +9,8 @@ CREATE TABLE webhook (
     -- Sealed: nothing here opens it.
     secret                BLOB NOT NULL,
     enabled               INTEGER NOT NULL,
+    -- Nobody sees it any more; it goes once its deliveries have.
+    deleted               INTEGER NOT NULL DEFAULT 0,
     created_at            INTEGER NOT NULL,
     updated_at            INTEGER NOT NULL,
     last_delivery_at      INTEGER,
@@ -16,7 +18,7 @@ CREATE TABLE webhook (
     last_error            TEXT
 ) STRICT;
 
--- One row for each event and webhook, written with the event. Rows whose webhook is gone are removed later.
+-- One row for each event and webhook, written with the event.
 CREATE TABLE webhook_delivery (
     seq                   INTEGER PRIMARY KEY AUTOINCREMENT,
     id                    TEXT NOT NULL UNIQUE,

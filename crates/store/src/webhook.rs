@@ -3,7 +3,7 @@
 //! A delivery is written in the transaction of its event ([`queue`]) and leaves the state `queued` only in the transaction
 //! that records how its attempt went: whatever happens in between, it is attempted again.
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 use uuid::Uuid;
 
 use crate::{
@@ -181,15 +181,17 @@ pub fn update(tx: &Tx<'_>, row: &WebhookRow) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Removes a webhook; whether there was one. What was queued for it is removed by [`sweep`].
+/// Removes a webhook; whether there was one. What was queued for it is removed by [`sweep`], a piece at a time.
 ///
 /// # Errors
 /// Those of the database.
 pub fn delete(tx: &Tx<'_>, id: &str) -> Result<bool, StoreError> {
-    Ok(tx
-        .prepare_cached("DELETE FROM webhook WHERE id = ?1")?
-        .execute([id])?
-        > 0)
+    let deleted = tx
+        .prepare_cached(
+            "UPDATE webhook SET deleted = 1, enabled = 0, url = '', secret = x'' WHERE id = ?1 AND NOT deleted",
+        )?
+        .execute([id])?;
+    Ok(deleted > 0)
 }
 
 /// One webhook.
@@ -198,7 +200,9 @@ pub fn delete(tx: &Tx<'_>, id: &str) -> Result<bool, StoreError> {
 /// Those of the database.
 pub fn get(db: &Connection, id: &str) -> Result<Option<WebhookRow>, StoreError> {
     Ok(db
-        .prepare_cached(&format!("SELECT {WEBHOOK} FROM webhook WHERE id = ?1"))?
+        .prepare_cached(&format!(
+            "SELECT {WEBHOOK} FROM webhook WHERE id = ?1 AND NOT deleted"
+        ))?
         .query_row([id], webhook_row)
         .optional()?)
 }
@@ -208,8 +212,9 @@ pub fn get(db: &Connection, id: &str) -> Result<Option<WebhookRow>, StoreError> 
 /// # Errors
 /// Those of the database.
 pub fn list(db: &Connection) -> Result<Vec<WebhookRow>, StoreError> {
-    let mut statement =
-        db.prepare_cached(&format!("SELECT {WEBHOOK} FROM webhook ORDER BY seq"))?;
+    let mut statement = db.prepare_cached(&format!(
+        "SELECT {WEBHOOK} FROM webhook WHERE NOT deleted ORDER BY seq"
+    ))?;
     let rows = statement.query_map([], webhook_row)?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
@@ -307,7 +312,8 @@ pub fn attempted(
 ) -> Result<(), StoreError> {
     let known = tx
         .prepare_cached(
-            "UPDATE webhook SET last_delivery_at = ?2, last_delivery_status = ?3, last_error = ?4 WHERE id = ?1",
+            "UPDATE webhook SET last_delivery_at = ?2, last_delivery_status = ?3, last_error = ?4 \
+             WHERE id = ?1 AND NOT deleted",
         )?
         .execute(params![
             delivery.webhook_id,
@@ -434,75 +440,110 @@ pub struct Bounds {
 /// # Errors
 /// Those of the database.
 pub fn sweep(tx: &Tx<'_>, bounds: &Bounds) -> Result<bool, StoreError> {
-    let give_up = |condition: &str, why: &str| {
-        format!(
-            "UPDATE webhook_delivery SET state = 'dead_letter', next_attempt_at = NULL, \
-             last_error = '{why}' || COALESCE(': ' || last_error, '') WHERE seq IN \
-             (SELECT seq FROM webhook_delivery WHERE state = 'queued' AND {condition} LIMIT {CHUNK})"
-        )
-    };
     let mut busy = false;
     let mut full = |count: usize| busy |= count >= CHUNK as usize;
-    let webhooks = list(tx)?;
-    for webhook in &webhooks {
-        full(
-            tx.prepare_cached(&give_up(
-                "webhook_id = ?1 AND created_at < ?2",
-                "given up, too old",
-            ))?
-            .execute(params![webhook.id, bounds.give_up_before])?,
-        );
-        let first: Option<i64> = tx
-            .prepare_cached(
-                "SELECT seq FROM webhook_delivery WHERE state = 'queued' AND webhook_id = ?1 \
-                 ORDER BY seq DESC LIMIT 1 OFFSET ?2",
-            )?
-            .query_row(params![webhook.id, bounds.max_queued], |row| row.get(0))
-            .optional()?;
-        if let Some(first) = first {
-            full(
-                tx.prepare_cached(&give_up(
-                    "webhook_id = ?1 AND seq <= ?2",
-                    "given up, too many wait",
-                ))?
-                .execute(params![webhook.id, first])?,
-            );
-        }
+    let mut over = ended_webhooks(tx)?;
+    for webhook in list(tx)? {
+        full(give_up(tx, &webhook.id, bounds)?);
     }
-    // What is over, or was for a webhook that is gone.
-    let mut over = tx.prepare_cached(
-        "SELECT seq FROM webhook_delivery WHERE (state != 'queued' AND created_at < ?1) \
-         OR webhook_id NOT IN (SELECT id FROM webhook) LIMIT ?2",
-    )?;
-    let over = over.query_map(params![bounds.deliveries_before, CHUNK], |row| row.get(0))?;
-    let over: Vec<i64> = over.collect::<Result<_, _>>()?;
+    // Nothing that old is queued any more: what is over is at the beginning.
+    over.extend(seqs(
+        tx,
+        "SELECT seq FROM (SELECT seq, state, created_at FROM webhook_delivery ORDER BY seq LIMIT ?1) \
+         WHERE state != 'queued' AND created_at < ?2",
+        params![CHUNK, bounds.deliveries_before],
+    )?);
     full(over.len());
     // Then the oldest events, with what was delivered of them.
-    let mut old = tx.prepare_cached(
+    let old = seqs(
+        tx,
         "SELECT seq FROM (SELECT seq, occurred_at FROM event ORDER BY seq LIMIT ?1) AS oldest \
          WHERE (occurred_at < ?2 OR seq <= (SELECT MAX(seq) FROM event) - ?3) \
          AND NOT EXISTS (SELECT 1 FROM webhook_delivery d WHERE d.event_seq = oldest.seq AND d.state = 'queued')",
-    )?;
-    let old = old.query_map(
         params![CHUNK, bounds.events_before, bounds.max_events],
-        |row| row.get(0),
     )?;
-    let old: Vec<i64> = old.collect::<Result<_, _>>()?;
     full(old.len());
+    for place in &old {
+        let of_event = "SELECT seq FROM webhook_delivery WHERE event_seq = ?1";
+        over.extend(seqs(tx, of_event, params![place])?);
+    }
     for seq in over {
         forget_delivery(tx, seq)?;
     }
     for place in old {
-        let mut of_event =
-            tx.prepare_cached("SELECT seq FROM webhook_delivery WHERE event_seq = ?1")?;
-        let seqs = of_event.query_map([place], |row| row.get(0))?;
-        for seq in seqs.collect::<Result<Vec<i64>, _>>()? {
-            forget_delivery(tx, seq)?;
-        }
         tx.prepare_cached("DELETE FROM event WHERE seq = ?1")?
             .execute([place])?;
     }
     Ok(busy)
+}
+
+/// Gives up what waits for a webhook for too long, or with too many: how many.
+fn give_up(tx: &Tx<'_>, webhook: &str, bounds: &Bounds) -> Result<usize, StoreError> {
+    let mut given_up = 0;
+    let mut mark = |why: &str, found: Vec<i64>| -> Result<(), StoreError> {
+        given_up += found.len();
+        for seq in found {
+            tx.prepare_cached(
+                "UPDATE webhook_delivery SET state = 'dead_letter', next_attempt_at = NULL, \
+                 last_error = ?2 || COALESCE(': ' || last_error, '') WHERE seq = ?1",
+            )?
+            .execute(params![seq, why])?;
+        }
+        Ok(())
+    };
+    for aside in [false, true] {
+        // The oldest come first, so that those which wait rightly are not looked at.
+        let old = seqs(
+            tx,
+            "SELECT seq FROM (SELECT seq, created_at FROM webhook_delivery \
+             WHERE state = 'queued' AND webhook_id = ?1 AND aside = ?2 ORDER BY seq LIMIT ?3) WHERE created_at < ?4",
+            params![webhook, aside, CHUNK, bounds.give_up_before],
+        )?;
+        mark("given up, too old", old)?;
+        let last: Option<i64> = tx
+            .prepare_cached(
+                "SELECT seq FROM webhook_delivery WHERE state = 'queued' AND webhook_id = ?1 AND aside = ?2 \
+                 ORDER BY seq DESC LIMIT 1 OFFSET ?3",
+            )?
+            .query_row(params![webhook, aside, bounds.max_queued], |row| row.get(0))
+            .optional()?;
+        if let Some(last) = last {
+            let many = seqs(
+                tx,
+                "SELECT seq FROM webhook_delivery WHERE state = 'queued' AND webhook_id = ?1 AND aside = ?2 \
+                 AND seq <= ?3 ORDER BY seq LIMIT ?4",
+                params![webhook, aside, last, CHUNK],
+            )?;
+            mark("given up, too many wait", many)?;
+        }
+    }
+    Ok(given_up)
+}
+
+/// Forgets webhooks that were deleted and have no deliveries any more; answers with deliveries of the others.
+fn ended_webhooks(tx: &Tx<'_>) -> Result<Vec<i64>, StoreError> {
+    let mut statement = tx.prepare_cached("SELECT id FROM webhook WHERE deleted")?;
+    let ids = statement.query_map([], |row| row.get(0))?;
+    let ids: Vec<String> = ids.collect::<Result<_, _>>()?;
+    let mut of_them = Vec::new();
+    for id in ids {
+        let found = seqs(
+            tx,
+            "SELECT seq FROM webhook_delivery WHERE webhook_id = ?1 LIMIT ?2",
+            params![id, CHUNK],
+        )?;
+        if found.is_empty() {
+            tx.execute("DELETE FROM webhook WHERE id = ?1", [&id])?;
+        }
+        of_them.extend(found);
+    }
+    Ok(of_them)
+}
+
+fn seqs(tx: &Tx<'_>, sql: &str, values: &[&dyn ToSql]) -> Result<Vec<i64>, StoreError> {
+    let mut statement = tx.prepare_cached(sql)?;
+    let found = statement.query_map(values, |row| row.get(0))?;
+    Ok(found.collect::<Result<_, _>>()?)
 }
 
 fn forget_delivery(tx: &Tx<'_>, seq: i64) -> Result<(), StoreError> {
