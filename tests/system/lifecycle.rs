@@ -2,8 +2,10 @@
 
 use std::{
     collections::HashSet,
+    io::{BufRead, BufReader},
     path::PathBuf,
     process::{Output, Stdio},
+    time::Duration,
 };
 
 use reqwest::StatusCode;
@@ -14,6 +16,9 @@ use crate::{
     receiver::{Answer, Call, Receiver, SECRET},
     world::{World, repository},
 };
+
+/// How long anything may take: far more than it ever does.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A server that sends webhooks to this host, and tries again soon.
 async fn world() -> (World, tempfile::NamedTempFile) {
@@ -141,36 +146,36 @@ async fn killed_again_and_again_the_server_delivers_everything() {
 async fn a_stream_survives_kill_9() {
     let (mut world, _settings) = world().await;
     let first = world.machine(json!({"template": "host"})).await;
-    let stream = world
+    let mut stream = world
         .program()
-        .args([
-            "lifecycle",
-            "stream",
-            "--operation",
-            "create",
-            "--max-events",
-            "6",
-        ])
+        .args(["lifecycle", "stream", "--operation", "create"])
+        .args(["--max-events", "6"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    let mut lines = BufReader::new(stream.stdout.take().unwrap()).lines();
     let mut machines = vec![first];
-    for _ in 0..2 {
-        world.kill();
-        world.serve().await;
-        machines.push(world.machine(json!({"template": "host"})).await);
-    }
-    let done = tokio::task::spawn_blocking(move || stream.wait_with_output().unwrap());
-    let done = done.await.unwrap();
-    assert!(done.status.success(), "{}", said(&done));
-    let told: Vec<(String, String)> = String::from_utf8_lossy(&done.stdout)
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap())
-        .map(|event| {
+    let mut told = Vec::new();
+    for round in 0..3 {
+        if round > 0 {
+            world.kill();
+            world.serve().await;
+            machines.push(world.machine(json!({"template": "host"})).await);
+        }
+        let read = tokio::task::spawn_blocking(move || {
+            let two: Vec<String> = lines.by_ref().take(2).map(Result::unwrap).collect();
+            (lines, two)
+        });
+        let (rest, two) = tokio::time::timeout(LIMIT, read).await.unwrap().unwrap();
+        lines = rest;
+        told.extend(two.iter().map(|line| {
+            let event: Value = serde_json::from_str(line).unwrap();
             let text = |key: &str| event[key].as_str().unwrap().to_owned();
             (text("machine_id"), text("status"))
-        })
-        .collect();
+        }));
+    }
+    let done = tokio::task::spawn_blocking(move || stream.wait().unwrap());
+    assert!(done.await.unwrap().success());
     let wanted: Vec<(String, String)> = machines
         .iter()
         .flat_map(|id| ["requested", "succeeded"].map(|status| (id.clone(), status.to_owned())))
@@ -193,12 +198,13 @@ async fn both_command_lines() {
                 false => published(&world, &python()),
             };
             let done = command.args(arguments).output().unwrap();
-            (done.status.code().unwrap(), said(&done))
+            let out = String::from_utf8_lossy(&done.stdout).into_owned();
+            (done.status.code().unwrap(), out, said(&done))
         };
         let json = |arguments: &[&str]| -> Value {
-            let (code, text) = run(arguments);
-            assert_eq!(code, 0, "{arguments:?}: {text}");
-            serde_json::from_str(&text).unwrap()
+            let (code, out, all) = run(arguments);
+            assert_eq!(code, 0, "{arguments:?}: {all}");
+            serde_json::from_str(&out).unwrap()
         };
         let of = if is_ours {
             "--machine-id"
@@ -219,7 +225,7 @@ async fn both_command_lines() {
         ]);
         assert_eq!(page["events"][0]["sandbox_id"], id);
         assert_eq!(page["has_more"], true);
-        let (code, lines) = run(&["lifecycle", "stream", of, &id, "--max-events", "2"]);
+        let (code, lines, _) = run(&["lifecycle", "stream", of, &id, "--max-events", "2"]);
         assert_eq!((code, lines.lines().count()), (0, 2), "{lines}");
         let made = json(&[
             "lifecycle",
@@ -270,7 +276,7 @@ async fn both_command_lines() {
         let delivery = sent[0]["id"].as_str().unwrap();
         let detail = json(&["lifecycle", "webhooks", "delivery", hook, delivery]);
         assert_eq!(detail["attempts"][0]["response_status"], 204);
-        let (code, text) = run(&["lifecycle", "webhooks", "delete", hook]);
+        let (code, text, _) = run(&["lifecycle", "webhooks", "delete", hook]);
         assert_eq!(
             (code, text.trim()),
             (0, format!("Deleted lifecycle webhook {hook}").as_str())
