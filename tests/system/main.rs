@@ -16,12 +16,16 @@ mod host;
 mod installs;
 mod internet;
 mod isolation;
+mod lifecycle;
 mod monitoring;
 #[path = "../ports.rs"]
 mod ports;
 mod previews;
 mod published;
 mod python;
+#[path = "../../crates/server/tests/common/receiver.rs"]
+#[allow(dead_code)]
+mod receiver;
 mod services;
 mod ssh;
 mod wire;

@@ -116,3 +116,72 @@ pub struct ListEventsQuery {
     /// The same, in the older spelling.
     pub target_sandbox_id: Option<String>,
 }
+
+/// What a client of an event stream says: which events it wants. All filters must let an event through. A later message
+/// takes the place of the one before it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Subscribe {
+    /// Only about this machine: itself, or as what something was made from or into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_id: Option<String>,
+    /// The same, in the older spelling.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox_id: Option<String>,
+    /// Only about this snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_id: Option<String>,
+    /// Only this operation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<String>,
+    /// Only this status.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<String>,
+    /// `customer` (default) or `internal`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audience: Option<String>,
+    /// Only what happens from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live_only: Option<bool>,
+    /// Everything after this event. One that is not known any more stands for the beginning of the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_event_id: Option<String>,
+    /// Without `after_event_id`: how many of the newest events come first, 100 when absent, at most 10,000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay_limit: Option<u32>,
+    /// Only with all of this in the metadata.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<Map<String, Value>>,
+}
+
+/// A frame from a client of an event stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum StreamRequest {
+    /// Begins the stream.
+    Subscribe(Box<Subscribe>),
+}
+
+/// A frame to a client of an event stream. There is no other kind: clients end at one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum StreamMessage {
+    /// The first answer; events follow.
+    Subscribed {
+        /// What was understood.
+        subscription: Box<Subscribe>,
+        /// The one word that clients know here; it means nothing. Any client may go on with `after_event_id`.
+        reconnect_mode: String,
+    },
+    /// An event.
+    Event {
+        /// It.
+        event: Box<EventInfo>,
+    },
+    /// What was said means nothing; whatever went on before goes on.
+    Error {
+        /// For people.
+        message: String,
+        /// For programs.
+        code: String,
+    },
+}

@@ -25,6 +25,7 @@ pub mod socket;
 pub mod ssh;
 pub mod time;
 pub mod upload;
+pub mod webhook;
 
 pub use error::ErrorBody;
 pub use noun::Noun;

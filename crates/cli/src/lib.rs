@@ -72,6 +72,8 @@ enum Command {
     /// Make machines, run commands in them, move files
     #[command(alias = "sandbox")]
     Machine(commands::machine::Args),
+    /// Show what happens to machines, and tell others of it
+    Lifecycle(commands::lifecycle::Args),
     /// Log in to a machine over SSH, or run a command there
     Ssh(commands::ssh::Args),
     /// See all machines as they change and what they use
@@ -154,6 +156,7 @@ fn dispatch(command: Command, app: &App) -> Outcome {
                 match command {
                     Command::Agent(args) => commands::agent::run(args, app).await,
                     Command::Machine(args) => commands::machine::run(args, app).await,
+                    Command::Lifecycle(args) => commands::lifecycle::run(args, app).await,
                     Command::Ssh(args) => commands::ssh::run(&args, app).await,
                     Command::Monitor(args) => commands::monitor::run(&args, app).await,
                     Command::Auth(args) => commands::auth::run(&args, app),

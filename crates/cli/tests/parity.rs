@@ -14,6 +14,7 @@ use serde_json::Value;
 /// The beginnings of the commands that are compared.
 const GROUPS: &[&[&str]] = &[
     &["agent"],
+    &["lifecycle"],
     &["monitor"],
     &["sandbox", "file"],
     &["sandbox", "host"],

@@ -43,6 +43,16 @@ pub struct Config {
     pub gateway_first_port: u16,
     /// The last of them.
     pub gateway_last_port: u16,
+    /// How long events are remembered, in seconds. At most a million are; one that is still to be delivered stays.
+    pub event_retention_secs: u64,
+    /// How long a webhook's receiver may take to answer, in milliseconds.
+    pub webhook_timeout_ms: u64,
+    /// Pause before a failed delivery is tried again, in milliseconds; each next is twice as long, up to five minutes.
+    pub webhook_retry_pause_ms: u64,
+    /// How long an event is tried to be delivered, in seconds.
+    pub webhook_give_up_secs: u64,
+    /// Whether webhooks may be sent to loopback and private addresses.
+    pub webhook_private_receivers: bool,
     /// How long requests under way may take when the server is told to stop, in seconds.
     pub drain_secs: u64,
 }
@@ -69,6 +79,11 @@ impl Default for Config {
             // Below what the system takes for connections that go out.
             gateway_first_port: 20_000,
             gateway_last_port: 29_999,
+            event_retention_secs: 30 * 24 * 3600,
+            webhook_timeout_ms: 10_000,
+            webhook_retry_pause_ms: 1000,
+            webhook_give_up_secs: 3 * 24 * 3600,
+            webhook_private_receivers: false,
             drain_secs: 10,
         }
     }

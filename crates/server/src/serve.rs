@@ -239,6 +239,7 @@ impl Server {
             agents: app::agent::Agents::default(),
             ssh,
             uploads: app::upload::Uploads::default(),
+            webhooks: app::webhook::Webhooks::default(),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -260,6 +261,9 @@ impl Server {
         app::agent::start(&app)
             .await
             .map_err(step("carry on with agent runs"))?;
+        app::webhook::start(&app)
+            .await
+            .map_err(step("carry on with webhooks"))?;
         tokio::spawn(forget(app.clone()));
         app.tasks.spawn(preview::keep_up(app.clone()));
         let connections = TaskTracker::new();
@@ -478,6 +482,9 @@ async fn forget(app: AppState) {
         }
         if let Err(error) = preview::forget_old(&app).await {
             tracing::warn!(context = ?error.context, "old grants of previews could not be removed");
+        }
+        if let Err(error) = app::webhook::forget_old(&app).await {
+            tracing::warn!(context = ?error.context, "old events and deliveries could not be removed");
         }
         if let Err(error) = upload::sweep(&app).await {
             tracing::warn!(context = ?error.context, "uploads that are over could not be removed");

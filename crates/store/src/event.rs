@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use crate::{StoreError, Tx, json};
+use crate::{StoreError, Tx, json, webhook};
 
 /// Whom an event is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -102,7 +102,8 @@ pub(crate) const COLUMNS: &str = "event.seq, event.id, event.occurred_at, event.
      event.machine_id, event.snapshot_id, event.source_machine_id, event.target_machine_id, event.actor_kind, \
      event.key_id, event.reason, event.error_code, event.error_message, event.metadata";
 
-/// Appends an event and answers with its place. Whoever follows the log is told after the commit.
+/// Appends an event, queues it for the webhooks that want it, and answers with its place. Whoever follows the log is told
+/// after the commit.
 ///
 /// # Errors
 /// Those of the database.
@@ -131,8 +132,10 @@ pub fn append(tx: &Tx<'_>, event: &NewEvent) -> Result<i64, StoreError> {
         event.error_message,
         event.metadata,
     ])?;
+    let place = tx.last_insert_rowid();
+    webhook::queue(tx, event, place)?;
     tx.tell_followers();
-    Ok(tx.last_insert_rowid())
+    Ok(place)
 }
 
 /// What events are narrowed to: all of it must be so.

@@ -31,6 +31,7 @@ pub mod preview;
 mod reader;
 pub mod ssh;
 pub mod upload;
+pub mod webhook;
 mod writer;
 
 use std::{cell::Cell, path::Path, sync::mpsc};

@@ -442,3 +442,99 @@ fn a_file_that_is_no_database_is_refused() {
         Err(StoreError::Sqlite(rusqlite::Error::SqliteFailure(..)))
     ));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_webhook_is_bounded() {
+    use nullspace_store::webhook::{self, Bounds, WebhookRow};
+    let place = Place::new();
+    let store = place.open();
+    let row = |id: &str| WebhookRow {
+        id: id.into(),
+        url: "https://example.com".into(),
+        operations: r#"["create"]"#.into(),
+        secret: vec![1],
+        enabled: true,
+        created_at: 0,
+        updated_at: 0,
+        last_delivery_at: None,
+        last_delivery_status: None,
+        last_error: None,
+    };
+    let (a, b) = (row("a"), row("b"));
+    store
+        .write(move |tx| {
+            webhook::insert(tx, &a)?;
+            webhook::insert(tx, &b)?;
+            for number in 0..3_000 {
+                let event = NewEvent {
+                    occurred_at: number,
+                    operation: if number % 3 == 2 { "destroy" } else { "create" },
+                    status: "succeeded",
+                    actor_kind: "user",
+                    ..NewEvent::default()
+                };
+                event::append(tx, &event)?;
+            }
+            Ok::<_, StoreError>(())
+        })
+        .await
+        .unwrap();
+    let counts = async |id: &'static str| -> (usize, usize) {
+        let all = store.read(move |db| webhook::deliveries(db, id, 0, 10_000));
+        let all = all.await.unwrap();
+        let queued = all.iter().filter(|(row, _)| row.state == "queued").count();
+        (queued, all.len() - queued)
+    };
+    assert_eq!(counts("a").await, (2_000, 0));
+    let sweep = async |bounds: Bounds| {
+        while store
+            .write(move |tx| webhook::sweep(tx, &bounds))
+            .await
+            .unwrap()
+        {}
+    };
+    let bounds = Bounds {
+        give_up_before: 300,
+        max_queued: 500,
+        deliveries_before: 0,
+        events_before: 0,
+        max_events: 1_000_000,
+    };
+    sweep(bounds).await;
+    assert_eq!(counts("a").await, (500, 1_500));
+    let newest = store
+        .read(|db| webhook::next(db, "a", 0, 0, 1))
+        .await
+        .unwrap();
+    assert_eq!(newest.queued[0].1.occurred_at, 2_250);
+    // One that is gone takes its own along, and nobody else's.
+    assert!(store.write(|tx| webhook::delete(tx, "b")).await.unwrap());
+    assert!(!store.write(|tx| webhook::delete(tx, "b")).await.unwrap());
+    sweep(bounds).await;
+    assert_eq!(
+        (counts("a").await, counts("b").await),
+        ((500, 1_500), (0, 0))
+    );
+    let rows: i64 = store
+        .read(|db| {
+            let count = db.query_row("SELECT COUNT(*) FROM webhook", [], |row| row.get(0));
+            Ok::<_, StoreError>(count?)
+        })
+        .await
+        .unwrap();
+    assert_eq!(rows, 1);
+    // What is over goes by its time; an event stays for as long as it is to be delivered.
+    sweep(Bounds {
+        deliveries_before: 1_000,
+        events_before: 2_700,
+        ..bounds
+    })
+    .await;
+    assert_eq!(counts("a").await.0, 500);
+    let left = store
+        .read(|db| event::list(db, &event::Filter::default(), true, 0, 10_000))
+        .await
+        .unwrap();
+    // 500 that wait, and the last hundred of the others.
+    assert_eq!(left.len(), 600);
+}

@@ -55,6 +55,7 @@ impl Server {
                 .args(["--listen", &self.address, "--data-dir"])
                 .arg(self.data_dir.path())
                 .env("NULLSPACE_BOOTSTRAP_API_KEY", KEY)
+                .env("NULLSPACE_WEBHOOK_PRIVATE_RECEIVERS", "true")
                 .stdin(Stdio::null())
                 .stdout(log.try_clone()?)
                 .stderr(log)

@@ -20,6 +20,7 @@ mod rows;
 mod service;
 mod stream;
 mod table;
+mod webhook;
 mod wire;
 
 use std::path::PathBuf;
@@ -71,6 +72,8 @@ pub(crate) enum Group {
     Follow,
     /// Output and keys over a machine's WebSocket.
     Stream,
+    /// Events on their way to a webhook.
+    Webhook,
     /// The server started on what is there.
     Restart,
     /// Many idle machines.

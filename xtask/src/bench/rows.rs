@@ -17,6 +17,7 @@ use super::{
     peers::{self, Bundle, Live, Peer},
     service, stream,
     table::{Samples, Table},
+    webhook,
 };
 
 const GIB: usize = 1 << 30;
@@ -66,6 +67,9 @@ pub(crate) async fn all(args: &Args, server: &mut Server, table: &mut Table) -> 
         stream::run(server, &bundle, n, table)
             .await
             .context("stream")?;
+    }
+    if args.wants(Group::Webhook) {
+        webhook::run(server, n, table).await.context("webhook")?;
     }
     if args.wants(Group::Restart) {
         let mut times = Vec::new();

@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod auth;
 pub(crate) mod doctor;
+pub(crate) mod lifecycle;
 pub(crate) mod machine;
 pub(crate) mod monitor;
 pub(crate) mod quickstart;

@@ -47,7 +47,8 @@ const CA_BUNDLES: [&str; 4] = [
 Settings come from flags, then the environment (NULLSPACE_LISTEN, NULLSPACE_SSH_ADDR,
 NULLSPACE_SSH_HOST, NULLSPACE_PREVIEW_DOMAIN, NULLSPACE_DATA_DIR, NULLSPACE_CONFIG,
 NULLSPACE_TEMPLATE_CACHE_DIR, NULLSPACE_MAKE_BASE, NULLSPACE_TRUST_HOST_CERTIFICATES,
-NULLSPACE_SPARE_MACHINES, NULLSPACE_LOG), then the file, then defaults. NULLSPACE_BOOTSTRAP_API_KEY lets a key in; without it and without any key, one is made
+NULLSPACE_SPARE_MACHINES, NULLSPACE_WEBHOOK_PRIVATE_RECEIVERS, NULLSPACE_LOG), then the file, then
+defaults. NULLSPACE_BOOTSTRAP_API_KEY lets a key in; without it and without any key, one is made
 at the first start and put into this user's configuration, so that the command line works at once.
 
 The file:
@@ -61,7 +62,8 @@ The file:
   trust_host_certificates = true                # machines trust the authorities that this host trusts
   spare_machines = 4                            # machines prepared ahead
   log = \"info\"                                  # or a filter such as info,nullspace_server=debug
-  [limits]                                      # max_machines, max_memory_mb, default_timeout_ms, …")]
+  [limits]                                      # max_machines, max_memory_mb, default_timeout_ms, …
+  webhook_private_receivers = false             # webhooks to loopback and private addresses")]
 pub(crate) struct Args {
     /// Address and port to listen on.
     #[arg(long, value_name = "ADDRESS")]

@@ -14,6 +14,7 @@ pub mod agent_version;
 mod bundle;
 pub mod egress;
 pub mod event;
+pub(crate) mod event_stream;
 pub mod exec;
 pub mod file;
 pub mod file_grant;
@@ -32,6 +33,7 @@ pub(crate) mod socket;
 pub mod ssh;
 pub mod template;
 pub mod upload;
+pub mod webhook;
 
 use std::{
     net::SocketAddr,
@@ -76,6 +78,8 @@ pub struct App {
     pub(crate) ssh: Option<ssh::Ssh>,
     /// Uploads in parts that are under way.
     pub(crate) uploads: upload::Uploads,
+    /// Who is told of events over HTTP.
+    pub(crate) webhooks: webhook::Webhooks,
     /// The agent side's own state.
     pub agents: agent::Agents,
     /// Cancelled when the server is told to stop: open streams end themselves then.

@@ -13,7 +13,6 @@ const OF_A_MACHINE: &[(&str, &[&str])] = &[
     ("forking machines", &["fork"]),
     ("snapshots", &["snapshots"]),
     ("volumes", &["volumes", "volumes/{*rest}"]),
-    ("web sockets", &["lifecycle/ws"]),
     ("code contexts", &["code", "code/{*rest}"]),
     ("desktops", &["desktop", "desktop/{*rest}"]),
     ("git operations", &["git/{*rest}"]),
@@ -23,11 +22,6 @@ const OF_A_MACHINE: &[(&str, &[&str])] = &[
 const ELSEWHERE: &[(&str, &[&str])] = &[
     ("snapshots", &["snapshots", "snapshots/{id}"]),
     ("volumes", &["volumes", "volumes/{*rest}"]),
-    ("web sockets", &["lifecycle/ws"]),
-    (
-        "lifecycle webhooks",
-        &["lifecycle/webhooks", "lifecycle/webhooks/{*rest}"],
-    ),
     ("template builds", &["templates", "templates/{*rest}"]),
     (
         "warm pools",

@@ -14,6 +14,7 @@ mod body;
 mod egress;
 mod error;
 mod event;
+mod event_stream;
 mod exec;
 mod extract;
 mod file;
@@ -31,6 +32,7 @@ mod search;
 mod socket;
 mod ssh;
 mod upload;
+mod webhook;
 
 use axum::{
     Router,
@@ -68,6 +70,7 @@ fn machine_routes() -> OpenApiRouter<AppState> {
         .merge(upload::routes())
         .merge(event::machine_routes())
         .merge(metrics::routes())
+        .merge(event_stream::machine_routes())
 }
 
 /// Every documented route.
@@ -77,6 +80,8 @@ fn routes() -> OpenApiRouter<AppState> {
         .nest("/v1/sandboxes", machine_routes())
         .merge(event::routes())
         .merge(monitor::routes())
+        .merge(event_stream::routes())
+        .merge(webhook::routes())
         .merge(agent::routes())
         .merge(health::routes())
 }

@@ -37,10 +37,10 @@ const KEY_PROTOCOL: &str = "nullspace.bearer.";
 /// Frames that wait for a client that reads slowly.
 const WAITING: usize = 4;
 /// Between two pings.
-const PING: Duration = Duration::from_secs(15);
+pub(super) const PING: Duration = Duration::from_secs(15);
 /// A client of which nothing came for that long, pongs included, is gone. One that does not read what it is sent
 /// cannot answer pings: while a frame waits for it the time does not run.
-const SILENCE: Duration = Duration::from_secs(45);
+pub(super) const SILENCE: Duration = Duration::from_secs(45);
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(socket))

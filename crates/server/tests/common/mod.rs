@@ -5,6 +5,7 @@
 #[path = "../../../../tests/ports.rs"]
 mod ports;
 pub mod project;
+pub mod receiver;
 pub mod socket;
 pub mod ssh;
 

@@ -39,6 +39,9 @@ pub(crate) mod env_vars {
     pub(crate) const NULLSPACE_TRUST_HOST_CERTIFICATES: &str = "NULLSPACE_TRUST_HOST_CERTIFICATES";
     /// Machines prepared ahead.
     pub(crate) const NULLSPACE_SPARE_MACHINES: &str = "NULLSPACE_SPARE_MACHINES";
+    /// Whether webhooks may be sent to loopback and private addresses: `true` or `false`.
+    pub(crate) const NULLSPACE_WEBHOOK_PRIVATE_RECEIVERS: &str =
+        "NULLSPACE_WEBHOOK_PRIVATE_RECEIVERS";
     /// What is logged.
     pub(crate) const NULLSPACE_LOG: &str = "NULLSPACE_LOG";
     /// A key that is let in. Only from the environment, so that it is in no file and no process list.
@@ -179,7 +182,14 @@ impl Settings {
                 .or(file.log)
                 .unwrap_or_else(|| "info".to_owned()),
             bootstrap_key: var(env_vars::NULLSPACE_BOOTSTRAP_API_KEY).filter(|key| !key.is_empty()),
-            limits: file.limits,
+            limits: nullspace_server::Config {
+                webhook_private_receivers: parsed(
+                    env_vars::NULLSPACE_WEBHOOK_PRIVATE_RECEIVERS,
+                    &var,
+                )?
+                .unwrap_or(file.limits.webhook_private_receivers),
+                ..file.limits
+            },
             unknown,
         })
     }

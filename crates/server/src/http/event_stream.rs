@@ -1,0 +1,257 @@
+//! `GET /v1/lifecycle/ws` and `GET …/{id}/lifecycle/ws`: events as they happen. The messages are in
+//! `nullspace_api::event`.
+
+use std::time::Duration;
+
+use axum::{
+    extract::{
+        State,
+        ws::{
+            CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code,
+            rejection::WebSocketUpgradeRejection,
+        },
+    },
+    response::Response,
+};
+use futures_util::{
+    SinkExt, StreamExt,
+    stream::{SplitSink, SplitStream},
+};
+use nullspace_api::{
+    ErrorBody,
+    event::{StreamMessage, StreamRequest},
+};
+use tokio::time::Instant;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    extract::Path,
+    socket::{PING, SILENCE, checked},
+};
+use crate::{
+    app::{
+        AppState,
+        event::{self, Scope},
+        event_stream::Subscription,
+    },
+    error::{Error, Result},
+};
+
+/// The largest frame of a client, in bytes: a filter.
+const MAX_MESSAGE: usize = 64 << 10;
+/// How long a client may take to say what it wants.
+const FIRST_WORD: Duration = Duration::from_secs(30);
+/// How long a frame waits for a client that does not read. It can come back and go on after the last event that it had.
+const STUCK: Duration = Duration::from_secs(300);
+
+pub(super) fn machine_routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(machine_socket))
+}
+
+pub(super) fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(socket))
+}
+
+/// Open a WebSocket for the events of one machine.
+///
+/// As `/v1/lifecycle/ws`, narrowed to the machine.
+#[utoipa::path(get, path = "/{id}/lifecycle/ws", tag = "lifecycle", operation_id = "machine_lifecycle_ws",
+    params(("id" = String, Path)),
+    responses(
+        (status = 101, description = "WebSocket"),
+        (status = 400, body = ErrorBody, description = "`invalid_request`: not a WebSocket upgrade"),
+        (status = 404, body = ErrorBody, description = "`machine_not_found`"),
+    ))]
+async fn machine_socket(
+    State(app): State<AppState>,
+    Path(id): Path<String>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response> {
+    open(app, Scope::Machine(id), upgrade).await
+}
+
+/// Open a WebSocket for the events of all machines.
+///
+/// The client sends `{"type":"subscribe"}` with filters, of which all must let an event through: `machine_id` (or `sandbox_id`),
+/// `snapshot_id`, `operation`, `status`, `audience`, `metadata`. `after_event_id` begins after an event, `live_only` with the
+/// next one, otherwise the newest `replay_limit` come first. The server answers `subscribed` and then `event` for each, oldest
+/// first, or `error`. Another `subscribe` takes the place of the one before.
+#[utoipa::path(get, path = "/v1/lifecycle/ws", tag = "lifecycle", operation_id = "lifecycle_ws",
+    responses(
+        (status = 101, description = "WebSocket"),
+        (status = 400, body = ErrorBody, description = "`invalid_request`: not a WebSocket upgrade"),
+    ))]
+async fn socket(
+    State(app): State<AppState>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response> {
+    open(app, Scope::Fleet, upgrade).await
+}
+
+async fn open(
+    app: AppState,
+    scope: Scope,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response> {
+    let upgrade = checked(upgrade)?;
+    event::check_scope(&app, &scope).await?;
+    Ok(upgrade
+        .max_message_size(MAX_MESSAGE)
+        .max_frame_size(MAX_MESSAGE)
+        .on_upgrade(move |socket| serve(app, scope, socket)))
+}
+
+/// Tells events until one side has enough.
+async fn serve(app: AppState, scope: Scope, socket: WebSocket) {
+    let (sink, mut frames) = socket.split();
+    let mut client = Client {
+        sink,
+        heard: Instant::now(),
+    };
+    let over = tokio::select! {
+        over = follow(&app, &scope, &mut client, &mut frames) => over.err(),
+        () = app.stopping.cancelled() => Some(CloseFrame {
+            code: close_code::AWAY,
+            reason: "the server stops".into(),
+        }),
+    };
+    let close = async {
+        if over.is_some() {
+            let _ = client.sink.send(Message::Close(over)).await;
+        }
+        let _ = client.sink.close().await;
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(1), close).await;
+}
+
+/// The way to a client.
+struct Client {
+    sink: SplitSink<WebSocket, Message>,
+    /// When something last came from it, or a frame that had waited for it was taken.
+    heard: Instant,
+}
+
+impl Client {
+    /// # Errors
+    /// When the client is gone or takes nothing: there is nothing to tell it.
+    async fn send(&mut self, message: Message) -> Result<(), CloseFrame> {
+        let begun = Instant::now();
+        let sent = tokio::time::timeout(STUCK, self.sink.send(message)).await;
+        if begun.elapsed() > PING {
+            // While it did not read it could not answer pings either.
+            self.heard = Instant::now();
+        }
+        match sent {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(bye(close_code::POLICY, "nothing is read")),
+        }
+    }
+
+    async fn say(&mut self, message: &StreamMessage) -> Result<(), CloseFrame> {
+        match serde_json::to_string(message) {
+            Ok(text) => self.send(Message::Text(text.into())).await,
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+fn bye(code: u16, reason: &'static str) -> CloseFrame {
+    CloseFrame {
+        code,
+        reason: reason.into(),
+    }
+}
+
+/// One connection. Ends well when the client closes it.
+///
+/// # Errors
+/// With what the client is told when the server ends it.
+async fn follow(
+    app: &AppState,
+    scope: &Scope,
+    client: &mut Client,
+    frames: &mut SplitStream<WebSocket>,
+) -> Result<(), CloseFrame> {
+    let opened = Instant::now();
+    let mut told = app.store.events();
+    let mut subscription: Option<Subscription> = None;
+    let mut more = false;
+    let mut ping = tokio::time::interval_at(opened + PING, PING);
+    ping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let next = async {
+            match &subscription {
+                Some(subscription) if more => subscription.next(app).await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            frame = frames.next() => {
+                let Some(Ok(frame)) = frame else { return Ok(()) };
+                client.heard = Instant::now();
+                let text = match frame {
+                    Message::Text(text) => text.to_string(),
+                    Message::Binary(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+                    Message::Ping(_) | Message::Pong(_) => continue,
+                    Message::Close(_) => return Ok(()),
+                };
+                told.mark_unchanged();
+                match subscribe(app, scope, &text).await {
+                    Ok((begun, answer)) => {
+                        (subscription, more) = (Some(begun), true);
+                        client.say(&answer).await?;
+                    }
+                    Err(error) => {
+                        let refused = StreamMessage::Error {
+                            message: error.message,
+                            code: error.code.to_owned(),
+                        };
+                        // What went on goes on, and what it was told meanwhile is not lost.
+                        more = subscription.is_some();
+                        client.say(&refused).await?;
+                    }
+                }
+            }
+            _ = ping.tick() => {
+                if client.heard.elapsed() > SILENCE {
+                    return Err(bye(close_code::POLICY, "nothing is heard"));
+                }
+                if subscription.is_none() && opened.elapsed() > FIRST_WORD {
+                    return Err(bye(close_code::POLICY, "nothing was subscribed to"));
+                }
+                client.send(Message::Ping(Default::default())).await?;
+            }
+            // The store ends with the server.
+            changed = told.changed(), if !more => more = changed.is_ok(),
+            stretch = next => {
+                // A client takes an error for the end, but comes back from a closed connection.
+                let stretch = stretch
+                    .map_err(|_| bye(close_code::ERROR, "the record cannot be read"))?;
+                for row in stretch.events {
+                    let event = Box::new(event::info(row));
+                    client.say(&StreamMessage::Event { event }).await?;
+                }
+                if let Some(subscription) = &mut subscription {
+                    subscription.taken(stretch.end);
+                }
+                more = stretch.more;
+            }
+        }
+    }
+}
+
+async fn subscribe(
+    app: &AppState,
+    scope: &Scope,
+    text: &str,
+) -> Result<(Subscription, StreamMessage)> {
+    let StreamRequest::Subscribe(said) =
+        serde_json::from_str(text).map_err(|error| Error::invalid(format!("message: {error}")))?;
+    let answer = StreamMessage::Subscribed {
+        subscription: said.clone(),
+        reconnect_mode: "live_only".into(),
+    };
+    let subscription = Subscription::begin(app, scope, *said).await?;
+    Ok((subscription, answer))
+}
