@@ -17,6 +17,7 @@ pub mod event;
 pub mod exec;
 pub mod file;
 pub mod file_grant;
+pub mod git;
 pub mod health;
 pub mod key;
 pub mod machine;

@@ -16,7 +16,6 @@ const OF_A_MACHINE: &[(&str, &[&str])] = &[
     ("web sockets", &["lifecycle/ws"]),
     ("code contexts", &["code", "code/{*rest}"]),
     ("desktops", &["desktop", "desktop/{*rest}"]),
-    ("git operations", &["git/{*rest}"]),
 ];
 
 /// Everywhere else.

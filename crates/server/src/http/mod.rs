@@ -17,6 +17,7 @@ mod event;
 mod exec;
 mod extract;
 mod file;
+mod git;
 mod health;
 mod later;
 mod machine;
@@ -30,6 +31,7 @@ mod rest;
 mod search;
 mod socket;
 mod ssh;
+mod trickle;
 mod upload;
 
 use axum::{
@@ -66,6 +68,7 @@ fn machine_routes() -> OpenApiRouter<AppState> {
         .merge(batch::routes())
         .merge(search::routes())
         .merge(upload::routes())
+        .merge(git::routes())
         .merge(event::machine_routes())
         .merge(metrics::routes())
 }
