@@ -7,10 +7,12 @@
 
 mod bad_input;
 mod cli;
+mod clock;
 mod concurrency;
 mod crash;
 mod egress;
 mod frameworks;
+mod git;
 mod harness;
 mod host;
 mod installs;
@@ -22,6 +24,7 @@ mod ports;
 mod previews;
 mod published;
 mod python;
+mod rough;
 mod services;
 mod ssh;
 mod wire;
