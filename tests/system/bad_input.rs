@@ -177,6 +177,15 @@ const TABLE: &[&str] = &[
     r#"403 permission_denied: POST {m}/uploads {"kind": "file", "source_kind": "restartable_file", "target_path": "/usr/x", "content_length": 1}"#,
     r#"413 file_upload_error: POST {m}/uploads {"kind": "file", "source_kind": "restartable_file", "target_path": "/x", "content_length": 1099511627776}"#,
     r#"404 not_found: GET {m}/uploads/upl_none"#,
+    // Git.
+    r#"404 not_found: GET {m}/git/status?path=/none"#,
+    r#"409 git_not_a_repository: GET {m}/git/status?path=/etc"#,
+    r#"400 invalid_request: GET {m}/git/log?path=/etc&limit=0"#,
+    r#"400 invalid_request: POST {m}/git/clone {"url": "ext::true", "path": "/x"}"#,
+    r#"400 invalid_request: POST {m}/git/clone {"url": "https://h/x", "path": "/x", "auth": {"kind": "none"}}"#,
+    r#"409 git_exists_conflict: POST {m}/git/clone {"url": "https://h/x", "path": "/etc"}"#,
+    r#"400 invalid_request: POST {m}/git/branch {"path": "/etc", "name": "-x"}"#,
+    r#"409 git_not_a_repository: POST {m}/git/commit {"path": "/etc", "message": "x"}"#,
     // Agent Deployments.
     r#"400 invalid_request: POST /v1/agent-deployments {}"#,
     r#"400 invalid_request: POST /v1/agent-deployments {"name": "x", "mode": "worker"}"#,

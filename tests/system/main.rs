@@ -7,10 +7,12 @@
 
 mod bad_input;
 mod cli;
+mod clock;
 mod concurrency;
 mod crash;
 mod egress;
 mod frameworks;
+mod git;
 mod harness;
 mod host;
 mod installs;
@@ -26,6 +28,7 @@ mod python;
 #[path = "../../crates/server/tests/common/receiver.rs"]
 #[allow(dead_code)]
 mod receiver;
+mod rough;
 mod services;
 mod ssh;
 mod wire;

@@ -42,6 +42,8 @@ pub struct World {
     starts: u32,
     key: Option<&'static str>,
     _ports: Ports,
+    /// Variables that the server has besides.
+    surroundings: Vec<(&'static str, String)>,
 }
 
 impl World {
@@ -78,6 +80,14 @@ impl World {
         world
     }
 
+    /// A server with these variables besides.
+    pub async fn in_surroundings(variables: Vec<(&'static str, String)>) -> Self {
+        let mut world = Self::new(&std::env::temp_dir(), &[]);
+        world.surroundings = variables;
+        world.serve().await;
+        world
+    }
+
     fn new(place: &Path, arguments: &[&str]) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("nullspace-test-")
@@ -106,6 +116,7 @@ impl World {
             starts: 0,
             key: Some(KEY),
             _ports: ports,
+            surroundings: Vec::new(),
         };
         std::fs::create_dir(world.home()).unwrap();
         world
@@ -146,6 +157,7 @@ impl World {
             .args(&self.extra)
             .envs(self.key.map(|key| ("NULLSPACE_BOOTSTRAP_API_KEY", key)))
             .env_remove("NULLSPACE_API_KEY")
+            .envs(self.surroundings.iter().cloned())
             .stdout(out.try_clone().unwrap())
             .stderr(out)
             .spawn()

@@ -107,6 +107,46 @@ pub mod code {
     pub const PREVIEW_PROXY_TOKEN_SCOPE_MISMATCH: &str = "preview_proxy_token_scope_mismatch";
     /// Nothing answers on a previewed port; in the answer to a readiness check.
     pub const PREVIEW_SERVICE_NOT_READY: &str = "preview_service_not_ready";
+    /// There is no git in the machine, or no `ssh` for what needs one.
+    pub const GIT_UNAVAILABLE: &str = "git_unavailable";
+    /// The directory is in no repository.
+    pub const GIT_NOT_A_REPOSITORY: &str = "git_not_a_repository";
+    /// Git does not trust a repository that belongs to another user of the machine.
+    pub const GIT_NOT_TRUSTED: &str = "git_not_trusted";
+    /// The remote wants a credential, or another one.
+    pub const GIT_AUTH_FAILED: &str = "git_auth_failed";
+    /// No remote of that name, or no repository where it points.
+    pub const GIT_REMOTE_NOT_FOUND: &str = "git_remote_not_found";
+    /// The remote cannot be reached.
+    pub const GIT_REMOTE_UNREACHABLE: &str = "git_remote_unreachable";
+    /// The remote's SSH host key is not the one that the machine knows.
+    pub const GIT_HOST_KEY_CONFLICT: &str = "git_host_key_conflict";
+    /// No branch, tag or commit of that name.
+    pub const GIT_REF_NOT_FOUND: &str = "git_ref_not_found";
+    /// A pattern that no file has.
+    pub const GIT_PATH_NOT_FOUND: &str = "git_path_not_found";
+    /// The remote has commits that the local branch lacks, or refuses the change.
+    pub const GIT_PUSH_CONFLICT: &str = "git_push_conflict";
+    /// Both sides have commits and git was not told how to bring them together.
+    pub const GIT_DIVERGED_CONFLICT: &str = "git_diverged_conflict";
+    /// Both sides changed the same lines; the work tree has the marks.
+    pub const GIT_MERGE_CONFLICT: &str = "git_merge_conflict";
+    /// Changes that are not committed would be lost.
+    pub const GIT_DIRTY_CONFLICT: &str = "git_dirty_conflict";
+    /// What is to be made is there already, or in use.
+    pub const GIT_EXISTS_CONFLICT: &str = "git_exists_conflict";
+    /// A branch has commits that no other has.
+    pub const GIT_UNMERGED_CONFLICT: &str = "git_unmerged_conflict";
+    /// Another git works on the repository.
+    pub const GIT_LOCKED_CONFLICT: &str = "git_locked_conflict";
+    /// The current branch has no upstream, or there is no current branch.
+    pub const GIT_NO_UPSTREAM: &str = "git_no_upstream";
+    /// There is nothing to commit.
+    pub const GIT_NOTHING_TO_COMMIT: &str = "git_nothing_to_commit";
+    /// Git does not know who commits.
+    pub const GIT_IDENTITY_UNKNOWN: &str = "git_identity_unknown";
+    /// Git would not do it for another reason, which the message has.
+    pub const GIT_FAILED: &str = "git_failed";
     /// The disk is full.
     pub const INSUFFICIENT_STORAGE: &str = "insufficient_storage";
     /// Not part of this server yet.

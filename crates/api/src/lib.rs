@@ -11,6 +11,7 @@ pub mod error;
 pub mod event;
 pub mod exec;
 pub mod file;
+pub mod git;
 pub mod id;
 pub mod machine;
 pub mod metrics;

@@ -1,7 +1,8 @@
 //! A typed client of the Nullspace HTTP API, and where its address and key come from.
 //!
 //! Used by the CLI and by tests. [`config`] finds the address and the key as the published clients do; [`Client`]
-//! speaks: one file per noun ([`machines`], [`monitor`], [`processes`], [`pty`], [`files`], [`uploads`], [`events`], [`webhooks`], [`agents`]) over one transport ([`transport`]) that
+//! speaks: one file per noun ([`machines`], [`monitor`], [`processes`], [`pty`], [`files`], [`git`], [`uploads`], [`events`],
+//! [`webhooks`], [`agents`]) over one transport ([`transport`]) that
 //! knows the time limits, the retries and the error bodies of the wire. Bodies of any size stream in both directions.
 //!
 //! ```no_run
@@ -22,6 +23,7 @@ pub mod env_vars;
 mod error;
 pub mod events;
 pub mod files;
+pub mod git;
 pub mod machines;
 pub mod monitor;
 mod previews;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::Method;
 use nullspace_api::exec::{ExecRequest, ExecResponse, ExecStarted};
 use nullspace_api::machine::{
-    CreateMachineRequest, ListMachinesQuery, MachineInfo, SetTimeoutRequest,
+    CreateMachineRequest, ListMachinesQuery, MachineInfo, SetTimeoutRequest, TimeoutAction,
 };
 use nullspace_api::page::TokenPage;
 use serde_json::{Map, Value};
@@ -103,14 +103,19 @@ impl Client {
         .await
     }
 
-    /// Sets the time limit of a machine, counted from now.
+    /// Sets the time limit of a machine, counted from now, and what happens then if `action` says so.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn set_timeout(&self, id: &str, limit: Duration) -> Result<(), Error> {
+    pub async fn set_timeout(
+        &self,
+        id: &str,
+        limit: Duration,
+        action: Option<TimeoutAction>,
+    ) -> Result<(), Error> {
         let request = SetTimeoutRequest {
             timeout_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
-            timeout_action: None,
+            timeout_action: action,
         };
         self.discard(Call::post(machine_path(id) + "/timeout").json(&request)?)
             .await

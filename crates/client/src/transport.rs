@@ -377,6 +377,27 @@ impl Client {
         serde_json::from_slice(body).map_err(|error| call.decode_error(error.to_string()))
     }
 
+    /// Like [`Client::fetch`], of an answer that may have begun as a success before it went wrong: its body is then an error
+    /// and breaks off.
+    pub(crate) async fn fetch_late<T: DeserializeOwned>(&self, call: Call<'_>) -> Result<T, Error> {
+        let mut answer = self.send(&call).await?;
+        let mut body = BytesMut::new();
+        loop {
+            match answer.chunk().await {
+                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+                Ok(None) => break,
+                Err(broken) => {
+                    let error = ApiError::from_body(answer.response.status().as_u16(), &body, None);
+                    return Err(match error.code.as_str() {
+                        "unknown" => broken,
+                        _ => error.into(),
+                    });
+                }
+            }
+        }
+        serde_json::from_slice(&body).map_err(|error| call.decode_error(error.to_string()))
+    }
+
     /// Sends, and does not look at the answer's body.
     pub(crate) async fn discard(&self, call: Call<'_>) -> Result<(), Error> {
         self.send(&call).await?.bytes().await.map(drop)

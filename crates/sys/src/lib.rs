@@ -3,7 +3,8 @@
 //! Everything unsafe in Nullspace is in this crate, each block with the invariant it relies on; every
 //! other crate forbids unsafe code. What `rustix` offers safely is used from there and is not wrapped
 //! here again. Callers: `nullspace-guest` (starting commands, acting as a user) and
-//! `nullspace-engine-native` (namespaces, mounts, seccomp, the streams between host and guest).
+//! `nullspace-engine-native` (namespaces, mounts, seccomp, the streams between host and guest), `nullspace-server` (whether
+//! a client's system still answers).
 
 #![cfg(target_os = "linux")]
 
@@ -16,6 +17,7 @@ pub mod netlink;
 pub mod seccomp;
 pub mod spawn;
 pub mod stream;
+pub mod tcp;
 
 use std::io;
 

@@ -26,7 +26,7 @@ const RECIPE: &str = "base/2";
 ///
 /// No compiler: `build-essential` alone would add about 250 MB, most wheels and npm packages come
 /// built, and `apt-get install build-essential` works inside.
-const PACKAGES: [&str; 19] = [
+const PACKAGES: [&str; 20] = [
     "bash",
     "bzip2",
     "ca-certificates",
@@ -38,6 +38,7 @@ const PACKAGES: [&str; 19] = [
     "less",
     "nodejs",
     "npm",
+    "openssh-client",
     "procps",
     "python-is-python3",
     "python3",

@@ -16,6 +16,7 @@ mod filter;
 mod inside;
 mod network;
 mod resolver;
+mod shared;
 mod slot;
 mod system_layer;
 mod undertaker;

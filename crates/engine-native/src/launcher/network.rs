@@ -112,6 +112,7 @@ impl Network {
         let mut batch = Batch::default();
         batch.add_address(self.netlink.index_of("lo")?, self.gateway());
         self.netlink.send(&batch)?;
+        super::shared::raise();
         // Machines reach the internet through the host.
         fs::write("/proc/sys/net/ipv4/ip_forward", "1")
     }

@@ -18,6 +18,7 @@ pub(crate) mod event_stream;
 pub mod exec;
 pub mod file;
 pub mod file_grant;
+pub mod git;
 pub mod health;
 pub mod key;
 pub mod machine;

@@ -85,6 +85,19 @@ pub(super) fn finish(mut response: Response, noun: Noun, request_id: &str) -> Re
     response
 }
 
+/// The body of an error that comes after its answer has begun.
+pub(super) fn late(error: Error, noun: Noun) -> Vec<u8> {
+    log(&error, "");
+    let body = ErrorBody {
+        code: noun.code(error.code).to_owned(),
+        error: error.message,
+        suggested_action: error.suggested_action.map(String::from),
+        details: error.details,
+        ..ErrorBody::default()
+    };
+    serde_json::to_vec(&body).unwrap_or_default()
+}
+
 fn log(error: &Error, request_id: &str) {
     let context = error.context.as_deref().unwrap_or_default();
     match error.kind {

@@ -3,18 +3,19 @@
 use std::{pin::Pin, time::Duration};
 
 use axum::{
-    body::{Body, Bytes},
     extract::State,
     response::{IntoResponse, Response},
 };
-use http::header;
 use nullspace_api::{
     ErrorBody,
     exec::{ExecRequest, ExecResponse, ExecStarted},
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::extract::{Json, Path};
+use super::{
+    extract::{Json, Path},
+    trickle::{self, Ending},
+};
 use crate::{
     app::{
         AppState,
@@ -22,9 +23,6 @@ use crate::{
     },
     error::Result,
 };
-
-/// Between two signs of life in a long answer; clients give up after 30 s of silence.
-const TRICKLE: Duration = Duration::from_secs(10);
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(run))
@@ -64,38 +62,21 @@ async fn run(
 
 type Finish = Pin<Box<dyn Future<Output = Result<Finished>> + Send>>;
 
-/// Spaces until the command ends, then its result. A client that goes away drops the stream, and with it
-/// the command.
+/// What is left of a command whose answer has begun.
 fn trickled(finish: Finish) -> Response {
-    let stream = futures_util::stream::unfold((Some(finish), true), |(finish, first)| async move {
-        let mut finish = finish?;
-        if first {
-            return Some((space(), (Some(finish), false)));
+    trickle::answer(Box::pin(async move {
+        let response = match finish.await {
+            Ok(finished) => finished.or_124(),
+            // The status is long gone: this is the nearest that can be said.
+            Err(error) => ExecResponse {
+                exit_code: 137,
+                stderr: format!("nullspace: {}\n", error.message),
+                ..ExecResponse::default()
+            },
+        };
+        match serde_json::to_vec(&response) {
+            Ok(body) => Ending::Whole(body),
+            Err(_) => Ending::Broken(Vec::new()),
         }
-        match tokio::time::timeout(TRICKLE, &mut finish).await {
-            Err(_) => Some((space(), (Some(finish), false))),
-            Ok(finished) => {
-                let response = match finished {
-                    Ok(finished) => finished.or_124(),
-                    // The status is long gone: this is the nearest that can be said.
-                    Err(error) => ExecResponse {
-                        exit_code: 137,
-                        stderr: format!("nullspace: {}\n", error.message),
-                        ..ExecResponse::default()
-                    },
-                };
-                let body = serde_json::to_vec(&response).map_err(std::io::Error::other);
-                Some((body.map(Bytes::from), (None, false)))
-            }
-        }
-    });
-    (
-        [(header::CONTENT_TYPE, "application/json")],
-        Body::from_stream(stream),
-    )
-        .into_response()
-}
-
-fn space() -> std::io::Result<Bytes> {
-    Ok(Bytes::from_static(b" "))
+    }))
 }

@@ -15,7 +15,6 @@ const OF_A_MACHINE: &[(&str, &[&str])] = &[
     ("volumes", &["volumes", "volumes/{*rest}"]),
     ("code contexts", &["code", "code/{*rest}"]),
     ("desktops", &["desktop", "desktop/{*rest}"]),
-    ("git operations", &["git/{*rest}"]),
 ];
 
 /// Everywhere else.

@@ -18,6 +18,7 @@ mod event_stream;
 mod exec;
 mod extract;
 mod file;
+mod git;
 mod health;
 mod later;
 mod machine;
@@ -31,6 +32,7 @@ mod rest;
 mod search;
 mod socket;
 mod ssh;
+mod trickle;
 mod upload;
 mod webhook;
 
@@ -68,6 +70,7 @@ fn machine_routes() -> OpenApiRouter<AppState> {
         .merge(batch::routes())
         .merge(search::routes())
         .merge(upload::routes())
+        .merge(git::routes())
         .merge(event::machine_routes())
         .merge(metrics::routes())
         .merge(event_stream::machine_routes())

@@ -41,6 +41,8 @@ pub(super) const PING: Duration = Duration::from_secs(15);
 /// A client of which nothing came for that long, pongs included, is gone. One that does not read what it is sent
 /// cannot answer pings: while a frame waits for it the time does not run.
 pub(super) const SILENCE: Duration = Duration::from_secs(45);
+/// A client that takes nothing for that long is not only stopped, or its network is gone.
+const STOPPED: Duration = Duration::from_secs(600);
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(socket))
@@ -181,7 +183,8 @@ async fn write(
         };
         let is_ping = matches!(frame, Message::Ping(_));
         let begun = Instant::now();
-        if sink.send(frame).await.is_err() {
+        let sent = tokio::time::timeout(STOPPED, sink.send(frame)).await;
+        if !matches!(sent, Ok(Ok(()))) {
             return;
         }
         // It had to be waited for: the client has begun to read again only now.

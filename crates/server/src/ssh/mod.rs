@@ -12,8 +12,14 @@ mod handler;
 mod session;
 mod stream;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 
+use nullspace_sys::tcp;
 use russh::{
     Disconnect, MethodKind, MethodSet, SshId,
     server::{Config, run_stream},
@@ -114,7 +120,7 @@ async fn connection(
     let deadline = Instant::now() + LOGIN;
     // Keys that are typed must not wait for the acknowledgement of the ones before.
     let _ = stream.set_nodelay(true);
-    notice_loss(&stream);
+    let same = stream.as_fd().try_clone_to_owned().ok();
     let meter = Meter::new();
     let (let_in, admitted) = oneshot::channel();
     let server = stream.local_addr().unwrap_or(client);
@@ -131,6 +137,10 @@ async fn connection(
             None
         }
         reason = end(&app, &meter, deadline, admitted) => Some(reason),
+        () = lost(same) => {
+            tracing::debug!(%client, "an ssh client's network is gone");
+            None
+        }
     };
     if let Some(reason) = reason {
         let farewell = async {
@@ -177,11 +187,16 @@ async fn until_ended(app: &AppState, id: &str) {
     }
 }
 
-/// A client whose network is gone is noticed by the system, even while nothing is read.
-fn notice_loss(stream: &TcpStream) {
-    use rustix::net::sockopt;
-    let _ = sockopt::set_socket_keepalive(stream, true);
-    let _ = sockopt::set_tcp_keepidle(stream, ASK);
-    let _ = sockopt::set_tcp_keepintvl(stream, ASK);
-    let _ = sockopt::set_tcp_user_timeout(stream, LOST.as_millis() as u32);
+/// Returns when the client's network is gone: its system, which answers even while the client itself is stopped, says
+/// nothing any more. The pings of the connection are what it owes an answer to.
+async fn lost(stream: Option<OwnedFd>) {
+    let Some(stream) = stream else {
+        return std::future::pending().await;
+    };
+    loop {
+        tokio::time::sleep(ASK).await;
+        if tcp::is_lost(stream.as_fd(), LOST).unwrap_or(true) {
+            return;
+        }
+    }
 }

@@ -179,7 +179,7 @@ async fn renew(ui: Ui, client: &Client, machine: &str) -> Infallible {
         if ui.json {
             continue;
         }
-        if let Err(error) = client.set_timeout(machine, LEASE).await {
+        if let Err(error) = client.set_timeout(machine, LEASE, None).await {
             ui.warn(format!(
                 "the time limit of the machine could not be renewed: {error}"
             ));

@@ -13,6 +13,10 @@ const SPACE_FAIL: u64 = 2 << 30;
 /// Kernel whose overlay and id-mapped mounts the native engine builds on.
 const KERNEL: (u32, u32) = (5, 12);
 
+/// Watches of files that are enough for many machines: as the launcher raises them.
+const INSTANCES: u64 = 1 << 16;
+const WATCHES: u64 = 1 << 20;
+
 /// All checks of the host.
 pub(super) fn probes() -> Vec<Probe> {
     vec![
@@ -24,6 +28,7 @@ pub(super) fn probes() -> Vec<Probe> {
         seccomp(),
         forwarding_tools(),
         mmdebstrap(),
+        watches(),
         space(),
     ]
 }
@@ -210,6 +215,28 @@ fn mmdebstrap() -> Probe {
         )
         .fix("apt-get install mmdebstrap"),
     }
+}
+
+/// The server raises them where it may.
+fn watches() -> Probe {
+    let name = "host_file_watches";
+    let most = |what: &str| -> u64 {
+        let text = read(&format!("/proc/sys/fs/inotify/{what}"));
+        text.trim().parse().unwrap_or(0)
+    };
+    let (instances, watches) = (most("max_user_instances"), most("max_user_watches"));
+    let details = json!({"max_user_instances": instances, "max_user_watches": watches});
+    let told =
+        format!("all machines together may watch {watches} directories, {instances} at once");
+    if instances >= INSTANCES && watches >= WATCHES {
+        return Probe::new(name, "pass", told).details(details);
+    }
+    Probe::new(name, "warn", told)
+        .fix(format!(
+            "`nullspace serve` raises these where it may. By hand: sysctl -w fs.inotify.max_user_instances={INSTANCES} \
+             fs.inotify.max_user_watches={WATCHES}"
+        ))
+        .details(details)
 }
 
 fn space() -> Probe {

@@ -135,8 +135,9 @@ pub(super) async fn run(args: &Args, app: &App) -> Outcome {
             copied,
         })?;
     } else if args.to != "-" {
+        let what = if copied.files == 1 { "file" } else { "files" };
         ui.note(format!(
-            "Copied {} files, {} bytes",
+            "Copied {} {what}, {} bytes",
             copied.files, copied.bytes
         ));
     }

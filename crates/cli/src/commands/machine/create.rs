@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use nullspace_api::machine::{
-    CreateMachineRequest, LifecyclePolicy, NetworkPolicy, TimeoutAction, VolumeMount, WarmPoolMode,
+    CreateMachineRequest, LifecyclePolicy, NetworkPolicy, VolumeMount, WarmPoolMode,
     WarmPoolRequest,
 };
 use serde_json::{Map, Value, json};
 
+use super::timeout;
 use crate::app::App;
 use crate::error::{CliError, Outcome};
 use crate::input;
@@ -131,13 +132,6 @@ fn request(args: &Args) -> Result<CreateMachineRequest, CliError> {
                 .map_err(|error| CliError::usage(format!("--network-json: {error}")))
         })
         .transpose()?;
-    let action = |word: &str| {
-        if word == "destroy" {
-            TimeoutAction::Destroy
-        } else {
-            TimeoutAction::Hibernate
-        }
-    };
     Ok(CreateMachineRequest {
         template: (!from_snapshot)
             .then(|| args.template.clone().unwrap_or_else(|| "base".to_owned())),
@@ -146,9 +140,9 @@ fn request(args: &Args) -> Result<CreateMachineRequest, CliError> {
         memory_mb: args.memory,
         disk_mb: args.disk,
         timeout_ms: Some(args.timeout.saturating_mul(1000)),
-        timeout_action: args.timeout_action.as_deref().map(action),
+        timeout_action: args.timeout_action.as_deref().map(timeout::action),
         lifecycle: args.on_timeout.as_deref().map(|word| LifecyclePolicy {
-            on_timeout: Some(action(word)),
+            on_timeout: Some(timeout::action(word)),
         }),
         auto_resume: args.auto_resume.then_some(true),
         envs: (!envs.is_empty()).then_some(envs),

@@ -6,6 +6,7 @@ mod egress;
 pub(crate) mod exec;
 mod file;
 mod get;
+mod git;
 mod host;
 mod kill;
 mod list;
@@ -16,6 +17,7 @@ mod process;
 mod pty;
 mod readiness;
 mod sync;
+mod timeout;
 mod upload;
 mod url;
 
@@ -69,6 +71,10 @@ enum Command {
     Upload(Box<upload::Args>),
     /// Read, write, find and watch files
     File(file::Args),
+    /// Git repositories
+    Git(git::Args),
+    /// Set how long a machine lives
+    Timeout(timeout::Args),
 }
 
 pub(crate) async fn run(args: Args, app: &App) -> Outcome {
@@ -91,5 +97,7 @@ pub(crate) async fn run(args: Args, app: &App) -> Outcome {
         Command::Sync(args) => sync::run(&args, app).await,
         Command::Upload(args) => upload::run(&args, app).await,
         Command::File(args) => file::run(args, app).await,
+        Command::Git(args) => git::run(args, app).await,
+        Command::Timeout(args) => timeout::run(args, app).await,
     }
 }

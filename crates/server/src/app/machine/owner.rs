@@ -403,10 +403,16 @@ impl Owner {
         }
     }
 
+    /// From here on the host's clock may jump: what counts is the time that passes. A server that starts again has only the
+    /// record to go by, and a clock that was set back while it was away must not make a limit longer.
     fn set_deadline(&mut self) {
-        self.deadline = self.row.timeout_at.map(|at| {
+        let whole = self
+            .row
+            .timeout_ms
+            .map_or(Duration::MAX, Duration::from_millis);
+        self.deadline = self.row.timeout_at.and_then(|at| {
             let left = u64::try_from(at - time::now()).unwrap_or(0);
-            Instant::now() + Duration::from_micros(left)
+            Instant::now().checked_add(Duration::from_micros(left).min(whole))
         });
     }
 

@@ -329,7 +329,7 @@ impl<'a> Session<'a> {
         }
         let (ui, id) = (self.ui, &self.machine);
         if keep {
-            if let Err(error) = self.client.set_timeout(id, KEPT).await {
+            if let Err(error) = self.client.set_timeout(id, KEPT, None).await {
                 ui.warn(format!(
                     "the time limit of the machine could not be set: {error}"
                 ));
