@@ -13,10 +13,11 @@ use super::{
     Args, Group,
     agent::{Cli, Deployment},
     api::{Client, Server},
-    artifact, density, follow, gateway,
+    artifact, crowd, density, follow, gateway,
     peers::{self, Bundle, Live, Peer},
-    service, stream,
+    service, ssh, stream,
     table::{Samples, Table},
+    tree, upload, watch,
 };
 
 const GIB: usize = 1 << 30;
@@ -66,6 +67,21 @@ pub(crate) async fn all(args: &Args, server: &mut Server, table: &mut Table) -> 
         stream::run(server, &bundle, n, table)
             .await
             .context("stream")?;
+    }
+    if args.wants(Group::Ssh) {
+        ssh::run(server, n, table).await.context("ssh")?;
+    }
+    if args.wants(Group::Upload) {
+        upload::run(server, table).await.context("upload")?;
+    }
+    if args.wants(Group::Tree) {
+        tree::run(server, table).await.context("tree")?;
+    }
+    if args.wants(Group::Watch) {
+        watch::run(server, table).await.context("watch")?;
+    }
+    if args.wants(Group::Crowd) {
+        crowd::run(server, table).await.context("crowd")?;
     }
     if args.wants(Group::Restart) {
         let mut times = Vec::new();
