@@ -1,12 +1,12 @@
 //! Frames of a guest's output: whatever is taken for a frame is written as the same bytes again.
 #![no_main]
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use libfuzzer_sys::fuzz_target;
 use nullspace_protocol::frame;
 
 fuzz_target!(|bytes: &[u8]| {
-    let mut buffer = BytesMut::from(bytes);
+    let mut buffer = Bytes::copy_from_slice(bytes);
     let mut at = 0;
     while let Ok(Some(read)) = frame::decode(&mut buffer) {
         let mut written = BytesMut::new();

@@ -19,8 +19,8 @@ use futures_util::task::AtomicWaker;
 /// How often in a row before others get their turn.
 const TIMES: usize = 8;
 
-/// See the module.
-pub(crate) struct Eager<F> {
+/// A future that is polled again at once when it wakes itself, a few times.
+pub struct Eager<F> {
     future: Pin<Box<F>>,
     signal: Arc<Signal>,
     waker: Waker,
@@ -47,8 +47,15 @@ impl Wake for Signal {
     }
 }
 
+impl<F> std::fmt::Debug for Eager<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Eager").finish_non_exhaustive()
+    }
+}
+
 impl<F> Eager<F> {
-    pub(crate) fn new(future: F) -> Self {
+    /// For a task that hands something over to itself: one that reads and works in turns.
+    pub fn new(future: F) -> Self {
         let signal = Arc::new(Signal::default());
         Self {
             future: Box::pin(future),

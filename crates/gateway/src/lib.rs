@@ -19,6 +19,7 @@ mod upstream;
 
 pub use body::Body;
 pub use door::{Access, Door, Route};
+pub use eager::Eager;
 pub use guard::{Account, Guard, Pass, Refusal, SESSION_COOKIE_PREFIX, Visitor};
 pub use listen::accept;
 pub use proxy::{pass, same};

@@ -139,10 +139,12 @@ fn walk(directory: &Target, depth: u32, names: &Names, found: &mut Vec<FileInfo>
             shown,
             real: entry.path(),
         };
-        // An entry may vanish between the listing and the look.
-        let Ok(details) = info(&child, false, names) else {
+        // An entry may vanish between the listing and the look. The look is from the directory that is open, not along the
+        // whole path.
+        let Ok(meta) = entry.metadata() else {
             continue;
         };
+        let details = describe(&child, &meta, names);
         if found.len() == MAX_ENTRIES {
             return Err(Error::invalid(format!(
                 "{}: over {MAX_ENTRIES} entries",

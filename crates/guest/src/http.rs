@@ -273,6 +273,15 @@ impl Drop for Reader {
 }
 
 impl Reader {
+    fn has_all_before(&self, at: u64) {
+        if self.attached {
+            self.process.log.acknowledge(at);
+        }
+        if let Some(follower) = self.follower {
+            self.process.log.moved(follower, at);
+        }
+    }
+
     /// Pieces of at least `least` bytes, but for the last, and not much more than [`PIECE`].
     fn frames(
         self,
@@ -293,6 +302,16 @@ impl Reader {
                     let grown = process.log.grown();
                     tokio::pin!(grown);
                     grown.as_mut().enable();
+                    // What was read in one piece goes out as it is.
+                    let whole = (out.is_empty())
+                        .then(|| process.log.next_framed(at, follow))
+                        .flatten()
+                        .filter(|(frame, _)| frame.len() >= least);
+                    if let Some((frame, next)) = whole {
+                        at = next;
+                        reader.has_all_before(at);
+                        return Some((Ok(BodyFrame::data(frame)), (reader, at, out)));
+                    }
                     loop {
                         match process.log.next(at, follow) {
                             (Next::Frame(frame), next) => {
@@ -315,12 +334,7 @@ impl Reader {
                             break;
                         }
                     }
-                    if reader.attached {
-                        process.log.acknowledge(at);
-                    }
-                    if let Some(follower) = reader.follower {
-                        process.log.moved(follower, at);
-                    }
+                    reader.has_all_before(at);
                     // HTTP/2 counts pieces without content over the life of a connection, and ends it after a hundred.
                     if reader.done && out.is_empty() {
                         return None;

@@ -18,8 +18,11 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use nullspace_protocol::{Retain, frame::Frame};
+use bytes::{Bytes, BytesMut};
+use nullspace_protocol::{
+    Retain,
+    frame::{self, Frame},
+};
 use tokio::sync::Notify;
 
 /// Kept of a process under [`Retain::Head`] and [`Retain::Live`], in bytes.
@@ -54,6 +57,8 @@ struct Record {
     offset: u64,
     stderr: bool,
     data: Bytes,
+    /// Header and data, where they lie side by side.
+    framed: Option<Bytes>,
 }
 
 struct State {
@@ -70,6 +75,51 @@ struct State {
 }
 
 impl State {
+    /// The record that holds a byte, or the first after it.
+    fn find(&self, from: u64, follow: bool) -> Option<&Record> {
+        // They are in order of offset.
+        let find = |records: &VecDeque<Record>| records.partition_point(|r| r.end() <= from);
+        let head = self.records.get(find(&self.records));
+        head.or_else(|| self.live.get(find(&self.live)).filter(|_| follow))
+    }
+
+    fn push(&mut self, stderr: bool, data: Bytes, framed: Option<Bytes>) {
+        let mut record = Record {
+            offset: self.total,
+            stderr,
+            data,
+            framed,
+        };
+        self.total = record.end();
+        match self.policy {
+            Policy::Window(_) | Policy::Tail => {}
+            Policy::Discard => {
+                self.base = self.total;
+                return;
+            }
+            Policy::Live if record.offset < HEAD_LIMIT => {}
+            Policy::Live => {
+                if !self.followers.is_empty() {
+                    self.live.push_back(record);
+                }
+                return;
+            }
+            Policy::Head => {
+                let left = HEAD_LIMIT.saturating_sub(record.offset) as usize;
+                if left < record.data.len() {
+                    record.data.truncate(left);
+                    record.framed = None;
+                }
+            }
+        }
+        if !record.data.is_empty() {
+            self.records.push_back(record);
+        }
+        if self.policy == Policy::Tail {
+            self.trim();
+        }
+    }
+
     /// Drops what every follower has.
     fn trim(&mut self) {
         let slowest = self.followers.values().min().copied().unwrap_or(u64::MAX);
@@ -187,44 +237,20 @@ impl Log {
         state.trim();
     }
 
+    /// Adds what was read from a pipe to behind [`frame::HEADER`] bytes that are free.
+    pub(crate) fn push_framed(&self, stderr: bool, mut frame: BytesMut) {
+        let mut state = self.lock();
+        let header = frame::output_header(stderr, state.total, frame.len() - frame::HEADER);
+        frame[..frame::HEADER].copy_from_slice(&header);
+        let frame = frame.freeze();
+        state.push(stderr, frame.slice(frame::HEADER..), Some(frame));
+        drop(state);
+        self.grown.notify_waiters();
+    }
+
     /// Adds what was read from a pipe.
     pub(crate) fn push(&self, stderr: bool, data: Bytes) {
-        let mut state = self.lock();
-        let offset = state.total;
-        state.total += data.len() as u64;
-        let keep = match state.policy {
-            Policy::Window(_) | Policy::Tail => data,
-            Policy::Discard => {
-                state.base = state.total;
-                Bytes::new()
-            }
-            Policy::Live if offset < HEAD_LIMIT => data,
-            Policy::Live => {
-                if !state.followers.is_empty() {
-                    state.live.push_back(Record {
-                        offset,
-                        stderr,
-                        data,
-                    });
-                }
-                Bytes::new()
-            }
-            Policy::Head => {
-                let left = HEAD_LIMIT.saturating_sub(offset) as usize;
-                data.slice(..left.min(data.len()))
-            }
-        };
-        if !keep.is_empty() {
-            state.records.push_back(Record {
-                offset,
-                stderr,
-                data: keep,
-            });
-        }
-        if state.policy == Policy::Tail {
-            state.trim();
-        }
-        drop(state);
+        self.lock().push(stderr, data, None);
         self.grown.notify_waiters();
     }
 
@@ -302,6 +328,13 @@ impl Log {
         self.room.notify_waiters();
     }
 
+    /// The frame that begins at `from`, as bytes, and the offset after it: where there is one that need not be copied.
+    pub(crate) fn next_framed(&self, from: u64, follow: bool) -> Option<(Bytes, u64)> {
+        let state = self.lock();
+        let record = state.find(from, follow).filter(|r| r.offset == from)?;
+        Some((record.framed.clone()?, record.end()))
+    }
+
     /// The frame at `from`, or the first after it that is there, and the offset after that. Whoever does not `follow`
     /// sees the head alone: it only grows.
     pub(crate) fn next(&self, from: u64, follow: bool) -> (Next, u64) {
@@ -309,11 +342,7 @@ impl Log {
         if from < state.base && state.policy != Policy::Tail {
             return (Next::Gone(state.base), from);
         }
-        // Records are in order of offset: find the one that holds `from`.
-        let find = |records: &'_ VecDeque<Record>| records.partition_point(|r| r.end() <= from);
-        let head = state.records.get(find(&state.records));
-        let live = || state.live.get(find(&state.live)).filter(|_| follow);
-        if let Some(record) = head.or_else(live) {
+        if let Some(record) = state.find(from, follow) {
             let skip = from.saturating_sub(record.offset) as usize;
             let start = record.offset + skip as u64;
             let data = record.data.slice(skip..);
@@ -385,6 +414,37 @@ mod tests {
                 timed_out: false,
                 total: 8
             }
+        );
+    }
+
+    #[test]
+    fn what_is_framed_goes_out_as_it_is_where_it_begins() {
+        let log = Log::new(Retain::Head, false);
+        log.push(true, Bytes::from_static(b"bad"));
+        log.push_framed(
+            false,
+            BytesMut::from(&[&[0; frame::HEADER], &b"hello"[..]].concat()[..]),
+        );
+        let mut whole = BytesMut::new();
+        Frame::Stdout(3, Bytes::from_static(b"hello")).encode(&mut whole);
+        assert_eq!(log.next_framed(3, true), Some((whole.freeze(), 8)));
+        // Neither from the middle of it, nor for what is in no frame.
+        assert_eq!(log.next_framed(4, true), None);
+        assert_eq!(log.next_framed(0, true), None);
+        assert_eq!(
+            frame(&log, 4),
+            Some((Frame::Stdout(4, Bytes::from_static(b"ello")), 8))
+        );
+        // Of one that is cut at the limit the header would not be true.
+        log.push(false, Bytes::from(vec![1; HEAD_LIMIT as usize - 10]));
+        log.push_framed(false, BytesMut::from(&[7; frame::HEADER + 5][..]));
+        assert_eq!(log.next_framed(HEAD_LIMIT - 2, true), None);
+        assert_eq!(
+            frame(&log, HEAD_LIMIT - 2),
+            Some((
+                Frame::Stdout(HEAD_LIMIT - 2, Bytes::from_static(&[7; 2])),
+                HEAD_LIMIT
+            ))
         );
     }
 

@@ -15,8 +15,8 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
-use nullspace_protocol::{ErrorKind, ExecRequest, ProcessInfo, SIGNALLED};
+use bytes::{BufMut, Bytes, BytesMut};
+use nullspace_protocol::{ErrorKind, ExecRequest, ProcessInfo, SIGNALLED, frame::HEADER};
 use nullspace_sys::spawn::Identity;
 use rustix::{
     fs::{Gid, Uid},
@@ -40,6 +40,14 @@ use crate::{
 const REMEMBERED: usize = 256;
 /// Bytes read from a pipe at once: the kernel's own default pipe size.
 const CHUNK: usize = 64 << 10;
+/// So many reads that leave nothing of a pipe's room are a flood. It gets a larger pipe and is read in larger pieces, so
+/// that the process, this one and the host wait for each other less often.
+const FLOOD: u32 = 16;
+/// A flood's pipe. The kernel counts pipes for each user: over 64 MiB of them, new ones are small.
+const FLOOD_PIPE: usize = 256 << 10;
+/// Bytes of a flood that are read at once. As text of a message they stay below the 1 MiB that clients take, whatever
+/// they are.
+const FLOOD_CHUNK: usize = 128 << 10;
 /// The path searched when the environment names none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -335,8 +343,8 @@ impl Wires {
             child: [stdin_read, out_write, err_write],
             stdin,
             output: [
-                Some((reader(out_read)?, false)),
-                Some((reader(err_read)?, true)),
+                Some(Source::new(out_read, false)?),
+                Some(Source::new(err_read, true)?),
             ],
             terminal: None,
         })
@@ -351,16 +359,41 @@ impl Wires {
         Ok(Self {
             child: [again(&process_end)?, again(&process_end)?, process_end],
             stdin: Some(pipe::Sender::from_owned_fd_unchecked(typed)?),
-            output: [Some((reader(again(&terminal.master)?)?, false)), None],
+            output: [Some(Source::new(again(&terminal.master)?, false)?), None],
             terminal: Some(terminal),
         })
     }
 }
 
-/// It is what it has to be: the checked constructor asks the kernel five times.
-fn reader(fd: OwnedFd) -> io::Result<pipe::Receiver> {
-    rustix::io::ioctl_fionbio(&fd, true)?;
-    pipe::Receiver::from_owned_fd_unchecked(fd)
+/// The end of a pipe, or of a terminal, that output is read from.
+struct Source {
+    pipe: pipe::Receiver,
+    stderr: bool,
+    /// Reads that were as large as they could be, one after the other.
+    full: u32,
+    chunk: usize,
+}
+
+impl Source {
+    fn new(fd: OwnedFd, stderr: bool) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        Ok(Self {
+            // It is what it has to be: the checked constructor asks the kernel five times.
+            pipe: pipe::Receiver::from_owned_fd_unchecked(fd)?,
+            stderr,
+            full: 0,
+            chunk: CHUNK,
+        })
+    }
+
+    fn was_read(&mut self, bytes: usize) {
+        self.full = if bytes < CHUNK { 0 } else { self.full + 1 };
+        if self.full == FLOOD && self.chunk == CHUNK {
+            self.chunk = FLOOD_CHUNK;
+            // Where the machine has too many it stays as it is, and a read brings what it brings.
+            let _ = rustix::pipe::fcntl_setpipe_size(&self.pipe, FLOOD_PIPE);
+        }
+    }
 }
 
 /// Reads both pipes until the process ended and they are empty, then publishes the exit.
@@ -410,22 +443,22 @@ async fn drive(process: Arc<Process>, mut streams: [Stream; 2], timeout_ms: Opti
         timed_out,
     });
     // Left-behind children must not die of a closed pipe: read on and drop what they write.
-    for (mut stream, _) in streams.into_iter().flatten() {
+    for mut source in streams.into_iter().flatten() {
         tokio::spawn(async move {
             let mut sink = vec![0; 4096];
-            while matches!(stream.read(&mut sink).await, Ok(n) if n > 0) {}
+            while matches!(source.pipe.read(&mut sink).await, Ok(n) if n > 0) {}
         });
     }
 }
 
-type Stream = Option<(pipe::Receiver, bool)>;
+type Stream = Option<Source>;
 
 /// Waits until there is room in the log and something in the pipe.
 async fn ready(log: &Log, stream: &Stream) -> bool {
     match stream {
-        Some((pipe, _)) => {
+        Some(source) => {
             log.wait_for_room().await;
-            pipe.ready(Interest::READABLE).await.is_ok()
+            source.pipe.ready(Interest::READABLE).await.is_ok()
         }
         None => std::future::pending().await,
     }
@@ -438,43 +471,44 @@ enum Drained {
 }
 
 /// One read; `false` at the end of the stream.
-fn read_some(log: &Log, stream: &Stream, buffer: &mut BytesMut) -> bool {
-    let read = |pipe: &pipe::Receiver, buffer: &mut BytesMut| pipe.try_read_buf(buffer);
+fn read_some(log: &Log, stream: &mut Stream, buffer: &mut BytesMut) -> bool {
+    let read = |source: &Source, buffer: &mut BytesMut| {
+        source.pipe.try_read_buf(&mut buffer.limit(source.chunk))
+    };
     !matches!(drain_once(log, stream, buffer, read), Drained::Closed)
 }
 
 /// Reads what is in the pipe at this moment. The runtime may not have heard of it yet, and would say that
 /// there is nothing.
-fn read_now(pipe: &pipe::Receiver, buffer: &mut BytesMut) -> io::Result<usize> {
+fn read_now(source: &Source, buffer: &mut BytesMut) -> io::Result<usize> {
     let mut piece = [std::mem::MaybeUninit::uninit(); 8 << 10];
-    let (read, _) = rustix::io::read(pipe, &mut piece)?;
+    let (read, _) = rustix::io::read(&source.pipe, &mut piece)?;
     buffer.extend_from_slice(read);
     Ok(read.len())
 }
 
 fn drain_once(
     log: &Log,
-    stream: &Stream,
+    stream: &mut Stream,
     buffer: &mut BytesMut,
-    read: impl FnOnce(&pipe::Receiver, &mut BytesMut) -> io::Result<usize>,
+    read: impl FnOnce(&Source, &mut BytesMut) -> io::Result<usize>,
 ) -> Drained {
-    let Some((pipe, stderr)) = stream else {
+    let Some(source) = stream else {
         return Drained::Closed;
     };
-    buffer.reserve(CHUNK);
-    match read(pipe, buffer) {
+    buffer.clear();
+    buffer.reserve(HEADER + source.chunk);
+    buffer.resize(HEADER, 0);
+    match read(source, buffer) {
         Ok(0) => Drained::Closed,
         Ok(n) => {
-            let data = buffer.split().freeze();
+            source.was_read(n);
             // A few bytes must not keep a whole chunk alive.
-            log.push(
-                *stderr,
-                if n < CHUNK / 8 {
-                    Bytes::copy_from_slice(&data)
-                } else {
-                    data
-                },
-            );
+            if n < CHUNK / 8 {
+                log.push(source.stderr, Bytes::copy_from_slice(&buffer[HEADER..]));
+            } else {
+                log.push_framed(source.stderr, buffer.split());
+            }
             Drained::Some
         }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Drained::Empty,

@@ -391,14 +391,18 @@ async fn accepted(
 #[derive(Debug)]
 pub struct OutputStream {
     body: RecvStream,
-    buffer: BytesMut,
+    /// What came last and is not taken yet.
+    piece: Bytes,
+    /// The beginning of a frame whose end has not come.
+    cut: BytesMut,
 }
 
 impl OutputStream {
     fn new(body: RecvStream) -> Self {
         Self {
             body,
-            buffer: BytesMut::new(),
+            piece: Bytes::new(),
+            cut: BytesMut::new(),
         }
     }
 
@@ -408,19 +412,24 @@ impl OutputStream {
     /// [`GuestError::Lost`] when the machine or the connection went away, [`GuestError::Protocol`] for
     /// bytes that are no frames.
     pub async fn next(&mut self) -> Result<Option<Frame>, GuestError> {
+        let broken = |error: FrameError| GuestError::Protocol(error.to_string());
         loop {
-            match frame::decode(&mut self.buffer) {
-                Ok(Some(frame)) => return Ok(Some(frame)),
-                Ok(None) => {}
-                Err(error @ (FrameError::Kind(_) | FrameError::Length { .. })) => {
-                    return Err(GuestError::Protocol(error.to_string()));
-                }
+            match frame::decode(&mut self.piece).map_err(broken)? {
+                Some(frame) => return Ok(Some(frame)),
+                None => self.cut.extend_from_slice(&std::mem::take(&mut self.piece)),
             }
             match connection::next(&mut self.body).await {
-                None if self.buffer.is_empty() => return Ok(None),
+                None if self.cut.is_empty() => return Ok(None),
                 None => return Err(GuestError::lost("reading output", "cut inside a frame")),
                 Some(Err(error)) => return Err(GuestError::lost("reading output", error)),
-                Some(Ok(data)) => self.buffer.extend_from_slice(&data),
+                // Most frames come whole, and are taken out of the piece as they are.
+                Some(Ok(data)) if self.cut.is_empty() => self.piece = data,
+                Some(Ok(data)) => {
+                    self.cut.extend_from_slice(&data);
+                    if frame::is_whole(&self.cut).map_err(broken)? {
+                        self.piece = self.cut.split().freeze();
+                    }
+                }
             }
         }
     }
@@ -465,4 +474,54 @@ fn query_string<T: Serialize>(query: &T) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// However the bytes of frames are cut on their way, the frames come.
+    #[tokio::test]
+    async fn frames_come_whole_out_of_any_pieces() {
+        let frames: Vec<Frame> = (0..40u64)
+            .map(|n| Frame::Stdout(n, vec![n as u8; (n * n) as usize].into()))
+            .collect();
+        let mut sent = BytesMut::new();
+        frames.iter().for_each(|frame| frame.encode(&mut sent));
+        let sent = sent.freeze();
+        for piece in [1, 5, 13, 14, 1000, 10_000, sent.len()] {
+            let (ours, theirs) = tokio::io::duplex(64 << 10);
+            let mut rest = sent.clone();
+            let guest = tokio::spawn(async move {
+                let mut connection = h2::server::handshake(theirs).await.unwrap();
+                let (_, mut answer) = connection.accept().await.unwrap().unwrap();
+                let mut stream = answer.send_response(Response::new(()), false).unwrap();
+                let send = async {
+                    while !rest.is_empty() {
+                        let piece = rest.split_to(piece.min(rest.len()));
+                        stream.send_data(piece, rest.is_empty()).unwrap();
+                        tokio::task::yield_now().await;
+                    }
+                    std::future::pending::<()>().await
+                };
+                tokio::select! {
+                    () = send => {}
+                    _ = connection.accept() => {}
+                }
+            });
+            let connection = Connection::open(Box::new(ours)).await.unwrap();
+            let response = connection
+                .send(Method::GET, "/output", Bytes::new(), "reading")
+                .await
+                .unwrap();
+            let mut output = OutputStream::new(response.into_body());
+            for frame in &frames {
+                assert_eq!(output.next().await.unwrap().as_ref(), Some(frame));
+            }
+            assert_eq!(output.next().await.unwrap(), None);
+            drop((output, connection));
+            guest.await.unwrap();
+        }
+    }
 }

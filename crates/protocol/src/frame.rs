@@ -11,7 +11,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 /// The largest payload a frame may have, in bytes.
 pub const MAX_PAYLOAD: usize = 256 << 10;
-const HEADER: usize = 1 + 8 + 4;
+/// Bytes of a frame before its payload.
+pub const HEADER: usize = 1 + 8 + 4;
 
 /// One step of a process's life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +32,18 @@ pub enum Frame {
         /// Output bytes in all, also those that were not kept.
         total: u64,
     },
+}
+
+/// What comes before so many bytes of output in their frame: whoever reads output leaves room for it, and has the frame
+/// without a copy.
+#[must_use]
+pub fn output_header(stderr: bool, offset: u64, length: usize) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    let mut fields = &mut header[..];
+    fields.put_u8(if stderr { 2 } else { 1 });
+    fields.put_u64(offset);
+    fields.put_u32(length as u32);
+    header
 }
 
 impl Frame {
@@ -84,17 +97,20 @@ pub enum FrameError {
     },
 }
 
-/// Takes the next whole frame off `buffer`; `None` when more bytes are needed.
+/// Whether `buffer` begins with a whole frame.
 ///
 /// # Errors
-/// [`FrameError`] when the bytes cannot be a frame; the stream is then of no use any more.
-pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
-    if buffer.len() < HEADER {
+/// As [`decode`].
+pub fn is_whole(buffer: &[u8]) -> Result<bool, FrameError> {
+    Ok(head(buffer)?.is_some_and(|(_, _, length)| buffer.len() >= HEADER + length))
+}
+
+/// Kind, offset and length of the payload, once they are there.
+fn head(buffer: &[u8]) -> Result<Option<(u8, u64, usize)>, FrameError> {
+    let Some(mut head) = buffer.get(..HEADER) else {
         return Ok(None);
-    }
-    let kind = buffer[0];
-    let mut head = &buffer[1..HEADER];
-    let offset = head.get_u64();
+    };
+    let (kind, offset) = (head.get_u8(), head.get_u64());
     let length = head.get_u32() as usize;
     let fits = match kind {
         0 => length == 4,
@@ -102,15 +118,25 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
         3 => length == 5,
         other => return Err(FrameError::Kind(other)),
     };
-    if !fits {
-        return Err(FrameError::Length { kind, length });
+    match fits {
+        true => Ok(Some((kind, offset, length))),
+        false => Err(FrameError::Length { kind, length }),
     }
+}
+
+/// Takes the next whole frame off `buffer`; `None` when more bytes are needed. The payload is not copied.
+///
+/// # Errors
+/// [`FrameError`] when the bytes cannot be a frame; the stream is then of no use any more.
+pub fn decode(buffer: &mut Bytes) -> Result<Option<Frame>, FrameError> {
+    let Some((kind, offset, length)) = head(buffer)? else {
+        return Ok(None);
+    };
     if buffer.len() < HEADER + length {
-        buffer.reserve(HEADER + length - buffer.len());
         return Ok(None);
     }
     buffer.advance(HEADER);
-    let mut payload = buffer.split_to(length).freeze();
+    let mut payload = buffer.split_to(length);
     Ok(Some(match kind {
         0 => Frame::Started(payload.get_u32()),
         1 => Frame::Stdout(offset, payload),
@@ -149,6 +175,7 @@ mod tests {
                 3, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 5, 255, 255, 255, 255, 1,
             ]
         );
+        assert_eq!(out[17..30], output_header(true, 3, 2));
     }
 
     proptest! {
@@ -157,17 +184,18 @@ mod tests {
             let frames = [Frame::Started(1), Frame::Stdout(9, data.clone().into()), Frame::Exit { code: 3, timed_out: false, total: 9 }];
             let mut wire = BytesMut::new();
             for frame in &frames { frame.encode(&mut wire); }
-            let mut rest = wire.split_off(cut.min(wire.len()));
+            let mut rest = wire.freeze();
+            let mut begun = rest.split_to(cut.min(rest.len()));
             let mut seen = Vec::new();
-            while let Some(frame) = decode(&mut wire).unwrap() { seen.push(frame); }
-            wire.unsplit(rest.split());
-            while let Some(frame) = decode(&mut wire).unwrap() { seen.push(frame); }
+            while let Some(frame) = decode(&mut begun).unwrap() { seen.push(frame); }
+            let mut rest = Bytes::from([begun, rest].concat());
+            while let Some(frame) = decode(&mut rest).unwrap() { seen.push(frame); }
             prop_assert_eq!(&seen[..], &frames[..]);
         }
 
         #[test]
         fn hostile_bytes_never_panic(data in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let mut buffer = BytesMut::from(&data[..]);
+            let mut buffer = Bytes::from(data);
             while let Ok(Some(_)) = decode(&mut buffer) {}
         }
     }

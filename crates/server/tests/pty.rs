@@ -115,8 +115,10 @@ async fn a_terminal_is_one() {
     viewer.types("stty size\r").await;
     viewer.sees("40 100\r\n").await;
     // The shell has job control, and ^C reaches what runs in the foreground alone.
-    viewer.types("sleep 600; echo after $?\r").await;
-    viewer.sees("sleep 600").await;
+    viewer
+        .types("sh -c 'echo wa\"\"its; exec sleep 600'; echo after $?\r")
+        .await;
+    viewer.sees("waits\r\n").await;
     viewer.types("\u{3}").await;
     viewer.types("echo he\"\"re\r").await;
     viewer.sees("here\r\n").await;

@@ -4,6 +4,7 @@
 
 mod common;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use common::{
     World,
     socket::{Client, LIMIT},
@@ -11,6 +12,7 @@ use common::{
 use futures_util::{SinkExt, StreamExt};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use tokio_tungstenite::tungstenite::Message;
 
 fn shell(id: &str, line: &str) -> Value {
@@ -250,6 +252,103 @@ async fn a_slow_reader_loses_nothing_and_a_late_one_is_told() {
         .sum();
     assert_eq!(out.len() as u64 + gap["bytes"].as_u64().unwrap(), all);
     assert_eq!(client.hear().await["exit_code"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_is_exact_and_the_protocol_is_answered_meanwhile() {
+    let world = World::new().await;
+    let id = world.machine().await;
+    let mut client = Client::open(&world, &id).await;
+    // No text, so that it is cut wherever it is read; both streams, pieces of every size.
+    let script =
+        "head -c 24000000 /dev/urandom > bytes; cat bytes & head -c 3000000 bytes >&2; wait";
+    client.say(shell("a", script)).await;
+    let (mut out, mut err, mut pongs) = (Vec::new(), Vec::new(), 0);
+    client.0.send(Message::Ping("early".into())).await.unwrap();
+    loop {
+        let frame = tokio::time::timeout(LIMIT, client.0.next()).await;
+        let text = match frame.unwrap().unwrap().unwrap() {
+            Message::Text(text) => text,
+            Message::Pong(said) => {
+                let asked = if pongs == 0 { "early" } else { "late" };
+                assert_eq!(said, asked);
+                pongs += 1;
+                continue;
+            }
+            Message::Ping(_) => continue,
+            other => panic!("{other:?}"),
+        };
+        let message: Value = serde_json::from_str(&text).unwrap();
+        let bytes = match message["data_base64"].as_str() {
+            Some(encoded) => BASE64.decode(encoded).unwrap(),
+            None => message["data"].as_str().unwrap_or_default().into(),
+        };
+        match message["type"].as_str().unwrap() {
+            "exec_started" => {}
+            "exec_stdout" => out.extend(bytes),
+            "exec_stderr" => err.extend(bytes),
+            "exec_exit" => break,
+            other => panic!("{other}"),
+        }
+        if pongs == 1 && out.len() > 12_000_000 {
+            pongs += 1;
+            client.0.send(Message::Ping("late".into())).await.unwrap();
+        }
+    }
+    assert_eq!((out.len(), err.len(), pongs), (24_000_000, 3_000_000, 3));
+    assert!(err == out[..err.len()]);
+    client.say(shell("b", "sha256sum bytes; rm bytes")).await;
+    let (sum, ..) = client.finish("b").await;
+    assert_eq!(sum[..64], hex::encode(Sha256::digest(&out)));
+    // Who asks faster than it reads is told less, and is not given up.
+    for n in 0..10_000u32 {
+        let asked = n.to_be_bytes().to_vec();
+        client.0.feed(Message::Ping(asked.into())).await.unwrap();
+    }
+    client.0.flush().await.unwrap();
+    client.say(shell("c", "echo still there")).await;
+    assert_eq!(client.finish("c").await.0, "still there\n");
+    // The end is said by both.
+    client.0.close(None).await.unwrap();
+    let last = tokio::time::timeout(LIMIT, client.0.next()).await.unwrap();
+    assert!(matches!(last, Some(Ok(Message::Close(_)))), "{last:?}");
+    assert!(client.0.next().await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_asks_for_no_websocket_is_told() {
+    let world = World::new().await;
+    let id = world.machine().await;
+    let path = format!("/v1/machines/{id}/ws");
+    let whole = [
+        ("connection", "keep-alive, Upgrade"),
+        ("upgrade", "WebSocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+    let ask = async |left_out: Option<usize>| {
+        let client = reqwest::Client::new();
+        let mut request = client.get(world.url(&path)).bearer_auth(common::KEY);
+        for (n, (name, value)) in whole.into_iter().enumerate() {
+            if Some(n) != left_out {
+                request = request.header(name, value);
+            }
+        }
+        request.send().await.unwrap()
+    };
+    for left_out in 0..whole.len() {
+        let answer = ask(Some(left_out)).await;
+        assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{left_out}");
+        let body: Value = answer.json().await.unwrap();
+        assert_eq!(body["code"], "invalid_request", "{body}");
+        let said = body["error"].as_str().unwrap();
+        assert!(said.contains(whole[left_out].0), "{said}");
+    }
+    let answer = ask(None).await;
+    assert_eq!(answer.status(), StatusCode::SWITCHING_PROTOCOLS);
+    // As RFC 6455 says it for this key.
+    let accepted = &answer.headers()["sec-websocket-accept"];
+    assert_eq!(accepted, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
 }
 
 #[tokio::test(flavor = "multi_thread")]

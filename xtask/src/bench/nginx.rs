@@ -138,14 +138,14 @@ fn config(directory: &Path, address: SocketAddr, upstream: SocketAddr) -> String
 
 /// Lets other programs than the server connect to one port of one machine. The rule belongs to the process that made
 /// it: the kernel removes it when that ends, however that comes about.
-struct Way {
+pub(crate) struct Way {
     nft: Child,
     /// `nft` ends when this is closed.
     _rules: ChildStdin,
 }
 
 impl Way {
-    fn open(upstream: SocketAddr) -> Result<Self> {
+    pub(crate) fn open(upstream: SocketAddr) -> Result<Self> {
         /// What the server's packet filter lets through.
         const MARK: u32 = 0x6e73;
         let mut nft = Command::new("nft")

@@ -13,11 +13,11 @@ use super::{
     Args, Group,
     agent::{Cli, Deployment},
     api::{Client, Server},
-    artifact, density, follow, gateway,
+    artifact, crowd, density, follow, gateway,
     peers::{self, Bundle, Live, Peer},
-    service, stream,
+    service, ssh, stream,
     table::{Samples, Table},
-    webhook,
+    tree, upload, watch, webhook,
 };
 
 const GIB: usize = 1 << 30;
@@ -70,6 +70,21 @@ pub(crate) async fn all(args: &Args, server: &mut Server, table: &mut Table) -> 
     }
     if args.wants(Group::Webhook) {
         webhook::run(server, n, table).await.context("webhook")?;
+    }
+    if args.wants(Group::Ssh) {
+        ssh::run(server, n, table).await.context("ssh")?;
+    }
+    if args.wants(Group::Upload) {
+        upload::run(server, table).await.context("upload")?;
+    }
+    if args.wants(Group::Tree) {
+        tree::run(server, table).await.context("tree")?;
+    }
+    if args.wants(Group::Watch) {
+        watch::run(server, table).await.context("watch")?;
+    }
+    if args.wants(Group::Crowd) {
+        crowd::run(server, table).await.context("crowd")?;
     }
     if args.wants(Group::Restart) {
         let mut times = Vec::new();

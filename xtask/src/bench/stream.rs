@@ -2,19 +2,19 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Read, Write},
-    net::TcpStream,
+    io::{Read, Write},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
-    api::{KEY, Server},
+    api::Server,
     peers::{Bundle, Live},
+    socket::Socket,
     table::{Samples, Table},
 };
 
@@ -100,7 +100,14 @@ fn keys(address: &str, machine: &str, live: &Live, n: usize, table: &mut Table) 
     let session = started["session_id"].as_str().context("no session")?;
     let typed =
         |text: &str| json!({"type": "pty_input", "id": "t", "session_id": session, "data": text});
+    let mut shown = String::new();
+    // A shell that reads lines takes what comes too early for its own.
+    while !shown.trim_end().ends_with(['#', '$']) {
+        shown.push_str(socket.next()?["data"].as_str().unwrap_or_default());
+    }
     socket.send(&typed("exec cat\r"))?;
+    std::thread::sleep(Duration::from_millis(300));
+    socket.drain()?;
     socket.send(&typed("ready\r"))?;
     // Once as it is typed, once as `cat` repeats it.
     let mut shown = String::new();
@@ -108,25 +115,18 @@ fn keys(address: &str, machine: &str, live: &Live, n: usize, table: &mut Table) 
         shown.push_str(socket.next()?["data"].as_str().unwrap_or_default());
     }
     let mut peer = live.terminal()?;
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for n in 0..n + WARM_UP {
-        // A line is not endless.
-        let key = if n % 64 == 63 { "\r" } else { "k" };
+    let ours = |key: &[u8]| {
         let start = Instant::now();
-        socket.send(&typed(key))?;
-        socket.next()?;
-        let took = start.elapsed();
-        let their = peer.key(key.as_bytes())?;
-        if n % 64 == 63 {
+        socket.send(&typed(std::str::from_utf8(key)?))?;
+        let took = socket.next().map(|_| start.elapsed())?;
+        if key == b"\r" {
             // What `cat` repeats.
             std::thread::sleep(Duration::from_millis(20));
             socket.drain()?;
-            peer.drain()?;
-        } else if n >= WARM_UP {
-            ours.push(took);
-            theirs.push(their);
         }
-    }
+        Ok(took)
+    };
+    let (ours, theirs) = by_turns(n, ours, |key| peer.key(key))?;
     let theirs = Samples::new(theirs);
     table.row("peer: keystroke echo, crun exec -t", &theirs, &[]);
     let goal = [("crun exec -t", Some(theirs.p50()), Some(2.0))];
@@ -134,100 +134,24 @@ fn keys(address: &str, machine: &str, live: &Live, n: usize, table: &mut Table) 
     Ok(())
 }
 
-/// A client that reads as fast as it can.
-struct Socket {
-    stream: BufReader<TcpStream>,
-    frame: Vec<u8>,
-}
-
-impl Socket {
-    fn open(address: &str, machine: &str) -> Result<Self> {
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_nodelay(true)?;
-        write!(
-            stream,
-            "GET /v1/machines/{machine}/ws HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {KEY}\r\n\
-             Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        )?;
-        let mut stream = BufReader::with_capacity(1 << 20, stream);
-        let mut line = String::new();
-        stream.read_line(&mut line)?;
-        ensure!(line.contains(" 101 "), "{line}");
-        while line != "\r\n" {
-            line.clear();
-            stream.read_line(&mut line)?;
-        }
-        Ok(Self {
-            stream,
-            frame: Vec::new(),
-        })
-    }
-
-    fn send(&mut self, message: &Value) -> Result<()> {
-        let text = message.to_string();
-        // Masked with zeroes: the text as it is.
-        let mut frame = vec![0x81];
-        match u8::try_from(text.len()) {
-            Ok(length @ ..126) => frame.push(0x80 | length),
-            _ => {
-                frame.push(0x80 | 126);
-                frame.extend(u16::try_from(text.len())?.to_be_bytes());
-            }
-        }
-        frame.extend([0; 4]);
-        frame.extend(text.as_bytes());
-        Ok(self.stream.get_mut().write_all(&frame)?)
-    }
-
-    fn shell(&mut self, line: &str) -> Result<()> {
-        self.send(
-            &json!({"type": "exec_start", "id": "s", "command": line, "args": [], "shell": true}),
-        )
-    }
-
-    /// The next frame that is no ping.
-    fn frame(&mut self) -> Result<&[u8]> {
-        loop {
-            let mut head = [0; 2];
-            self.stream.read_exact(&mut head)?;
-            let length = match head[1] {
-                126 => {
-                    let mut length = [0; 2];
-                    self.stream.read_exact(&mut length)?;
-                    u16::from_be_bytes(length).into()
-                }
-                127 => {
-                    let mut length = [0; 8];
-                    self.stream.read_exact(&mut length)?;
-                    u64::from_be_bytes(length)
-                }
-                length => length.into(),
-            };
-            self.frame.resize(usize::try_from(length)?, 0);
-            self.stream.read_exact(&mut self.frame)?;
-            match head[0] & 15 {
-                1 => return Ok(&self.frame),
-                9 => {}
-                other => bail!("a frame of kind {other}"),
-            }
+/// Keys on two sides, one after the other; how long they take to show.
+pub(crate) fn by_turns(
+    n: usize,
+    mut ours: impl FnMut(&[u8]) -> Result<Duration>,
+    mut theirs: impl FnMut(&[u8]) -> Result<Duration>,
+) -> Result<(Vec<Duration>, Vec<Duration>)> {
+    let (mut our, mut their) = (Vec::new(), Vec::new());
+    for n in 0..n + WARM_UP {
+        // A line is not endless.
+        let is_end = n % 64 == 63;
+        let key = if is_end { b"\r" } else { b"k" };
+        let took = (ours(key)?, theirs(key)?);
+        if !is_end && n >= WARM_UP {
+            our.push(took.0);
+            their.push(took.1);
         }
     }
-
-    fn next(&mut self) -> Result<Value> {
-        Ok(serde_json::from_slice(self.frame()?)?)
-    }
-
-    /// Takes what is there.
-    fn drain(&mut self) -> Result<()> {
-        self.stream
-            .get_ref()
-            .set_read_timeout(Some(Duration::from_millis(20)))?;
-        while self.stream.fill_buf().is_ok_and(|bytes| !bytes.is_empty()) {
-            self.frame()?;
-        }
-        Ok(self.stream.get_ref().set_read_timeout(None)?)
-    }
+    Ok((our, their))
 }
 
 /// A program in a terminal of ours. Ends with its value.
@@ -237,7 +161,22 @@ pub(crate) struct Terminal {
 }
 
 impl Terminal {
+    /// `cat`, or what else repeats its input.
     pub(crate) fn start(command: &mut Command) -> Result<Self> {
+        let mut terminal = Self::open(command)?;
+        terminal.repeats()?;
+        Ok(terminal)
+    }
+
+    /// The same for one that says a word before it listens.
+    pub(crate) fn greeted(command: &mut Command, word: &str) -> Result<Self> {
+        let mut terminal = Self::open(command)?;
+        terminal.shows(word, 1)?;
+        terminal.repeats()?;
+        Ok(terminal)
+    }
+
+    fn open(command: &mut Command) -> Result<Self> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master = openpt(flags)?;
         unlockpt(&master)?;
@@ -247,25 +186,42 @@ impl Terminal {
             .stdout(peer.try_clone()?)
             .stderr(Stdio::null())
             .spawn()?;
-        let mut terminal = Self {
+        Ok(Self {
             master: master.into(),
             child,
-        };
-        terminal.master.write_all(b"ready\r")?;
+        })
+    }
+
+    /// Until it repeats a word: once as it is typed, once by itself.
+    fn repeats(&mut self) -> Result<()> {
+        self.master.write_all(b"ready\r")?;
+        self.shows("ready", 2)?;
+        std::thread::sleep(Duration::from_millis(20));
+        self.drain()
+    }
+
+    fn shows(&mut self, word: &str, times: usize) -> Result<()> {
         let (mut shown, mut piece) = (String::new(), [0; 4096]);
-        while shown.matches("ready").count() < 2 {
-            let n = terminal.master.read(&mut piece)?;
+        while shown.matches(word).count() < times {
+            let n = self.master.read(&mut piece)?;
+            ensure!(n > 0, "it ended: {shown}");
             shown.push_str(&String::from_utf8_lossy(&piece[..n]));
         }
-        Ok(terminal)
+        Ok(())
     }
 
     /// Until a key is shown.
-    fn key(&mut self, key: &[u8]) -> Result<Duration> {
+    pub(crate) fn key(&mut self, key: &[u8]) -> Result<Duration> {
         let start = Instant::now();
         self.master.write_all(key)?;
         self.master.read_exact(&mut [0; 1])?;
-        Ok(start.elapsed())
+        let took = start.elapsed();
+        if key == b"\r" {
+            // What `cat` repeats.
+            std::thread::sleep(Duration::from_millis(20));
+            self.drain()?;
+        }
+        Ok(took)
     }
 
     /// Takes what is there.

@@ -29,6 +29,10 @@ const LAUNCHER: &str = "launcher";
 /// Name of the helper process that answers the machines' name queries.
 const RESOLVER: &str = "resolver";
 
+/// Freed memory of each of a few arenas that is not given back to the kernel: what goes through comes in pieces of 64 KiB
+/// and more, and each would be taken from the kernel anew.
+const KEEP_FREED: u32 = 4 << 20;
+
 /// Bundles of certificate authorities, by distribution; the first that is there is placed in machines.
 const CA_BUNDLES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
@@ -165,6 +169,7 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
             .warn(format!("unknown setting {key} in the configuration file"));
     }
     allow_many_files();
+    nullspace_sys::memory::keep_freed(KEEP_FREED);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -28,6 +28,7 @@ use super::{
     AppState, machine,
     metrics::{self, Age},
     process,
+    socket::TextFrame,
 };
 
 /// Subscriptions of one connection.
@@ -52,14 +53,14 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// One connection.
 pub(crate) struct Monitor {
     app: AppState,
-    out: mpsc::Sender<String>,
+    out: mpsc::Sender<TextFrame>,
     tasks: JoinSet<()>,
     subscriptions: HashMap<String, AbortHandle>,
 }
 
 impl Monitor {
     /// Frames go to `out`.
-    pub(crate) fn new(app: AppState, out: mpsc::Sender<String>) -> Self {
+    pub(crate) fn new(app: AppState, out: mpsc::Sender<TextFrame>) -> Self {
         Self {
             app,
             out,
@@ -121,9 +122,9 @@ impl Monitor {
 }
 
 /// A connection that is gone is noticed by whoever holds it.
-async fn say(out: &mpsc::Sender<String>, message: &ServerMessage<'_>) {
-    if let Ok(text) = serde_json::to_string(message) {
-        let _ = out.send(text).await;
+async fn say(out: &mpsc::Sender<TextFrame>, message: &ServerMessage<'_>) {
+    if let Some(frame) = TextFrame::of(message) {
+        let _ = out.send(frame).await;
     }
 }
 
@@ -132,7 +133,7 @@ struct Subscription {
     id: String,
     interval: Duration,
     processes: bool,
-    out: mpsc::Sender<String>,
+    out: mpsc::Sender<TextFrame>,
 }
 
 impl Subscription {

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 use nullspace_api::{
     error::code,
     exec::ExecRequest,
@@ -21,9 +22,9 @@ use nullspace_api::{
 };
 use nullspace_protocol::{OutputStream, frame::Frame};
 use tokio::{sync::mpsc, task::JoinSet};
-use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 
-use self::text::{Text, output};
+use self::text::Text;
+pub(crate) use self::text::TextFrame;
 use super::{
     AppState,
     exec::{self, Begun},
@@ -44,7 +45,7 @@ const MAX_ID: usize = 256;
 pub(crate) struct Socket {
     app: AppState,
     machine: String,
-    out: mpsc::Sender<String>,
+    out: mpsc::Sender<TextFrame>,
     tasks: JoinSet<()>,
     inputs: HashMap<u32, mpsc::Sender<Input>>,
     /// The shells of terminals that were typed into.
@@ -69,7 +70,7 @@ enum InputKind {
 
 impl Socket {
     /// Frames of answers go to `out`.
-    pub(crate) fn new(app: AppState, machine: String, out: mpsc::Sender<String>) -> Self {
+    pub(crate) fn new(app: AppState, machine: String, out: mpsc::Sender<TextFrame>) -> Self {
         Self {
             app,
             machine,
@@ -259,14 +260,14 @@ struct Answers {
     app: AppState,
     machine: String,
     id: String,
-    out: mpsc::Sender<String>,
+    out: mpsc::Sender<TextFrame>,
 }
 
 impl Answers {
     async fn say(&self, message: &ServerMessage<'_>) {
         // A connection that is gone is noticed by whoever holds it.
-        if let Ok(text) = serde_json::to_string(message) {
-            let _ = self.out.send(text).await;
+        if let Some(frame) = TextFrame::of(message) {
+            let _ = self.out.send(frame).await;
         }
     }
 
@@ -412,9 +413,8 @@ impl Answers {
     }
 
     async fn piece(&self, pid: u32, stderr: bool, data: &str, data_base64: Option<&str>) {
-        if let Ok(text) = output(&self.id, pid, stderr, data, data_base64) {
-            let _ = self.out.send(text).await;
-        }
+        let frame = TextFrame::output(&self.id, pid, stderr, data, data_base64);
+        let _ = self.out.send(frame).await;
     }
 
     async fn open(
@@ -539,22 +539,14 @@ impl Answers {
         inputs: &mut mpsc::Receiver<Input>,
     ) -> Result<()> {
         let guest = machine::guest(&self.app, &self.machine).await?;
-        let (sender, keys) = mpsc::channel(1);
-        let typing = guest.typing(pid, ReceiverStream::new(keys).map(Ok));
-        let hand_over = async {
-            let mut next = Some(first);
-            while let Some(data) = next {
-                if sender.send(data).await.is_err() {
-                    return;
-                }
-                next = inputs.recv().await.map(|input| input.data);
-            }
-            // The connection is gone, and this with it.
-        };
-        tokio::select! {
-            biased;
-            typed = typing => Ok(typed?),
-            () = hand_over => Ok(()),
-        }
+        // Ends with the connection only, and this with it.
+        let rest = stream::unfold(inputs, |inputs| async {
+            let input = inputs.recv().await?;
+            Some((input.data, inputs))
+        });
+        // Not through a channel of its own: a task that wakes itself goes to the end of the queue, and another thread is
+        // woken to help.
+        let keys = stream::iter([first]).chain(rest);
+        Ok(guest.typing(pid, keys.map(Ok)).await?)
     }
 }

@@ -1,20 +1,11 @@
 //! `GET /v1/monitor/ws`: all machines over one connection. The messages are in `nullspace_api::monitor`.
 
-use axum::{
-    extract::{
-        State,
-        ws::{WebSocketUpgrade, rejection::WebSocketUpgradeRejection},
-    },
-    response::Response,
-};
+use axum::{extract::State, response::Response};
 use nullspace_api::ErrorBody;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::socket::{self, Requests};
-use crate::{
-    app::{AppState, monitor::Monitor},
-    error::Result,
-};
+use super::socket::{self, Requests, Upgrade};
+use crate::app::{AppState, monitor::Monitor};
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(monitor))
@@ -37,13 +28,11 @@ impl Requests for Monitor {
         (status = 101, description = "WebSocket"),
         (status = 400, body = ErrorBody, description = "`invalid_request`: not a WebSocket upgrade"),
     ))]
-async fn monitor(
-    State(app): State<AppState>,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Result<Response> {
-    let upgrade = socket::checked(upgrade)?;
-    Ok(upgrade.on_upgrade(move |connection| {
+async fn monitor(State(app): State<AppState>, upgrade: Upgrade) -> Response {
+    upgrade.accept(move |frames, outgoing| {
         let stopping = app.stopping.clone();
-        socket::serve(stopping, connection, move |out| Monitor::new(app, out))
-    }))
+        socket::serve(stopping, frames, outgoing, move |out| {
+            Monitor::new(app, out)
+        })
+    })
 }

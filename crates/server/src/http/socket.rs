@@ -1,39 +1,41 @@
 //! `GET …/ws`: a machine's WebSocket. The messages are in `nullspace_api::socket`. How a WebSocket is opened and held is
 //! the same for all of this server's.
 
+mod wire;
+
 use std::time::Duration;
 
-use axum::{
-    extract::{
-        State,
-        ws::{
-            CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code,
-            rejection::WebSocketUpgradeRejection,
-        },
-    },
-    response::Response,
-};
-use futures_util::{SinkExt, StreamExt, stream::SplitSink};
+use axum::{extract::State, response::Response};
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
 use http::{HeaderMap, header};
 use nullspace_api::ErrorBody;
 use tokio::{sync::mpsc, time::Instant};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{
+        Message,
+        protocol::{CloseFrame, frame::coding::CloseCode},
+    },
+};
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+pub(super) use self::wire::Upgrade;
+use self::wire::{Incoming, Outgoing};
 use super::extract::Path;
 use crate::{
-    app::{AppState, machine, socket::Socket},
-    error::{Error, Result},
+    app::{
+        AppState, machine,
+        socket::{Socket, TextFrame},
+    },
+    error::Result,
 };
 
-/// The largest frame of a client, in bytes.
-const MAX_MESSAGE: usize = 1 << 20;
-/// What is read at once from a client, in bytes: most of its frames are small, and there may be thousands of clients.
-const READ_BUFFER: usize = 8 << 10;
-/// What this server speaks over a WebSocket, by the name that clients may offer.
-const PROTOCOL: &str = "nullspace.v1";
 /// The beginning of a protocol whose rest is an API key.
 const KEY_PROTOCOL: &str = "nullspace.bearer.";
+/// A ping without content.
+const PING_FRAME: &[u8] = &[0x89, 0];
 /// Frames that wait for a client that reads slowly.
 const WAITING: usize = 4;
 /// Between two pings.
@@ -66,13 +68,14 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
 async fn socket(
     State(app): State<AppState>,
     Path(id): Path<String>,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    upgrade: Upgrade,
 ) -> Result<Response> {
-    let upgrade = checked(upgrade)?;
     machine::guest(&app, &id).await?;
-    Ok(upgrade.on_upgrade(move |socket| {
+    Ok(upgrade.accept(move |frames, outgoing| {
         let stopping = app.stopping.clone();
-        serve(stopping, socket, move |out| Socket::new(app, id, out))
+        serve(stopping, frames, outgoing, move |out| {
+            Socket::new(app, id, out)
+        })
     }))
 }
 
@@ -90,24 +93,6 @@ pub(super) fn offered_key(headers: &HeaderMap) -> Option<&str> {
         .find_map(|protocol| protocol.trim().strip_prefix(KEY_PROTOCOL))
 }
 
-/// A request to open a WebSocket, with our limits. Of the protocols that the client offers only our own is ever
-/// answered: another may hold its key.
-pub(super) fn checked(
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Result<WebSocketUpgrade> {
-    let upgrade = upgrade.map_err(|rejection| {
-        Error::invalid(format!(
-            "a WebSocket is opened here: {}",
-            rejection.body_text()
-        ))
-    })?;
-    Ok(upgrade
-        .protocols([PROTOCOL])
-        .max_message_size(MAX_MESSAGE)
-        .max_frame_size(MAX_MESSAGE)
-        .read_buffer_size(READ_BUFFER))
-}
-
 /// What the frames of a client are for.
 pub(super) trait Requests: Send {
     /// Takes a frame. Waits while what it is for has enough to do.
@@ -123,12 +108,12 @@ impl Requests for Socket {
 /// Carries frames both ways until one side has enough. `requests` gets the way out.
 pub(super) async fn serve<R: Requests>(
     stopping: CancellationToken,
-    socket: WebSocket,
-    requests: impl FnOnce(mpsc::Sender<String>) -> R,
+    mut frames: WebSocketStream<Incoming>,
+    mut outgoing: Outgoing,
+    requests: impl FnOnce(mpsc::Sender<TextFrame>) -> R,
 ) {
     let (out, waiting) = mpsc::channel(WAITING);
     let mut requests = requests(out);
-    let (mut sink, mut frames) = socket.split();
     let (alive, heard) = tokio::sync::watch::channel(Instant::now());
     let read = async {
         while let Some(Ok(frame)) = frames.next().await {
@@ -136,41 +121,43 @@ pub(super) async fn serve<R: Requests>(
             match frame {
                 Message::Text(text) => requests.take(&text).await,
                 Message::Binary(bytes) => requests.take(&String::from_utf8_lossy(&bytes)).await,
-                Message::Ping(_) | Message::Pong(_) => {}
+                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
                 Message::Close(_) => break,
             }
         }
     };
     let over = tokio::select! {
         () = read => None,
-        () = write(&mut sink, waiting, heard) => None,
+        () = write(&mut outgoing, waiting, heard) => None,
         () = stopping.cancelled() => Some(CloseFrame {
-            code: close_code::AWAY,
+            code: CloseCode::Away,
             reason: "the server stops".into(),
         }),
     };
     let close = async {
         if over.is_some() {
-            let _ = sink.send(Message::Close(over)).await;
+            let _ = frames.send(Message::Close(over)).await;
         }
-        let _ = sink.close().await;
+        let _ = SinkExt::close(&mut frames).await;
+        let last = outgoing.replies();
+        let _ = outgoing.send(last).await;
     };
     let _ = tokio::time::timeout(Duration::from_secs(1), close).await;
 }
 
 /// Sends what waits, and pings between.
 async fn write(
-    sink: &mut SplitSink<WebSocket, Message>,
-    mut waiting: mpsc::Receiver<String>,
+    outgoing: &mut Outgoing,
+    mut waiting: mpsc::Receiver<TextFrame>,
     heard: tokio::sync::watch::Receiver<Instant>,
 ) {
     let mut ping = tokio::time::interval_at(Instant::now() + PING, PING);
     ping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut free_since = Instant::now();
     loop {
-        let frame = tokio::select! {
-            text = waiting.recv() => match text {
-                Some(text) => Message::Text(text.into()),
+        let (frame, is_message) = tokio::select! {
+            frame = waiting.recv() => match frame {
+                Some(frame) => (frame.into(), true),
                 None => return,
             },
             _ = ping.tick() => {
@@ -178,17 +165,17 @@ async fn write(
                 if last.elapsed() > SILENCE {
                     return;
                 }
-                Message::Ping(Default::default())
+                (Bytes::from_static(PING_FRAME), false)
             }
+            () = outgoing.told() => (outgoing.replies(), false),
         };
-        let is_ping = matches!(frame, Message::Ping(_));
         let begun = Instant::now();
-        let sent = tokio::time::timeout(STOPPED, sink.send(frame)).await;
+        let sent = tokio::time::timeout(STOPPED, outgoing.send(frame)).await;
         if !matches!(sent, Ok(Ok(()))) {
             return;
         }
         // It had to be waited for: the client has begun to read again only now.
-        if !is_ping && begun.elapsed() > PING {
+        if is_message && begun.elapsed() > PING {
             free_since = Instant::now();
         }
     }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
+use nullspace_gateway::Eager;
 use nullspace_protocol::GuestClient;
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, Pty, Sig,
@@ -167,7 +168,8 @@ impl server::Handler for Handler {
             Ok((client, place)) => {
                 self.started.remove(&channel.id());
                 reply.accept().await;
-                tokio::spawn(session::run(client, channel, place));
+                // It hands what it reads over to itself.
+                tokio::spawn(Eager::new(session::run(client, channel, place)));
             }
             Err(failure) => reply.reject(failure).await,
         }

@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use nullspace_protocol::{
     ExecRequest, GuestClient, Login, OutputStream, SIGNALLED, Terminal, TerminalSize, frame::Frame,
 };
@@ -12,7 +11,6 @@ use tokio::{
     io::AsyncWriteExt,
     sync::{OwnedSemaphorePermit, mpsc, oneshot},
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -281,22 +279,14 @@ async fn show(
 
 /// Hands what comes to a process, which may let it wait.
 async fn feed(guest: &GuestClient, pid: u32, mut inputs: Inputs, is_terminal: bool) {
-    let (pieces, typed) = mpsc::channel(1);
-    let handing = async {
-        while let Some(input) = inputs.recv().await {
-            match input {
-                Input::Data(data, _share) => {
-                    if pieces.send(data).await.is_err() {
-                        break;
-                    }
-                }
-                Input::Eof => break,
-            }
+    // Not through a channel of its own: that would wake the task that it is in.
+    let typed = futures_util::stream::unfold(&mut inputs, |inputs| async {
+        match inputs.recv().await {
+            Some(Input::Data(data, _share)) => Some((Ok(data), inputs)),
+            Some(Input::Eof) | None => None,
         }
-        drop(pieces);
-    };
-    let typing = guest.typing(pid, ReceiverStream::new(typed).map(Ok));
-    let (typed, ()) = tokio::join!(typing, handing);
+    });
+    let typed = guest.typing(pid, typed).await;
     // A terminal has no end that could be told.
     if typed.is_ok() && !is_terminal {
         let _ = guest.stdin(pid, Bytes::new(), true).await;
