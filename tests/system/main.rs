@@ -24,5 +24,6 @@ mod published;
 mod python;
 mod services;
 mod ssh;
+mod telemetry;
 mod wire;
 mod world;

@@ -43,6 +43,8 @@ pub struct Config {
     pub gateway_first_port: u16,
     /// The last of them.
     pub gateway_last_port: u16,
+    /// Machines that `/metrics` has numbers of each, the oldest ones first.
+    pub metrics_machines: usize,
     /// How long requests under way may take when the server is told to stop, in seconds.
     pub drain_secs: u64,
 }
@@ -69,6 +71,7 @@ impl Default for Config {
             // Below what the system takes for connections that go out.
             gateway_first_port: 20_000,
             gateway_last_port: 29_999,
+            metrics_machines: 200,
             drain_secs: 10,
         }
     }

@@ -43,7 +43,7 @@ async fn monitor(
 ) -> Result<Response> {
     let upgrade = socket::checked(upgrade)?;
     Ok(upgrade.on_upgrade(move |connection| {
-        let stopping = app.stopping.clone();
-        socket::serve(stopping, connection, move |out| Monitor::new(app, out))
+        let place = socket::Place::of(&app);
+        socket::serve(place, connection, move |out| Monitor::new(app, out))
     }))
 }

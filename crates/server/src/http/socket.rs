@@ -22,7 +22,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::extract::Path;
 use crate::{
-    app::{AppState, machine, socket::Socket},
+    app::{AppState, count::Held, machine, socket::Socket},
     error::{Error, Result},
 };
 
@@ -69,8 +69,8 @@ async fn socket(
     let upgrade = checked(upgrade)?;
     machine::guest(&app, &id).await?;
     Ok(upgrade.on_upgrade(move |socket| {
-        let stopping = app.stopping.clone();
-        serve(stopping, socket, move |out| Socket::new(app, id, out))
+        let place = Place::of(&app);
+        serve(place, socket, move |out| Socket::new(app, id, out))
     }))
 }
 
@@ -118,9 +118,24 @@ impl Requests for Socket {
     }
 }
 
+/// What a connection has of the server.
+pub(super) struct Place {
+    stopping: CancellationToken,
+    _counted: Held,
+}
+
+impl Place {
+    pub(super) fn of(app: &AppState) -> Self {
+        Self {
+            stopping: app.stopping.clone(),
+            _counted: Held::new(&app.counts.sockets),
+        }
+    }
+}
+
 /// Carries frames both ways until one side has enough. `requests` gets the way out.
 pub(super) async fn serve<R: Requests>(
-    stopping: CancellationToken,
+    place: Place,
     socket: WebSocket,
     requests: impl FnOnce(mpsc::Sender<String>) -> R,
 ) {
@@ -142,7 +157,7 @@ pub(super) async fn serve<R: Requests>(
     let over = tokio::select! {
         () = read => None,
         () = write(&mut sink, waiting, heard) => None,
-        () = stopping.cancelled() => Some(CloseFrame {
+        () = place.stopping.cancelled() => Some(CloseFrame {
             code: close_code::AWAY,
             reason: "the server stops".into(),
         }),
