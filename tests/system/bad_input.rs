@@ -138,6 +138,7 @@ const TABLE: &[&str] = &[
     r#"400 invalid_request: GET {m}/preview-urls?port=x"#,
     r#"404 preview_grant_not_found: DELETE {m}/preview-urls/pvg_none"#,
     r#"400 invalid_request: POST /v1/machines {"network": {"mask_request_host": "a b"}}"#,
+    r#"405 method_not_allowed: POST /metrics {}"#,
     // Files.
     r#"404 machine_not_found: GET /v1/machines/mch_none/file?path=/etc/passwd"#,
     r#"404 not_found: GET {m}/file?path=/none"#,

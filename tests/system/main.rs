@@ -31,5 +31,6 @@ mod receiver;
 mod rough;
 mod services;
 mod ssh;
+mod telemetry;
 mod wire;
 mod world;

@@ -1,4 +1,5 @@
-//! The published clients, each release in a Python environment of its own, made when a test first needs it.
+//! The published clients and other programs from PyPI, each in a Python environment of its own, made when a test first
+//! needs it.
 
 use std::{
     fs::File,
@@ -15,28 +16,45 @@ use crate::{
 
 /// The Python with `nullspace-sdk` 0.1.9.
 pub fn python() -> PathBuf {
-    environment("NULLSPACE_TEST_PYTHON", "0.1.9")
+    environment(
+        "NULLSPACE_TEST_PYTHON",
+        "0.1.9",
+        "nullspace-sdk[cli]==0.1.9",
+    )
 }
 
 /// The Python with `nullspace-sdk` 1.0.3.
 pub fn next_python() -> PathBuf {
-    environment("NULLSPACE_TEST_PYTHON_NEXT", "1.0.3")
+    environment(
+        "NULLSPACE_TEST_PYTHON_NEXT",
+        "1.0.3",
+        "nullspace-sdk[cli]==1.0.3",
+    )
+}
+
+/// The Python with what other programs read us with: Prometheus' own parser.
+pub fn tools_python() -> PathBuf {
+    environment(
+        "NULLSPACE_TEST_PYTHON_TOOLS",
+        "tools",
+        "prometheus-client==0.22.1",
+    )
 }
 
 /// The Python that the variable names, or the one that `./test` makes; made here if it has not.
-fn environment(variable: &str, version: &str) -> PathBuf {
+fn environment(variable: &str, name: &str, package: &str) -> PathBuf {
     if let Some(path) = std::env::var_os(variable) {
         return path.into();
     }
-    install(&repository().join("target/clients"), version)
+    install(&repository().join("target/clients"), name, package)
 }
 
-/// The Python of a release, in a directory of its own in this one.
-fn install(all: &Path, version: &str) -> PathBuf {
-    let at = all.join(version);
+/// The Python with a package, in a directory of its own in this one.
+fn install(all: &Path, name: &str, package: &str) -> PathBuf {
+    let at = all.join(name);
     std::fs::create_dir_all(all).unwrap();
     // Programs in an environment name its path, so it cannot be made elsewhere and moved: a mark says it is whole.
-    let lock = File::create(all.join(format!("{version}.lock"))).unwrap();
+    let lock = File::create(all.join(format!("{name}.lock"))).unwrap();
     flock(&lock, FlockOperation::LockExclusive).unwrap();
     if !at.join(".ready").exists() {
         if at.exists() {
@@ -44,14 +62,8 @@ fn install(all: &Path, version: &str) -> PathBuf {
         }
         // The system's: one of another manager may not have `venv`.
         run("/usr/bin/python3", &["-m", "venv", at.to_str().unwrap()]);
-        let package = format!("nullspace-sdk[cli]=={version}");
         let pip = at.join("bin/pip");
-        let arguments = [
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            &package,
-        ];
+        let arguments = ["install", "--quiet", "--disable-pip-version-check", package];
         run(pip.to_str().unwrap(), &arguments);
         File::create(at.join(".ready")).unwrap();
     }

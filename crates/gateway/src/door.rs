@@ -12,7 +12,7 @@ use hyper::service::service_fn;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{guard::Guard, listen, proxy, upstream::Upstream};
+use crate::{guard::Guard, listen, proxy, traffic::Counted, upstream::Upstream};
 
 /// Who may come in.
 #[derive(Clone, Default)]
@@ -131,7 +131,13 @@ impl Door {
                 }
             })
         };
-        let accepting = listen::accept(listener, service, closing.clone(), connections.clone());
+        let accepting = listen::accept_as(
+            listener,
+            service,
+            closing.clone(),
+            connections.clone(),
+            Counted,
+        );
         connections.spawn(accepting);
         Ok(Self { port, closing })
     }

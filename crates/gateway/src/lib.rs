@@ -15,6 +15,7 @@ mod headers;
 mod listen;
 mod proxy;
 mod refusal;
+mod traffic;
 mod upstream;
 
 pub use body::Body;
@@ -24,6 +25,7 @@ pub use guard::{Account, Guard, Pass, Refusal, SESSION_COOKIE_PREFIX, Visitor};
 pub use listen::accept;
 pub use proxy::{pass, same};
 pub use refusal::refuse;
+pub use traffic::traffic;
 pub use upstream::{Dial, Upstream};
 
 /// The header that carries a door's token, where it has one.

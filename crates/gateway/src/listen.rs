@@ -6,7 +6,10 @@ use bytes::Buf;
 use http::{Request, Response};
 use hyper::{body::Incoming, service::Service};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::eager::Eager;
@@ -33,6 +36,27 @@ pub async fn accept<F, S, B>(
     B::Data: Buf + Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    accept_as(listener, service, stopping, connections, |stream| stream).await;
+}
+
+/// The same with connections that `wrap` makes something else of.
+pub(crate) async fn accept_as<F, S, B, W, I>(
+    listener: TcpListener,
+    service: F,
+    stopping: CancellationToken,
+    connections: TaskTracker,
+    wrap: W,
+) where
+    F: Fn(IpAddr) -> S,
+    S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    S::Future: Send,
+    B: http_body::Body + Send + 'static,
+    B::Data: Buf + Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    W: Fn(TcpStream) -> I,
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -41,7 +65,9 @@ pub async fn accept<F, S, B>(
         match accepted {
             Ok((stream, client)) => {
                 let service = service(client.ip());
-                let served = connection(stream, service, stopping.clone());
+                // Small answers must not wait for the acknowledgement of the ones before.
+                let _ = stream.set_nodelay(true);
+                let served = connection(wrap(stream), service, stopping.clone());
                 connections.spawn(Eager::new(served));
             }
             Err(error) => {
@@ -52,8 +78,9 @@ pub async fn accept<F, S, B>(
     }
 }
 
-async fn connection<S, B>(stream: TcpStream, service: S, stopping: CancellationToken)
+async fn connection<I, S, B>(stream: I, service: S, stopping: CancellationToken)
 where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     S::Future: Send,
@@ -61,8 +88,6 @@ where
     B::Data: Buf + Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    // Small answers must not wait for the acknowledgement of the ones before.
-    let _ = stream.set_nodelay(true);
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)

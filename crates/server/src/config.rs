@@ -53,6 +53,8 @@ pub struct Config {
     pub webhook_give_up_secs: u64,
     /// Whether webhooks may be sent to loopback and private addresses.
     pub webhook_private_receivers: bool,
+    /// Machines that `/metrics` has numbers of each, the oldest ones first.
+    pub metrics_machines: usize,
     /// How long requests under way may take when the server is told to stop, in seconds.
     pub drain_secs: u64,
 }
@@ -84,6 +86,7 @@ impl Default for Config {
             webhook_retry_pause_ms: 1000,
             webhook_give_up_secs: 3 * 24 * 3600,
             webhook_private_receivers: false,
+            metrics_machines: 200,
             drain_secs: 10,
         }
     }

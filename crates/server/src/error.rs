@@ -45,6 +45,21 @@ pub enum Kind {
     Internal,
 }
 
+impl Kind {
+    /// Whether it is this server's or its host's doing, and not the caller's.
+    pub(crate) fn is_ours(self) -> bool {
+        matches!(
+            self,
+            Self::Limit
+                | Self::Machine
+                | Self::Deadline
+                | Self::Storage
+                | Self::Unavailable
+                | Self::Internal
+        )
+    }
+}
+
 /// A failure: a message for the caller, context for the log.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]

@@ -14,6 +14,7 @@ pub mod error;
 pub mod http;
 mod serve;
 mod ssh;
+mod trace;
 
 pub use app::preview::PreviewDomain;
 pub use app::template::Source as TemplateSource;

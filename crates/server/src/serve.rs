@@ -52,6 +52,8 @@ pub struct ServeOptions {
     pub on_minted_key: KeySink,
     /// Limits and habits.
     pub config: Config,
+    /// Where `/metrics` is for everybody, besides where a key is needed for it; port 0 takes a free one.
+    pub metrics_listen: Option<SocketAddr>,
     /// Logging in to machines.
     pub ssh: SshOptions,
     /// The domain below which ports of machines have names; without one each has a port of this host.
@@ -104,6 +106,7 @@ impl std::fmt::Debug for ServeOptions {
             .field("listen", &self.listen)
             .field("data_dir", &self.data_dir)
             .field("config", &self.config)
+            .field("metrics_listen", &self.metrics_listen)
             .field("ssh", &self.ssh)
             .field("preview_domain", &self.preview_domain)
             .field("templates", &self.templates)
@@ -178,6 +181,7 @@ pub async fn serve(
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
+    metrics_address: Option<SocketAddr>,
     app: AppState,
     connections: TaskTracker,
     accepting: tokio::task::JoinHandle<()>,
@@ -193,17 +197,11 @@ impl Server {
     pub async fn start(options: ServeOptions, engine: Arc<dyn Engine>) -> Result<Self, ServeError> {
         let lock = take(&options.data_dir).await?;
         let store = Store::open(&database(&options.data_dir)?)?;
-        let listener =
-            TcpListener::bind(options.listen)
-                .await
-                .map_err(|source| ServeError::Listen {
-                    address: options.listen,
-                    source,
-                })?;
-        let address = listener.local_addr().map_err(|source| ServeError::Listen {
-            address: options.listen,
-            source,
-        })?;
+        let (listener, address) = bind(options.listen).await?;
+        let metrics_listener = match options.metrics_listen {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
         let ssh_listener = listen_for_ssh(address, options.ssh.listen).await?;
         let ssh = match &ssh_listener {
             Some((_, address)) => {
@@ -224,6 +222,7 @@ impl Server {
             config: options.config,
             data_dir: options.data_dir,
             ca_file: options.ca_file,
+            counts: app::count::Counts::new(&store),
             store,
             engine,
             templates: template::Registry::default(),
@@ -268,6 +267,17 @@ impl Server {
         app.tasks.spawn(preview::keep_up(app.clone()));
         let connections = TaskTracker::new();
         let accepting = accept(&app, listener, connections.clone());
+        let metrics_address = metrics_listener.as_ref().map(|(_, address)| *address);
+        if let Some((listener, address)) = metrics_listener {
+            let router = crate::http::metrics_alone(app.clone());
+            app.tasks.spawn(nullspace_gateway::accept(
+                listener,
+                move |_| TowerToHyperService::new(router.clone()),
+                app.stopping.clone(),
+                connections.clone(),
+            ));
+            tracing::info!(%address, "listening for prometheus");
+        }
         if let Some((listener, address)) = ssh_listener {
             app.tasks.spawn(crate::ssh::accept(app.clone(), listener));
             tracing::info!(%address, "listening for ssh");
@@ -275,6 +285,7 @@ impl Server {
         tracing::info!(%address, engine = app.engine.name(), "listening");
         Ok(Self {
             address,
+            metrics_address,
             app,
             connections,
             accepting,
@@ -286,6 +297,12 @@ impl Server {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where `/metrics` is for everybody.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
     }
 
     /// Where it listens for SSH.
@@ -370,6 +387,16 @@ fn accept(
         stopping,
         connections,
     ))
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let bound = TcpListener::bind(address).await;
+    bound
+        .and_then(|listener| {
+            let address = listener.local_addr()?;
+            Ok((listener, address))
+        })
+        .map_err(|source| ServeError::Listen { address, source })
 }
 
 /// Opens the port of the SSH server, if it is to have one. Where nobody has said which, one that is taken is no reason

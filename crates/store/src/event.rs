@@ -28,6 +28,18 @@ impl Audience {
     }
 }
 
+/// How many events were ever recorded, those that are gone too.
+///
+/// # Errors
+/// Those of the database.
+pub fn count(db: &Connection) -> Result<u64, StoreError> {
+    let last: Option<i64> = db
+        .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'event'")?
+        .query_row([], |row| row.get(0))
+        .optional()?;
+    Ok(last.and_then(|last| u64::try_from(last).ok()).unwrap_or(0))
+}
+
 /// An event to append.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NewEvent {

@@ -34,7 +34,12 @@ pub mod upload;
 pub mod webhook;
 mod writer;
 
-use std::{cell::Cell, path::Path, sync::mpsc};
+use std::{
+    cell::Cell,
+    path::Path,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
 
 use tokio::sync::{oneshot, watch};
 
@@ -104,6 +109,7 @@ pub struct Store {
     writer: mpsc::Sender<writer::Job>,
     readers: mpsc::Sender<reader::Job>,
     events: watch::Receiver<()>,
+    commits: writer::Commits,
 }
 
 impl Store {
@@ -122,12 +128,20 @@ impl Store {
         migrate::run(&mut connection)?;
         let readers = reader::start(path)?;
         let (tell, events) = watch::channel(());
-        let writer = writer::start(connection, tell)?;
+        let commits = writer::Commits::default();
+        let writer = writer::start(connection, tell, commits.clone())?;
         Ok(Self {
             writer,
             readers,
             events,
+            commits,
         })
+    }
+
+    /// Tells this from now on of each transaction: how long it took, and how many writes shared it. It is called on the
+    /// writer's thread. Only the first one counts.
+    pub fn on_commit(&self, tell: Arc<dyn Fn(Duration, usize) + Send + Sync>) {
+        let _ = self.commits.0.set(tell);
     }
 
     /// Changes whenever events were committed: whoever follows the log reads on from where it was. Nothing is carried

@@ -6,8 +6,11 @@
 use std::{
     cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
-    time::Duration,
+    sync::{
+        Arc, OnceLock,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    time::{Duration, Instant},
 };
 
 use rusqlite::Connection;
@@ -26,6 +29,18 @@ const PAUSE: Duration = Duration::from_millis(5);
 const ENOUGH: u32 = 64;
 /// Transactions after which that is done even without a pause.
 const CHECKPOINT_AFTER: u32 = 1_000;
+
+/// Who is told of transactions: how long one took, and how many writes shared it.
+#[derive(Clone, Default)]
+pub(crate) struct Commits(pub(crate) Arc<OnceLock<Tell>>);
+
+type Tell = Arc<dyn Fn(Duration, usize) + Send + Sync>;
+
+impl std::fmt::Debug for Commits {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Commits")
+    }
+}
 
 /// What became of a job's own part of the transaction.
 enum Ran {
@@ -62,16 +77,17 @@ where
 pub(crate) fn start(
     connection: Connection,
     events: watch::Sender<()>,
+    commits: Commits,
 ) -> Result<Sender<Job>, StoreError> {
     let (sender, receiver) = channel();
     std::thread::Builder::new()
         .name("store-write".into())
-        .spawn(move || run(&connection, &receiver, &events))
+        .spawn(move || run(&connection, &receiver, &events, &commits))
         .map_err(|e| StoreError::NotCommitted(e.to_string()))?;
     Ok(sender)
 }
 
-fn run(db: &Connection, jobs: &Receiver<Job>, events: &watch::Sender<()>) {
+fn run(db: &Connection, jobs: &Receiver<Job>, events: &watch::Sender<()>, commits: &Commits) {
     let mut since_checkpoint = 0u32;
     loop {
         let first = if since_checkpoint == 0 {
@@ -102,8 +118,12 @@ fn run(db: &Connection, jobs: &Receiver<Job>, events: &watch::Sender<()>) {
                 Err(_) => break,
             }
         }
+        let (begun, count) = (Instant::now(), batch.len());
         if commit(db, batch) {
             events.send_replace(());
+        }
+        if let Some(tell) = commits.0.get() {
+            tell(begun.elapsed(), count);
         }
         since_checkpoint += 1;
         if since_checkpoint >= CHECKPOINT_AFTER {

@@ -2,6 +2,7 @@
 
 mod key;
 mod settings;
+mod trace;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -15,7 +16,11 @@ use nullspace_engine_native::NativeEngine;
 use nullspace_server::{
     PreviewDomain, ServeError, ServeOptions, Server, SshListen, TemplateSource,
 };
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::{
+    EnvFilter, Layer as _, filter::filter_fn, layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 use crate::app::App;
 use crate::error::{CliError, Outcome};
@@ -23,6 +28,7 @@ use crate::ui::Ui;
 
 pub(crate) use key::own_key;
 use settings::Settings;
+use trace::Traces;
 
 /// Name of the helper process that builds machines.
 const LAUNCHER: &str = "launcher";
@@ -49,9 +55,10 @@ const CA_BUNDLES: [&str; 4] = [
   NULLSPACE_BOOTSTRAP_API_KEY=ns_live_… nullspace serve --config /etc/nullspace.toml
 
 Settings come from flags, then the environment (NULLSPACE_LISTEN, NULLSPACE_SSH_ADDR,
-NULLSPACE_SSH_HOST, NULLSPACE_PREVIEW_DOMAIN, NULLSPACE_DATA_DIR, NULLSPACE_CONFIG,
-NULLSPACE_TEMPLATE_CACHE_DIR, NULLSPACE_MAKE_BASE, NULLSPACE_TRUST_HOST_CERTIFICATES,
-NULLSPACE_SPARE_MACHINES, NULLSPACE_WEBHOOK_PRIVATE_RECEIVERS, NULLSPACE_LOG), then the file, then
+NULLSPACE_SSH_HOST, NULLSPACE_METRICS_ADDR, NULLSPACE_PREVIEW_DOMAIN, NULLSPACE_DATA_DIR,
+NULLSPACE_CONFIG, NULLSPACE_TEMPLATE_CACHE_DIR, NULLSPACE_MAKE_BASE,
+NULLSPACE_TRUST_HOST_CERTIFICATES, NULLSPACE_SPARE_MACHINES, NULLSPACE_WEBHOOK_PRIVATE_RECEIVERS,
+NULLSPACE_LOG, OTEL_EXPORTER_OTLP_ENDPOINT), then the file, then
 defaults. NULLSPACE_BOOTSTRAP_API_KEY lets a key in; without it and without any key, one is made
 at the first start and put into this user's configuration, so that the command line works at once.
 
@@ -60,6 +67,8 @@ The file:
   ssh_addr = \"127.0.0.1:3001\"                  # or \"off\"
   ssh_host = \"ssh.example.com\"                 # what clients are told to connect to
   preview_domain = \"https://p.example.com\"     # ports are PORT-MACHINE.p.example.com, behind a TLS proxy
+  metrics_addr = \"127.0.0.1:9464\"              # /metrics for everybody who reaches it
+  otlp_endpoint = \"http://127.0.0.1:4318\"      # a collector of OpenTelemetry traces
   data_dir = \"/var/lib/nullspace\"
   template_cache_dir = \"/var/cache/nullspace\"   # `base` is shared between data directories here
   make_base = true                              # make `base` if it is not there
@@ -82,6 +91,12 @@ pub(crate) struct Args {
     /// proxy in front has them [default: none, each has a port of this host].
     #[arg(long, value_name = "DOMAIN")]
     preview_domain: Option<PreviewDomain>,
+    /// Address and port of `/metrics` for Prometheus without a key; on the other address it needs one.
+    #[arg(long, value_name = "ADDRESS")]
+    metrics_addr: Option<SocketAddr>,
+    /// Where traces are sent to, a collector that takes OTLP over HTTP.
+    #[arg(long, value_name = "URL")]
+    otlp_endpoint: Option<String>,
     /// Where everything is kept.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -162,19 +177,29 @@ pub(crate) fn run(args: &Args, app: &App) -> Outcome {
         )
         .hint("Run it with sudo or as a system service; everything else works without."));
     }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::local("cannot start", &error))?;
+    let traces = match &settings.otlp_address {
+        Some(address) => Some(Traces::start(address, runtime.handle())?),
+        None => None,
+    };
     let bars = MultiProgress::new();
-    log_to_stderr(&settings.log, bars.clone())?;
+    log_to_stderr(&settings.log, bars.clone(), traces.as_ref())?;
     for key in &settings.unknown {
         app.ui
             .warn(format!("unknown setting {key} in the configuration file"));
     }
     allow_many_files();
     nullspace_sys::memory::keep_freed(KEEP_FREED);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| CliError::local("cannot start", &error))?;
-    let outcome = runtime.block_on(serve(&settings, app, bars));
+    let outcome = runtime.block_on(async {
+        let outcome = serve(&settings, app, bars).await;
+        if let Some(traces) = traces {
+            traces.finish().await;
+        }
+        outcome
+    });
     // The thread that makes `base` and reads that hang must not hold up the end.
     runtime.shutdown_background();
     outcome
@@ -222,6 +247,7 @@ async fn serve(settings: &Settings, app: &App, bars: MultiProgress) -> Outcome {
         bootstrap_key: settings.bootstrap_key.clone(),
         on_minted_key: key::sink(app.ui, app.surroundings.clone(), settings),
         config: settings.limits.clone(),
+        metrics_listen: settings.metrics_addr,
         ssh: settings.ssh.clone(),
         preview_domain: settings.preview_domain.clone(),
         templates: TemplateSource::Builtin {
@@ -240,6 +266,9 @@ async fn serve(settings: &Settings, app: &App, bars: MultiProgress) -> Outcome {
         env!("CARGO_PKG_VERSION"),
         server.address()
     ));
+    if let Some(address) = server.metrics_address() {
+        app.ui.note(format!("Metrics: http://{address}/metrics"));
+    }
     if let Some(address) = server.ssh_address() {
         app.ui.note(format!("SSH to machines: {address}"));
     }
@@ -294,7 +323,7 @@ fn start_error(error: &ServeError) -> CliError {
         ),
         ServeError::Listen { .. } => (
             "local_error",
-            "Something else listens there, or it is no address of this host: give another --listen or --ssh-addr.",
+            "Something else listens there, or it is no address of this host: give another --listen, --ssh-addr or --metrics-addr.",
         ),
         ServeError::DataDir { .. } => ("local_error", "Give another --data-dir."),
         ServeError::Key(_) => (
@@ -314,18 +343,44 @@ fn ca_bundle() -> Option<PathBuf> {
         .map(Path::to_path_buf)
 }
 
-/// Log lines on stderr, without tearing a progress bar.
-fn log_to_stderr(filter: &str, bars: MultiProgress) -> Result<(), CliError> {
+/// Log lines on stderr, without tearing a progress bar; and the server's spans to where traces go.
+fn log_to_stderr(
+    filter: &str,
+    bars: MultiProgress,
+    traces: Option<&Traces>,
+) -> Result<(), CliError> {
     let filter = EnvFilter::try_new(filter).map_err(|error| {
         CliError::usage(format!("log: {error}"))
             .hint("For example: info, or info,nullspace_server=debug.")
     })?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(false)
-        .with_writer(move || AroundBars(bars.clone()))
-        .try_init()
-        .map_err(|error| CliError::new("internal_error", error.to_string()))
+    let writer = move || AroundBars(bars.clone());
+    let set = match traces {
+        None => tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_ansi(false)
+            .with_writer(writer)
+            .finish()
+            .try_init(),
+        Some(traces) => {
+            let lines = tracing_subscriber::fmt::layer()
+                .with_ansi(false)
+                .with_writer(writer);
+            // Only what the server says on purpose: no log lines, and nobody else's spans.
+            let ours = filter_fn(|it| it.is_span() && it.target().starts_with("nullspace_server"))
+                .with_max_level_hint(LevelFilter::DEBUG);
+            let spans = tracing_opentelemetry::layer()
+                .with_tracer(traces.tracer())
+                .with_location(false)
+                .with_threads(false)
+                .with_target(false)
+                .with_tracked_inactivity(false);
+            tracing_subscriber::registry()
+                .with(lines.with_filter(filter))
+                .with(spans.with_filter(ours))
+                .try_init()
+        }
+    };
+    set.map_err(|error| CliError::new("internal_error", error.to_string()))
 }
 
 struct AroundBars(MultiProgress);

@@ -29,6 +29,7 @@ use nullspace_store::{
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span, field::Empty};
 
 use super::{
     AppState,
@@ -147,13 +148,22 @@ fn spawn(
         ending_at: None,
     };
     let stopping = app.stopping.clone();
+    let span = tracing::debug_span!(
+        "agent.run",
+        run = task.row.id,
+        deployment = task.row.deployment_id,
+        version = task.row.version_id,
+        is_resumed = origin == Origin::Earlier,
+        state = Empty,
+    );
     // Stopping in the middle is what being killed is: the next server goes on.
-    app.tasks.spawn(async move {
+    let work = async move {
         tokio::select! {
             () = task.run() => {}
             () = stopping.cancelled() => {}
         }
-    });
+    };
+    app.tasks.spawn(work.instrument(span));
     live
 }
 
@@ -248,7 +258,9 @@ impl Task {
         let end = match self.work().await {
             Ok(end) | Err(end) => end,
         };
-        self.finish(end).await;
+        self.finish(end, Span::current())
+            .instrument(tracing::debug_span!("agent.finish"))
+            .await;
     }
 
     fn state(&self) -> State {
@@ -269,19 +281,29 @@ impl Task {
             .filter(|line| !line.trim().is_empty());
         match install {
             Some(line) if self.version.uses_cache => {
-                if let Some(end) = self.install_with_cache(&line, resumed).await? {
+                let install = self
+                    .install_with_cache(&line, resumed)
+                    .instrument(tracing::debug_span!("agent.install", cache = true));
+                if let Some(end) = install.await? {
                     return Ok(end);
                 }
             }
             install => {
                 if matches!(self.state(), State::Queued | State::Starting) {
-                    self.make_machine(None, resumed).await?;
-                    self.deliver_input().await?;
+                    self.make_machine(None, resumed)
+                        .instrument(tracing::debug_span!("agent.machine"))
+                        .await?;
+                    self.deliver_input()
+                        .instrument(tracing::debug_span!("agent.input"))
+                        .await?;
                 }
                 if let Some(line) = install
                     && self.state() != State::Running
                     && self.row.install_exit_code.is_none()
-                    && let Some(end) = self.install(&line, resumed).await?
+                    && let Some(end) = self
+                        .install(&line, resumed)
+                        .instrument(tracing::debug_span!("agent.install", cache = false))
+                        .await?
                 {
                     return Ok(end);
                 }
@@ -301,7 +323,10 @@ impl Task {
         if self.service.is_some() {
             return self.keep_running(&line, resumed).await;
         }
-        let exit = self.execute(Command::Entrypoint, &line, resumed).await?;
+        let exit = self
+            .execute(Command::Entrypoint, &line, resumed)
+            .instrument(tracing::debug_span!("agent.entrypoint"))
+            .await?;
         if exit.timed_out || exit.code != 0 {
             return Ok(self.bad_exit(Command::Entrypoint, &exit));
         }
@@ -411,7 +436,7 @@ impl Task {
     }
 
     /// Keeps what the run left behind, records its end and lets its machine go.
-    async fn finish(mut self, end: End) {
+    async fn finish(mut self, end: End, run: Span) {
         let mut end = end;
         if end.input == Input::Cancelled {
             self.kill().await;
@@ -444,6 +469,7 @@ impl Task {
         };
         let now = time::now();
         self.row.status = step.state.as_str().into();
+        run.record("state", step.state.as_str());
         self.row.exit_code = end.exit_code.or(self.row.exit_code);
         self.row.failure_reason = reason.clone();
         self.row.outputs = outputs.and_then(|outputs| serde_json::to_string(&outputs).ok());

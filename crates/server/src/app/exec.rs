@@ -1,5 +1,7 @@
 //! Commands: run one and collect what it writes, or start one that goes on by itself.
 
+use std::time::Instant;
+
 use nullspace_api::{
     error::code,
     exec::{ExecRequest, ExecResponse},
@@ -8,6 +10,8 @@ use nullspace_protocol::{
     ErrorKind, ExecRequest as GuestExec, GuestClient, GuestError, OutputStream, PathRequest,
     Retain, frame::Frame,
 };
+
+use tracing::{Instrument, field::Empty};
 
 use super::{App, AppState, machine};
 use crate::error::{Error, Kind, Result};
@@ -35,13 +39,27 @@ pub struct Finished {
 /// anything or goes away meanwhile, and those of [`machine::guest`]. All but the last come before anything
 /// runs.
 pub async fn run(app: AppState, id: String, request: ExecRequest) -> Result<Finished> {
+    let begun = Instant::now();
+    // Not the command: its words may be secret.
+    let span = tracing::debug_span!("exec", machine = id, exit_code = Empty);
+    let finished = to_its_end(&app, &id, request)
+        .instrument(span.clone())
+        .await;
+    if let Ok(finished) = &finished {
+        app.counts.commands.observe(begun.elapsed());
+        span.record("exit_code", finished.response.exit_code);
+    }
+    finished
+}
+
+async fn to_its_end(app: &App, id: &str, request: ExecRequest) -> Result<Finished> {
     let timeout = request.timeout_secs.unwrap_or(DEFAULT_TIMEOUT_SECS);
     let exec = GuestExec {
         timeout_ms: Some(millis(timeout)?),
         collect: true,
         ..guest_request(request)?
     };
-    let guest = machine::guest(&app, &id).await?;
+    let guest = machine::guest(app, id).await?;
     match guest.exec(&exec).await {
         Ok(stream) => finish(stream, timeout).await,
         Err(GuestError::Lost { reason, .. }) => Err(went_away(reason)),

@@ -16,7 +16,7 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nullspace_api::{
@@ -35,6 +35,7 @@ use nullspace_store::{
 };
 use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tracing::{Instrument, Span, field::Empty};
 
 use super::{App, AppState, egress, event, metrics::Meter};
 use crate::error::{Error, Result};
@@ -244,8 +245,23 @@ enum Recorded {
 /// # Errors
 /// `capacity_exceeded`, `idempotency_conflict`, `transition_in_progress`, and those of the engine.
 pub async fn create(app: &AppState, new: NewMachine, claim: Option<Claim>) -> Result<Created> {
+    let begun = Instant::now();
+    let span = tracing::debug_span!("machine.create", machine = Empty);
+    let created = make(app, new, claim).instrument(span).await;
+    match &created {
+        Ok(Created::New(_)) => app.counts.created.observe(begun.elapsed()),
+        Err(error) if error.kind.is_ours() => {
+            app.counts.create_failures.inc();
+        }
+        _ => {}
+    }
+    created
+}
+
+async fn make(app: &AppState, new: NewMachine, claim: Option<Claim>) -> Result<Created> {
     let place = app.machines.reserve(app.config.max_machines)?;
     let id = id::new(id::MACHINE);
+    Span::current().record("machine", &*id);
     let (mut row, spec) = new.into_record(app, id, time::now());
     let recording = row.clone();
     let recorded = app
@@ -270,6 +286,7 @@ pub async fn create(app: &AppState, new: NewMachine, claim: Option<Claim>) -> Re
             event_rows::append(tx, &event)?;
             Ok::<_, StoreError>(Recorded::New(seq))
         })
+        .instrument(tracing::debug_span!("machine.record"))
         .await?;
     match recorded {
         Recorded::New(seq) => row.seq = seq,
@@ -283,7 +300,12 @@ pub async fn create(app: &AppState, new: NewMachine, claim: Option<Claim>) -> Re
         }
     }
     let (reply, made) = oneshot::channel();
-    owner::spawn(app, row, place, owner::Start::Build { spec, reply });
+    let start = owner::Start::Build {
+        spec,
+        reply,
+        span: Span::current(),
+    };
+    owner::spawn(app, row, place, start);
     made.await
         .map_err(|_| Error::internal("the owner of a new machine is gone"))?
         .map(Created::New)

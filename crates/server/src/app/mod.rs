@@ -12,6 +12,7 @@ pub mod agent_service;
 mod agent_task;
 pub mod agent_version;
 mod bundle;
+pub(crate) mod count;
 pub mod egress;
 pub mod event;
 pub(crate) mod event_stream;
@@ -59,6 +60,8 @@ pub struct App {
     pub ca_file: Option<&'static str>,
     /// The record.
     pub store: Store,
+    /// What this server counts about itself.
+    pub(crate) counts: count::Counts,
     /// What makes machines real.
     pub engine: Arc<dyn Engine>,
     /// What machines start from.

@@ -27,6 +27,7 @@ mod monitor;
 mod openapi;
 mod preview;
 mod process;
+mod prometheus;
 mod pty;
 mod rest;
 mod search;
@@ -36,23 +37,27 @@ mod trickle;
 mod upload;
 mod webhook;
 
+use std::time::Instant;
+
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Request, State},
+    extract::{DefaultBodyLimit, MatchedPath, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
 use nullspace_api::{Noun, error::code, id};
-use tracing::Instrument;
+use tracing::{Instrument, field::Empty};
 use utoipa_axum::router::OpenApiRouter;
 
 pub use extract::{Json, JsonBody, Path, Query, read_body};
 pub use openapi::document;
+pub(crate) use prometheus::alone as metrics_alone;
 
 use crate::{
     app::{App, AppState, Caller},
     error::{Error, Kind},
+    trace,
 };
 
 /// Everything under a machine prefix.
@@ -87,6 +92,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .merge(webhook::routes())
         .merge(agent::routes())
         .merge(health::routes())
+        .merge(prometheus::routes())
 }
 
 /// The whole API.
@@ -113,18 +119,29 @@ pub fn router(app: AppState) -> Router {
         .with_state(app)
 }
 
-/// Around every request: an id, the caller, the words of errors, and what nobody read of its body.
+/// Around every request: an id, the caller, the words of errors, what is counted, and what nobody read of its body.
 async fn edge(State(app): State<AppState>, request: Request, next: Next) -> Response {
+    let begun = Instant::now();
     let (mut request, rest) = rest::keep(request);
     let request_id = id::new(id::REQUEST);
     let noun = Noun::of_path(request.uri().path());
     request.extensions_mut().insert(noun);
+    let method = request.method().clone();
+    let matched = request.extensions().get::<MatchedPath>().cloned();
+    let route = matched.as_ref().map(MatchedPath::as_str);
+    // Never the query: it may hold tokens.
     let span = tracing::debug_span!(
         "request",
+        otel.name = format!("{method} {}", route.unwrap_or_default()).trim_end(),
+        otel.kind = "server",
+        otel.status_code = Empty,
         id = request_id,
-        method = %request.method(),
-        path = request.uri().path()
+        method = %method,
+        path = request.uri().path(),
+        route,
+        status = Empty,
     );
+    trace::go_on(&span, request.headers());
     let response = match authenticate(&app, &request) {
         Ok(caller) => {
             if let Some(caller) = caller {
@@ -138,15 +155,22 @@ async fn edge(State(app): State<AppState>, request: Request, next: Next) -> Resp
         }
     };
     rest.discard();
+    let status = response.status();
+    app.counts.answered(route, &method, status, begun.elapsed());
+    span.record("status", status.as_u16());
+    if status.is_server_error() {
+        span.record("otel.status_code", "ERROR");
+    }
     let _entered = span.entered();
     error::finish(response, noun, &request_id)
 }
 
 const NOT_VALID: &str = "this api key is not valid";
 
-/// Everything under `/v1` needs a key; the few other routes are public.
+/// Everything under `/v1` needs a key, and `/metrics`; the few other routes are public.
 fn authenticate(app: &App, request: &Request) -> Result<Option<Caller>, Error> {
-    if !request.uri().path().starts_with("/v1") {
+    let path = request.uri().path();
+    if !path.starts_with("/v1") && path != "/metrics" {
         return Ok(None);
     }
     // The handler checks the token: it knows what for.

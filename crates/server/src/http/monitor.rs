@@ -30,9 +30,7 @@ impl Requests for Monitor {
     ))]
 async fn monitor(State(app): State<AppState>, upgrade: Upgrade) -> Response {
     upgrade.accept(move |frames, outgoing| {
-        let stopping = app.stopping.clone();
-        socket::serve(stopping, frames, outgoing, move |out| {
-            Monitor::new(app, out)
-        })
+        let place = socket::Place::of(&app);
+        socket::serve(place, frames, outgoing, move |out| Monitor::new(app, out))
     })
 }

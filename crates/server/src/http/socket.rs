@@ -26,7 +26,9 @@ use self::wire::{Incoming, Outgoing};
 use super::extract::Path;
 use crate::{
     app::{
-        AppState, machine,
+        AppState,
+        count::Held,
+        machine,
         socket::{Socket, TextFrame},
     },
     error::Result,
@@ -72,8 +74,8 @@ async fn socket(
 ) -> Result<Response> {
     machine::guest(&app, &id).await?;
     Ok(upgrade.accept(move |frames, outgoing| {
-        let stopping = app.stopping.clone();
-        serve(stopping, frames, outgoing, move |out| {
+        let place = Place::of(&app);
+        serve(place, frames, outgoing, move |out| {
             Socket::new(app, id, out)
         })
     }))
@@ -105,9 +107,24 @@ impl Requests for Socket {
     }
 }
 
+/// What a connection has of the server.
+pub(super) struct Place {
+    stopping: CancellationToken,
+    _counted: Held,
+}
+
+impl Place {
+    pub(super) fn of(app: &AppState) -> Self {
+        Self {
+            stopping: app.stopping.clone(),
+            _counted: Held::new(&app.counts.sockets),
+        }
+    }
+}
+
 /// Carries frames both ways until one side has enough. `requests` gets the way out.
 pub(super) async fn serve<R: Requests>(
-    stopping: CancellationToken,
+    place: Place,
     mut frames: WebSocketStream<Incoming>,
     mut outgoing: Outgoing,
     requests: impl FnOnce(mpsc::Sender<TextFrame>) -> R,
@@ -129,7 +146,7 @@ pub(super) async fn serve<R: Requests>(
     let over = tokio::select! {
         () = read => None,
         () = write(&mut outgoing, waiting, heard) => None,
-        () = stopping.cancelled() => Some(CloseFrame {
+        () = place.stopping.cancelled() => Some(CloseFrame {
             code: CloseCode::Away,
             reason: "the server stops".into(),
         }),

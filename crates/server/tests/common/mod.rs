@@ -73,6 +73,7 @@ impl World {
             bootstrap_key: Some(KEY.into()),
             on_minted_key: Box::new(|_| Ok(())),
             config: self.config.clone(),
+            metrics_listen: Some(([127, 0, 0, 1], 0).into()),
             ssh: SshOptions {
                 listen: SshListen::At(([127, 0, 0, 1], 0).into()),
                 host: None,

@@ -154,6 +154,9 @@ mod tests {
         fn mint(&self, listen: &str) {
             let settings = Settings {
                 ssh: nullspace_server::SshOptions::default(),
+                preview_domain: None,
+                metrics_addr: None,
+                otlp_address: None,
                 listen: listen.parse().expect("an address"),
                 data_dir: self.surroundings.cwd.clone(),
                 template_cache_dir: None,

@@ -27,6 +27,15 @@ pub(crate) mod env_vars {
     pub(crate) const NULLSPACE_SSH_HOST: &str = "NULLSPACE_SSH_HOST";
     /// The domain below which ports of machines have names.
     pub(crate) const NULLSPACE_PREVIEW_DOMAIN: &str = "NULLSPACE_PREVIEW_DOMAIN";
+    /// Address and port of `/metrics` without a key.
+    pub(crate) const NULLSPACE_METRICS_ADDR: &str = "NULLSPACE_METRICS_ADDR";
+    /// Where traces are sent to, exactly.
+    pub(crate) const OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: &str =
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+    /// A collector; traces go to `/v1/traces` there.
+    pub(crate) const OTEL_EXPORTER_OTLP_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+    /// `true` turns traces off, whatever else is set.
+    pub(crate) const OTEL_SDK_DISABLED: &str = "OTEL_SDK_DISABLED";
     /// Where everything is kept.
     pub(crate) const NULLSPACE_DATA_DIR: &str = "NULLSPACE_DATA_DIR";
     /// The settings file.
@@ -58,6 +67,9 @@ pub(super) struct Settings {
     pub(super) listen: SocketAddr,
     pub(super) ssh: SshOptions,
     pub(super) preview_domain: Option<PreviewDomain>,
+    pub(super) metrics_addr: Option<SocketAddr>,
+    /// Where spans are sent to, exactly.
+    pub(super) otlp_address: Option<String>,
     pub(super) data_dir: PathBuf,
     pub(super) template_cache_dir: Option<PathBuf>,
     pub(super) make_base: bool,
@@ -78,6 +90,8 @@ struct SettingsFile {
     ssh_addr: Option<String>,
     ssh_host: Option<String>,
     preview_domain: Option<String>,
+    metrics_addr: Option<SocketAddr>,
+    otlp_endpoint: Option<String>,
     data_dir: Option<PathBuf>,
     template_cache_dir: Option<PathBuf>,
     make_base: Option<bool>,
@@ -113,6 +127,7 @@ impl Settings {
                 })?),
                 None => None,
             };
+        let otlp_address = otlp_address(args, file.otlp_endpoint.as_deref(), &var)?;
         let cache_dir = match var(env_vars::NULLSPACE_TEMPLATE_CACHE_DIR) {
             Some(dir) => Some(PathBuf::from(dir)),
             None => file.template_cache_dir,
@@ -166,6 +181,11 @@ impl Settings {
                 .clone()
                 .or(parsed(env_vars::NULLSPACE_PREVIEW_DOMAIN, &var)?)
                 .or(preview_domain),
+            metrics_addr: args
+                .metrics_addr
+                .or(parsed(env_vars::NULLSPACE_METRICS_ADDR, &var)?)
+                .or(file.metrics_addr),
+            otlp_address,
             data_dir,
             template_cache_dir: (!cache_dir.as_os_str().is_empty()).then_some(cache_dir),
             make_base: parsed(env_vars::NULLSPACE_MAKE_BASE, &var)?
@@ -192,6 +212,40 @@ impl Settings {
             },
             unknown,
         })
+    }
+}
+
+/// Where spans are sent to: flag, the usual variables, file. The names of collectors are without the path.
+fn otlp_address(
+    args: &Args,
+    file: Option<&str>,
+    var: &dyn Fn(&str) -> Option<String>,
+) -> Result<Option<String>, CliError> {
+    let given = |name| var(name).filter(|value| !value.is_empty());
+    if given(env_vars::OTEL_SDK_DISABLED).is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+        return Ok(None);
+    }
+    let below = |base: String| format!("{}/v1/traces", base.trim_end_matches('/'));
+    let address = args
+        .otlp_endpoint
+        .clone()
+        .filter(|base| !base.is_empty())
+        .map(below)
+        .or_else(|| given(env_vars::OTEL_EXPORTER_OTLP_TRACES_ENDPOINT))
+        .or_else(|| given(env_vars::OTEL_EXPORTER_OTLP_ENDPOINT).map(below))
+        .or_else(|| {
+            let base = file.filter(|base| !base.is_empty())?;
+            Some(below(base.to_owned()))
+        });
+    let is_http = |address: &String| {
+        reqwest::Url::parse(address).is_ok_and(|url| matches!(url.scheme(), "http" | "https"))
+    };
+    match address {
+        Some(address) if !is_http(&address) => {
+            let error = CliError::usage(format!("{address} is no address of a collector"));
+            Err(error.hint("For example: http://127.0.0.1:4318."))
+        }
+        address => Ok(address),
     }
 }
 

@@ -19,6 +19,8 @@ use tokio::{
     time::Instant,
 };
 
+use tracing::{Instrument, Span};
+
 use super::{Handle, Place};
 use crate::{
     app::{AppState, egress, event, metrics::Meter},
@@ -79,6 +81,8 @@ pub(super) enum Start {
         spec: Box<MachineSpec>,
         /// Answered when it runs.
         reply: Reply,
+        /// What the making is a part of.
+        span: Span,
     },
     /// The machine is alive and recorded as running.
     Adopt,
@@ -190,7 +194,9 @@ struct Owner {
 impl Owner {
     async fn run(mut self, start: Start) {
         match start {
-            Start::Build { spec, reply } => self.build(*spec, reply).await,
+            Start::Build { spec, reply, span } => {
+                self.build(*spec, reply).instrument(span).await;
+            }
             Start::Adopt => {
                 self.set_deadline();
                 self.replay_egress().await;
@@ -234,7 +240,8 @@ impl Owner {
     }
 
     async fn build(&mut self, spec: MachineSpec, reply: Reply) {
-        let built = self.app.engine.create(&spec).await;
+        let engine = tracing::debug_span!("engine.create", engine = self.app.engine.name());
+        let built = self.app.engine.create(&spec).instrument(engine).await;
         // It holds the values of environment variables: gone as soon as it was used.
         drop(spec);
         let result = match built {
@@ -242,8 +249,11 @@ impl Owner {
                 let app = self.app.clone();
                 let handle = self.handle.clone();
                 let (recorded, guest) = tokio::join!(
-                    self.step(Input::Built, None, None),
-                    handle.connect(&*app.engine)
+                    self.step(Input::Built, None, None)
+                        .instrument(tracing::debug_span!("machine.record")),
+                    handle
+                        .connect(&*app.engine)
+                        .instrument(tracing::debug_span!("guest.connect"))
                 );
                 if let Err(error) = guest {
                     tracing::warn!(machine = self.row.id, context = ?error.context, "the guest of a new machine does not answer");
