@@ -12,6 +12,7 @@ pub mod agent_service;
 mod agent_task;
 pub mod agent_version;
 mod bundle;
+pub mod code;
 pub mod egress;
 pub mod event;
 pub mod exec;
@@ -76,6 +77,8 @@ pub struct App {
     pub(crate) ssh: Option<ssh::Ssh>,
     /// Uploads in parts that are under way.
     pub(crate) uploads: upload::Uploads,
+    /// Code in machines.
+    pub(crate) code: code::State,
     /// The agent side's own state.
     pub agents: agent::Agents,
     /// Cancelled when the server is told to stop: open streams end themselves then.

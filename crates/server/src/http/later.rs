@@ -14,7 +14,6 @@ const OF_A_MACHINE: &[(&str, &[&str])] = &[
     ("snapshots", &["snapshots"]),
     ("volumes", &["volumes", "volumes/{*rest}"]),
     ("web sockets", &["lifecycle/ws"]),
-    ("code contexts", &["code", "code/{*rest}"]),
     ("desktops", &["desktop", "desktop/{*rest}"]),
     ("git operations", &["git/{*rest}"]),
 ];
