@@ -15,6 +15,7 @@ use serde_json::Value;
 const GROUPS: &[&[&str]] = &[
     &["agent"],
     &["monitor"],
+    &["sandbox", "code"],
     &["sandbox", "file"],
     &["sandbox", "host"],
     &["sandbox", "metrics"],
