@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod cli;
+mod code;
 mod concurrency;
 mod crash;
 mod egress;
