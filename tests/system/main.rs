@@ -8,6 +8,7 @@
 mod bad_input;
 mod cli;
 mod clock;
+mod code;
 mod concurrency;
 mod crash;
 mod egress;

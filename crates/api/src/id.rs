@@ -12,6 +12,12 @@ pub const UPLOAD: &str = "upl_";
 pub const SSH_ACCESS: &str = "ssh_";
 /// A grant to see a port of a machine.
 pub const PREVIEW: &str = "pvg_";
+/// A context of code.
+pub const CODE_CONTEXT: &str = "ctx_";
+/// A run of code.
+pub const CODE_RUN: &str = "crun_";
+/// A file that came out of code.
+pub const CODE_ARTIFACT: &str = "cart_";
 /// An API key (not the key itself).
 pub const KEY: &str = "key_";
 /// One HTTP request.

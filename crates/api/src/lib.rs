@@ -6,6 +6,7 @@
 //! [`Noun`] says how an answer spells it.
 
 pub mod agent;
+pub mod code;
 pub mod egress;
 pub mod error;
 pub mod event;

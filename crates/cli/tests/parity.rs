@@ -18,6 +18,7 @@ const GROUPS: &[&[&str]] = &[
     &["doctor"],
     &["lifecycle"],
     &["monitor"],
+    &["sandbox", "code"],
     &["sandbox", "create"],
     &["sandbox", "exec"],
     &["sandbox", "file"],

@@ -17,6 +17,7 @@
 //! ```
 
 pub mod agents;
+pub mod code;
 pub mod config;
 mod egress;
 pub mod env_vars;

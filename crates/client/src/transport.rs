@@ -206,6 +206,15 @@ pub struct Download {
 }
 
 impl Download {
+    /// For a body that is not what it should be.
+    pub(crate) fn decode_error(&self, reason: String) -> Error {
+        Error::Decode {
+            method: self.method.clone(),
+            path: self.path.clone(),
+            reason,
+        }
+    }
+
     /// The connection itself, after an answer that says that it is now something else.
     pub(crate) async fn upgraded(self) -> Result<reqwest::Upgraded, Error> {
         let refused = |reason: String| Error::Decode {

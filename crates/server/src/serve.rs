@@ -239,6 +239,7 @@ impl Server {
             ssh,
             uploads: app::upload::Uploads::default(),
             webhooks: app::webhook::Webhooks::default(),
+            code: app::code::State::default(),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -257,12 +258,18 @@ impl Server {
         preview::restore(&app)
             .await
             .map_err(step("open previews again"))?;
+        template::clean(&app)
+            .await
+            .map_err(step("end what made templates"))?;
         app::agent::start(&app)
             .await
             .map_err(step("carry on with agent runs"))?;
         app::webhook::start(&app)
             .await
             .map_err(step("carry on with webhooks"))?;
+        app::code::start(&app)
+            .await
+            .map_err(step("carry on with code runs"))?;
         tokio::spawn(forget(app.clone()));
         app.tasks.spawn(preview::keep_up(app.clone()));
         let connections = TaskTracker::new();
@@ -515,6 +522,9 @@ async fn forget(app: AppState) {
         }
         if let Err(error) = upload::sweep(&app).await {
             tracing::warn!(context = ?error.context, "uploads that are over could not be removed");
+        }
+        if let Err(error) = app::code::sweep(&app).await {
+            tracing::warn!(context = ?error.context, "what is left of code could not be removed");
         }
         tokio::select! {
             () = tokio::time::sleep(FORGET_EVERY) => {}

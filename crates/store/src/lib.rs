@@ -21,6 +21,7 @@ pub mod agent_log;
 pub mod agent_run;
 pub mod agent_service;
 pub mod agent_version;
+pub mod code;
 pub mod event;
 pub mod idempotency;
 mod json;

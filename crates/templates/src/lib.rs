@@ -5,6 +5,8 @@
 //! - `host`: this host's own `/usr`, read-only, on a skeleton of our own; ready at once
 //!   ([`Templates::host`]).
 //!
+//! - `code-interpreter`: `base` and a layer with Jupyter kernels, made in a machine at first demand ([`derived`]).
+//!
 //! A template is a [`Layer`]: read-only trees and binds that an engine builds machines on. The server
 //! calls this crate from blocking threads; nothing here is asynchronous.
 
@@ -12,6 +14,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod base;
+pub mod derived;
 mod error;
 mod host;
 mod kept;
@@ -24,7 +27,7 @@ use std::path::{Path, PathBuf};
 
 pub use error::TemplateError;
 pub use kept::Record;
-pub use progress::{Phase, Progress};
+pub use progress::{Phase, Progress, without_credentials};
 pub use settings::OWN_SOURCES;
 
 use base::Plan;
@@ -40,7 +43,7 @@ const WORKSPACE: &str = "/workspace";
 /// A template, ready for machines to be built on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layer {
-    /// The template's name: `base` or `host`.
+    /// The template's name: `base`, `host` or `code-interpreter`.
     pub name: String,
     /// What it is: 64 hex digits (SHA-256). Equal digests are equal templates. The `host` template's
     /// digest covers its skeleton and the host's release, not every file in `/usr`.
@@ -89,7 +92,7 @@ impl Templates {
         let data = Kept::open(data_dir)?;
         let shared = cache_dir.map_or_else(|| Ok(data.clone()), Kept::open)?;
         for kept in [&data, &shared] {
-            for kind in ["base", "host"] {
+            for kind in ["base", "host", derived::CODE_INTERPRETER.name] {
                 // Somebody else's lock means somebody is building: what is there is not left over.
                 if let Some(lock) = kept.lock(kind, false)? {
                     kept.sweep(kind, &lock)?;

@@ -158,7 +158,8 @@ pub(crate) fn redact(line: &str) -> String {
 }
 
 /// The text with `user:password@` cut out of every URL in it.
-pub(crate) fn without_credentials(line: &str) -> String {
+#[must_use]
+pub fn without_credentials(line: &str) -> String {
     let mut out = String::new();
     let mut rest = line;
     while let Some(at) = rest.find("://") {

@@ -12,6 +12,7 @@ pub mod agent_service;
 mod agent_task;
 pub mod agent_version;
 mod bundle;
+pub mod code;
 pub(crate) mod count;
 pub mod egress;
 pub mod event;
@@ -84,6 +85,8 @@ pub struct App {
     pub(crate) uploads: upload::Uploads,
     /// Who is told of events over HTTP.
     pub(crate) webhooks: webhook::Webhooks,
+    /// Code in machines.
+    pub(crate) code: code::State,
     /// The agent side's own state.
     pub agents: agent::Agents,
     /// Cancelled when the server is told to stop: open streams end themselves then.

@@ -1,15 +1,19 @@
 //! Templates that machines start from: looked up in memory, made in the background.
 
+mod derived;
+
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
 };
 
 use nullspace_api::error::code;
 use nullspace_templates::{Layer, Progress, Templates};
 
 use crate::error::{Error, Kind, Result};
+
+pub use derived::{clean, ensure};
 
 /// Where the templates come from.
 #[derive(Clone)]
@@ -50,6 +54,9 @@ pub struct Registry {
     ready: RwLock<BTreeMap<String, Arc<Layer>>>,
     /// What is being made, by name, with what it is doing.
     pending: Mutex<BTreeMap<String, String>>,
+    /// Where templates can be made at first demand.
+    builtin: OnceLock<Templates>,
+    making: derived::Making,
 }
 
 impl Registry {
@@ -73,6 +80,14 @@ impl Registry {
             .with_action(host)
             .with_retry_after(5));
         }
+        if derived::recipe(name).is_some() && self.builtin.get().is_some() {
+            return Err(Error::new(
+                Kind::Unavailable,
+                code::TEMPLATE_NOT_READY,
+                format!("template {name} is made when the first machine asks for it"),
+            )
+            .with_retry_after(5));
+        }
         Err(Error::not_found(
             code::TEMPLATE_NOT_FOUND,
             format!("no template {name:?}"),
@@ -87,6 +102,13 @@ impl Registry {
             .unwrap_or_else(PoisonError::into_inner)
             .get(name)
             .cloned()
+    }
+
+    /// Whether it is ready.
+    #[must_use]
+    pub fn is_ready(&self, name: &str) -> bool {
+        let ready = self.ready.read().unwrap_or_else(PoisonError::into_inner);
+        ready.contains_key(name)
     }
 
     /// The names of the templates that are ready.
@@ -143,6 +165,7 @@ pub async fn start(app: &super::AppState, source: Source) -> Result<()> {
             }
         };
         let templates = Templates::open(&app.data_dir, cache_dir.as_deref()).map_err(fail)?;
+        let _ = app.templates.builtin.set(templates.clone());
         match templates.host() {
             Ok(layer) => app.templates.add(layer),
             Err(error) => {

@@ -13,7 +13,6 @@ const OF_A_MACHINE: &[(&str, &[&str])] = &[
     ("forking machines", &["fork"]),
     ("snapshots", &["snapshots"]),
     ("volumes", &["volumes", "volumes/{*rest}"]),
-    ("code contexts", &["code", "code/{*rest}"]),
     ("desktops", &["desktop", "desktop/{*rest}"]),
 ];
 

@@ -21,7 +21,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::extract::{Json, Path, Query, claim};
 use crate::{
-    app::{AppState, Caller, machine, preview},
+    app::{AppState, Caller, machine, preview, template},
     error::{Error, Kind, Result},
 };
 
@@ -55,6 +55,9 @@ async fn create(
     Json(request): Json<CreateMachineRequest>,
 ) -> Result<Response> {
     let claim = claim(&headers, &caller, CREATE.to_owned(), &request)?;
+    if let Some(name) = &request.template {
+        template::ensure(&app, name).await?;
+    }
     let (new, checkout) = machine::plan(&app, request, &caller.key_id)?;
     let row = match machine::create(&app, new, claim).await? {
         machine::Created::New(row) | machine::Created::Replayed(row) => row,

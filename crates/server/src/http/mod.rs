@@ -11,6 +11,7 @@ mod agent_service;
 mod agent_version;
 mod batch;
 mod body;
+mod code;
 mod egress;
 mod error;
 mod event;
@@ -46,7 +47,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use nullspace_api::{Noun, error::code, id};
+use nullspace_api::{Noun, error::code as error_code, id};
 use tracing::{Instrument, field::Empty};
 use utoipa_axum::router::OpenApiRouter;
 
@@ -69,6 +70,7 @@ fn machine_routes() -> OpenApiRouter<AppState> {
         .merge(process::routes())
         .merge(pty::routes())
         .merge(socket::routes())
+        .merge(code::routes())
         .merge(ssh::routes())
         .merge(preview::routes())
         .merge(file::routes())
@@ -105,11 +107,11 @@ pub fn router(app: AppState) -> Router {
             "/openapi.json",
             get(move || async move { ([("content-type", "application/json")], document.clone()) }),
         )
-        .fallback(|| async { Error::not_found(code::NOT_FOUND, "no such route") })
+        .fallback(|| async { Error::not_found(error_code::NOT_FOUND, "no such route") })
         .method_not_allowed_fallback(|| async {
             Error::new(
                 Kind::MethodNotAllowed,
-                code::METHOD_NOT_ALLOWED,
+                error_code::METHOD_NOT_ALLOWED,
                 "this route does not have that method",
             )
         })
@@ -183,7 +185,7 @@ fn authenticate(app: &App, request: &Request) -> Result<Option<Caller>, Error> {
         return Ok(None);
     }
     let refused = |message: &str| {
-        Error::new(Kind::Unauthorized, code::UNAUTHORIZED, message)
+        Error::new(Kind::Unauthorized, error_code::UNAUTHORIZED, message)
             .with_action("send the header `Authorization: Bearer <key>` with a valid key")
     };
     let Some(header) = request.headers().get(::http::header::AUTHORIZATION) else {

@@ -1,5 +1,6 @@
 //! `nullspace machine …`, also spelled `sandbox`: machines and what is in them.
 
+mod code;
 mod cp;
 mod create;
 mod egress;
@@ -49,6 +50,8 @@ enum Command {
     Kill(kill::Args),
     /// Processes that go on by themselves, and commands that are streamed
     Process(process::Args),
+    /// Run code in kernels that keep its variables
+    Code(code::Args),
     /// Terminals
     Pty(pty::Args),
     /// Publish a port, and print its host
@@ -86,6 +89,7 @@ pub(crate) async fn run(args: Args, app: &App) -> Outcome {
         Command::Exec(args) => exec::run(&args, app).await,
         Command::Kill(args) => kill::run(&args, app).await,
         Command::Process(args) => process::run(args, app).await,
+        Command::Code(args) => code::run(args, app).await,
         Command::Pty(args) => pty::run(args, app).await,
         Command::Host(args) => host::run(&args, app).await,
         Command::Url(args) => url::run(&args, app).await,

@@ -15,6 +15,7 @@ use super::{ATTEMPTS, End, Task};
 use crate::app::{
     agent_artifact, agent_config, agent_run, bundle,
     machine::{self, NewMachine},
+    template,
 };
 
 /// How often it is looked whether the template is ready.
@@ -64,8 +65,22 @@ impl Task {
 
     /// What the machine starts from, once it is ready.
     pub(super) async fn template(&self) -> Result<Arc<Layer>, End> {
+        let name = &self.version.config.template;
         loop {
-            match self.app.templates.find(&self.version.config.template) {
+            let ensured = tokio::select! {
+                ensured = template::ensure(&self.app, name) => ensured,
+                () = self.cancel.cancelled() => return Err(End::cancelled()),
+            };
+            match ensured {
+                Ok(()) => {}
+                Err(error) if error.code == code::TRANSITION_IN_PROGRESS => {}
+                // The one that it is made from is not there yet.
+                Err(_) if self.app.templates.why_not("base").is_some() => {}
+                Err(error) => {
+                    return Err(End::broke(format!("starting failed: {}", error.message)));
+                }
+            }
+            match self.app.templates.find(name) {
                 Ok(template) => return Ok(template),
                 Err(error) if error.code == code::TEMPLATE_NOT_READY => {}
                 Err(error) => {

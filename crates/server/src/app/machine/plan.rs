@@ -9,7 +9,7 @@ use nullspace_api::{
 use nullspace_engine::{Bind, MachineSpec, egress::Rules};
 use nullspace_lifecycle::machine::State;
 use nullspace_store::machine::MachineRow;
-use nullspace_templates::Layer;
+use nullspace_templates::{Layer, derived::CODE_INTERPRETER};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -28,6 +28,8 @@ const CA_VARIABLES: [&str; 6] = [
     "CURL_CA_BUNDLE",
     "GIT_SSL_CAINFO",
 ];
+/// Memory of a machine with kernels, in MiB, unless it asks for another amount.
+const CODE_MEMORY_MB: u64 = 2048;
 /// The most metadata a machine carries, as JSON.
 const MAX_METADATA: usize = 64 << 10;
 /// The most environment a machine gets.
@@ -183,7 +185,9 @@ pub fn plan(
             app.config.max_vcpus
         )));
     }
-    let memory_mb = request.memory_mb.unwrap_or(app.config.default_memory_mb);
+    let memory_mb = request
+        .memory_mb
+        .unwrap_or_else(|| default_memory_mb(app, &template.name));
     if memory_mb < 32 || memory_mb > app.config.max_memory_mb {
         return Err(Error::invalid(format!(
             "memory_mb: must be 32 to {}",
@@ -224,6 +228,15 @@ pub fn plan(
         ..NewMachine::from_template(app, template)
     };
     Ok((new, checkout))
+}
+
+/// What a machine gets that asks for none: kernels with their libraries need more than a shell.
+fn default_memory_mb(app: &App, template: &str) -> u64 {
+    if template == CODE_INTERPRETER.name {
+        CODE_MEMORY_MB.min(app.config.max_memory_mb)
+    } else {
+        app.config.default_memory_mb
+    }
 }
 
 /// What belongs to later pieces of work is refused by name, never ignored.
