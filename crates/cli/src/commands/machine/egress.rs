@@ -46,6 +46,9 @@ struct Get {
     "allow_all", "deny_all", "policy_json", "allow_cidr", "deny_cidr", "allow_domain", "deny_domain", "kbit_per_sec",
     "pps",
 ])))]
+#[command(group(clap::ArgGroup::new("custom").multiple(true).args([
+    "allow_cidr", "deny_cidr", "allow_domain", "deny_domain", "kbit_per_sec", "pps",
+])))]
 struct Set {
     /// The machine's id.
     #[arg(value_name = "MACHINE", value_parser = input::named)]
@@ -60,22 +63,22 @@ struct Set {
     #[arg(long, value_name = "JSON", conflicts_with = "custom")]
     policy_json: Option<String>,
     /// An IPv4 network or address that may be reached; may be repeated.
-    #[arg(long, value_name = "CIDR", group = "custom")]
+    #[arg(long, value_name = "CIDR")]
     allow_cidr: Vec<String>,
     /// One that may not; may be repeated.
-    #[arg(long, value_name = "CIDR", group = "custom")]
+    #[arg(long, value_name = "CIDR")]
     deny_cidr: Vec<String>,
     /// A host name, or *.NAME for all below it, that may be resolved and reached; may be repeated.
-    #[arg(long, value_name = "NAME", group = "custom")]
+    #[arg(long, value_name = "NAME")]
     allow_domain: Vec<String>,
     /// One that does not exist for the machine; may be repeated.
-    #[arg(long, value_name = "NAME", group = "custom")]
+    #[arg(long, value_name = "NAME")]
     deny_domain: Vec<String>,
     /// The most that leaves the machine in a second, in thousands of bits.
-    #[arg(long, value_name = "N", group = "custom", conflicts_with = "pps")]
+    #[arg(long, value_name = "N", conflicts_with = "pps")]
     kbit_per_sec: Option<u32>,
     /// The same in packets.
-    #[arg(long, value_name = "N", group = "custom")]
+    #[arg(long, value_name = "N")]
     pps: Option<u32>,
     /// What may leave at once beyond that: kilobytes, or packets.
     #[arg(long, value_name = "N", conflicts_with_all = ["allow_all", "deny_all", "policy_json"])]
