@@ -3,36 +3,33 @@
 
 use std::time::Duration;
 
-use axum::{
-    extract::{
-        State,
-        ws::{
-            CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code,
-            rejection::WebSocketUpgradeRejection,
-        },
-    },
-    response::Response,
-};
-use futures_util::{
-    SinkExt, StreamExt,
-    stream::{SplitSink, SplitStream},
-};
+use axum::{extract::State, response::Response};
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
 use nullspace_api::{
     ErrorBody,
     event::{StreamMessage, StreamRequest},
 };
 use tokio::time::Instant;
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{
+        Message,
+        protocol::{CloseFrame, frame::coding::CloseCode},
+    },
+};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     extract::Path,
-    socket::{PING, SILENCE, checked},
+    socket::{Incoming, Outgoing, PING, PING_FRAME, SILENCE, Upgrade},
 };
 use crate::{
     app::{
         AppState,
         event::{self, Scope},
         event_stream::Subscription,
+        socket::TextFrame,
     },
     error::{Error, Result},
 };
@@ -65,7 +62,7 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
 async fn machine_socket(
     State(app): State<AppState>,
     Path(id): Path<String>,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    upgrade: Upgrade,
 ) -> Result<Response> {
     open(app, Scope::Machine(id), upgrade).await
 }
@@ -81,52 +78,47 @@ async fn machine_socket(
         (status = 101, description = "WebSocket"),
         (status = 400, body = ErrorBody, description = "`invalid_request`: not a WebSocket upgrade"),
     ))]
-async fn socket(
-    State(app): State<AppState>,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Result<Response> {
+async fn socket(State(app): State<AppState>, upgrade: Upgrade) -> Result<Response> {
     open(app, Scope::Fleet, upgrade).await
 }
 
-async fn open(
-    app: AppState,
-    scope: Scope,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Result<Response> {
-    let upgrade = checked(upgrade)?;
+async fn open(app: AppState, scope: Scope, upgrade: Upgrade) -> Result<Response> {
     event::check_scope(&app, &scope).await?;
-    Ok(upgrade
-        .max_message_size(MAX_MESSAGE)
-        .max_frame_size(MAX_MESSAGE)
-        .on_upgrade(move |socket| serve(app, scope, socket)))
+    Ok(upgrade.accept(move |frames, outgoing| serve(app, scope, frames, outgoing)))
 }
 
 /// Tells events until one side has enough.
-async fn serve(app: AppState, scope: Scope, socket: WebSocket) {
-    let (sink, mut frames) = socket.split();
+async fn serve(
+    app: AppState,
+    scope: Scope,
+    mut frames: WebSocketStream<Incoming>,
+    outgoing: Outgoing,
+) {
     let mut client = Client {
-        sink,
+        outgoing,
         heard: Instant::now(),
     };
     let over = tokio::select! {
         over = follow(&app, &scope, &mut client, &mut frames) => over.err(),
         () = app.stopping.cancelled() => Some(CloseFrame {
-            code: close_code::AWAY,
+            code: CloseCode::Away,
             reason: "the server stops".into(),
         }),
     };
     let close = async {
         if over.is_some() {
-            let _ = client.sink.send(Message::Close(over)).await;
+            let _ = frames.send(Message::Close(over)).await;
         }
-        let _ = client.sink.close().await;
+        let _ = SinkExt::close(&mut frames).await;
+        let last = client.outgoing.replies();
+        let _ = client.outgoing.send(last).await;
     };
     let _ = tokio::time::timeout(Duration::from_secs(1), close).await;
 }
 
 /// The way to a client.
 struct Client {
-    sink: SplitSink<WebSocket, Message>,
+    outgoing: Outgoing,
     /// When something last came from it, or a frame that had waited for it was taken.
     heard: Instant,
 }
@@ -134,28 +126,28 @@ struct Client {
 impl Client {
     /// # Errors
     /// When the client is gone or takes nothing: there is nothing to tell it.
-    async fn send(&mut self, message: Message) -> Result<(), CloseFrame> {
+    async fn send(&mut self, frame: Bytes) -> Result<(), CloseFrame> {
         let begun = Instant::now();
-        let sent = tokio::time::timeout(STUCK, self.sink.send(message)).await;
+        let sent = tokio::time::timeout(STUCK, self.outgoing.send(frame)).await;
         if begun.elapsed() > PING {
             // While it did not read it could not answer pings either.
             self.heard = Instant::now();
         }
         match sent {
             Ok(Ok(())) => Ok(()),
-            _ => Err(bye(close_code::POLICY, "nothing is read")),
+            _ => Err(bye(CloseCode::Policy, "nothing is read")),
         }
     }
 
     async fn say(&mut self, message: &StreamMessage) -> Result<(), CloseFrame> {
-        match serde_json::to_string(message) {
-            Ok(text) => self.send(Message::Text(text.into())).await,
-            Err(_) => Ok(()),
+        match TextFrame::of(message) {
+            Some(frame) => self.send(frame.into()).await,
+            None => Ok(()),
         }
     }
 }
 
-fn bye(code: u16, reason: &'static str) -> CloseFrame {
+fn bye(code: CloseCode, reason: &'static str) -> CloseFrame {
     CloseFrame {
         code,
         reason: reason.into(),
@@ -170,7 +162,7 @@ async fn follow(
     app: &AppState,
     scope: &Scope,
     client: &mut Client,
-    frames: &mut SplitStream<WebSocket>,
+    frames: &mut WebSocketStream<Incoming>,
 ) -> Result<(), CloseFrame> {
     let opened = Instant::now();
     let mut told = app.store.events();
@@ -193,9 +185,12 @@ async fn follow(
                 let text = match frame {
                     Message::Text(text) => text.to_string(),
                     Message::Binary(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-                    Message::Ping(_) | Message::Pong(_) => continue,
+                    Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => continue,
                     Message::Close(_) => return Ok(()),
                 };
+                if text.len() > MAX_MESSAGE {
+                    return Err(bye(CloseCode::Size, "a filter is smaller"));
+                }
                 told.mark_unchanged();
                 match subscribe(app, scope, &text).await {
                     Ok((begun, answer)) => {
@@ -215,19 +210,23 @@ async fn follow(
             }
             _ = ping.tick() => {
                 if client.heard.elapsed() > SILENCE {
-                    return Err(bye(close_code::POLICY, "nothing is heard"));
+                    return Err(bye(CloseCode::Policy, "nothing is heard"));
                 }
                 if subscription.is_none() && opened.elapsed() > FIRST_WORD {
-                    return Err(bye(close_code::POLICY, "nothing was subscribed to"));
+                    return Err(bye(CloseCode::Policy, "nothing was subscribed to"));
                 }
-                client.send(Message::Ping(Default::default())).await?;
+                client.send(Bytes::from_static(PING_FRAME)).await?;
+            }
+            () = client.outgoing.told() => {
+                let replies = client.outgoing.replies();
+                client.send(replies).await?;
             }
             // The store ends with the server.
             changed = told.changed(), if !more => more = changed.is_ok(),
             stretch = next => {
                 // A client takes an error for the end, but comes back from a closed connection.
                 let stretch = stretch
-                    .map_err(|_| bye(close_code::ERROR, "the record cannot be read"))?;
+                    .map_err(|_| bye(CloseCode::Error, "the record cannot be read"))?;
                 for row in stretch.events {
                     let event = Box::new(event::info(row));
                     client.say(&StreamMessage::Event { event }).await?;

@@ -21,8 +21,7 @@ use tokio_tungstenite::{
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-pub(super) use self::wire::Upgrade;
-use self::wire::{Incoming, Outgoing};
+pub(super) use self::wire::{Incoming, Outgoing, Upgrade};
 use super::extract::Path;
 use crate::{
     app::{
@@ -37,7 +36,7 @@ use crate::{
 /// The beginning of a protocol whose rest is an API key.
 const KEY_PROTOCOL: &str = "nullspace.bearer.";
 /// A ping without content.
-const PING_FRAME: &[u8] = &[0x89, 0];
+pub(super) const PING_FRAME: &[u8] = &[0x89, 0];
 /// Frames that wait for a client that reads slowly.
 const WAITING: usize = 4;
 /// Between two pings.

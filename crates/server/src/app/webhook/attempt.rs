@@ -139,7 +139,8 @@ fn explain(error: reqwest::Error) -> (&'static str, String) {
         return ("timeout", "the receiver took too long".to_owned());
     }
     let mut why = last.unwrap_or_else(|| error.to_string());
-    why.truncate(why.floor_char_boundary(300));
+    let end = why.char_indices().nth(300).map_or(why.len(), |(at, _)| at);
+    why.truncate(end);
     if error.is_connect() {
         ("connection_failed", format!("no connection: {why}"))
     } else {

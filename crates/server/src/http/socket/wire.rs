@@ -212,7 +212,7 @@ pub(in crate::http) struct Outgoing {
 
 impl Outgoing {
     /// Sends a frame.
-    pub(super) async fn send(&mut self, frame: Bytes) -> io::Result<()> {
+    pub(in crate::http) async fn send(&mut self, frame: Bytes) -> io::Result<()> {
         self.finish().await?;
         self.now = frame;
         self.finish().await
@@ -232,12 +232,12 @@ impl Outgoing {
     }
 
     /// Waits until the library has something to say.
-    pub(super) async fn told(&self) {
+    pub(in crate::http) async fn told(&self) {
         self.replies.told.notified().await;
     }
 
     /// What the library has to say, for [`Self::send`].
-    pub(super) fn replies(&self) -> Bytes {
+    pub(in crate::http) fn replies(&self) -> Bytes {
         std::mem::take(&mut *self.replies.lock()).into()
     }
 }
