@@ -53,7 +53,7 @@ impl App {
             .route("/echo", post(|body: Bytes| async { body }))
             .route("/socket", get(socket))
             .route("/stream", get(stream))
-            .route("/hang", any(|| std::future::pending::<()>()))
+            .route("/hang", any(std::future::pending::<()>))
             .route("/bad", get(|| async { StatusCode::SERVICE_UNAVAILABLE }))
             .route("/cookie", get(|| async { [("set-cookie", "mine=1")] }))
             .fallback(page)

@@ -45,6 +45,7 @@ fn row(id: &str, state: &str) -> MachineRow {
         auto_resume: false,
         internet_access: true,
         egress: None,
+        mask_request_host: None,
         allow_public_traffic: true,
         cwd: "/".into(),
         metadata: r#"{"team": "a", "nested": {"x": 1, "y": 2}}"#.into(),
