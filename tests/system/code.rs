@@ -50,9 +50,9 @@ async fn execute(world: &World, id: &str, request: Value) -> Vec<Value> {
 
 /// The text of the last value.
 fn value(events: &[Value]) -> &str {
-    let results = events.iter().filter(|event| event["type"] == "result");
+    let mut results = events.iter().filter(|event| event["type"] == "result");
     results
-        .last()
+        .next_back()
         .unwrap_or_else(|| panic!("no value in {events:#?}"))["text"]
         .as_str()
         .unwrap()

@@ -92,7 +92,11 @@ const TABLE: &[(&[&str], Kind, &str, &str)] = &[
         "clone into it, or give the path of a repository",
     ),
     (
-        &["There is no tracking information", "has no upstream branch"],
+        &[
+            "There is no tracking information",
+            "but did not specify",
+            "has no upstream branch",
+        ],
         Kind::Conflict,
         code::GIT_NO_UPSTREAM,
         "give branch; for a push, set_upstream too",
@@ -250,9 +254,7 @@ pub(super) fn refused(what: &str, ended: &Ended, access: &Access) -> Error {
         .filter(said)
         .collect();
     let means = |word: &&str| text.iter().any(|line| line.contains(word));
-    let found = TABLE
-        .iter()
-        .find(|(words, ..)| words.iter().any(&means));
+    let found = TABLE.iter().find(|(words, ..)| words.iter().any(&means));
     let (kind, code, action) = match found {
         Some(&(_, kind, code, action)) => (kind, code, Some(action)),
         None => (Kind::Conflict, code::GIT_FAILED, None),
