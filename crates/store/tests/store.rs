@@ -47,6 +47,7 @@ fn row(id: &str, state: &str) -> MachineRow {
         egress: None,
         mask_request_host: None,
         allow_public_traffic: true,
+        mask_request_host: None,
         cwd: "/".into(),
         metadata: r#"{"team": "a", "nested": {"x": 1, "y": 2}}"#.into(),
         key_id: None,

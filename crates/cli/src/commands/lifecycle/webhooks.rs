@@ -56,8 +56,8 @@ struct Create {
     /// Where to: https://… or http://…
     #[arg(long)]
     url: String,
-    /// An operation that is sent; may be repeated.
-    #[arg(long = "operation", required = true, value_parser = OPERATIONS, ignore_case = true)]
+    /// An operation that is sent; at least one, may be repeated.
+    #[arg(long = "operation", value_parser = OPERATIONS, ignore_case = true)]
     operations: Vec<String>,
     /// Signs what is sent; - reads it from standard input.
     #[arg(long, value_name = "SECRET", allow_hyphen_values = true)]
@@ -133,6 +133,10 @@ pub(super) async fn run(args: Args, app: &App) -> Outcome {
     let client = app.client()?;
     match args.command {
         Command::Create(args) => {
+            if args.operations.is_empty() {
+                return Err(CliError::usage("no operation is to be sent")
+                    .hint("Give at least one --operation, such as --operation create."));
+            }
             let request = CreateWebhookRequest {
                 operations: lower(args.operations),
                 signing_secret: secret(args.signing_secret)?,
