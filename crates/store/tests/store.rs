@@ -45,7 +45,6 @@ fn row(id: &str, state: &str) -> MachineRow {
         auto_resume: false,
         internet_access: true,
         egress: None,
-        mask_request_host: None,
         allow_public_traffic: true,
         mask_request_host: None,
         cwd: "/".into(),
