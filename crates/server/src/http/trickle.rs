@@ -38,7 +38,11 @@ pub(super) fn answer(work: Work) -> Response {
                 Ok(Ending::Whole(bytes)) => Some((Ok(bytes.into()), None)),
                 Ok(Ending::Broken(bytes)) => Some((Ok(bytes.into()), Some(Next::Break))),
             },
-            Next::Break => Some((Err(std::io::Error::other("it went wrong")), None)),
+            Next::Break => {
+                // What was said before is sent only when there is nothing more for now.
+                tokio::task::yield_now().await;
+                Some((Err(std::io::Error::other("it went wrong")), None))
+            }
         }
     });
     (
