@@ -312,6 +312,14 @@ async fn names_are_allowed_and_open_their_addresses_alone() {
     assert_eq!(event["metadata"]["port"], 80);
     assert_eq!(event["metadata"]["protocol"], "tcp");
     assert!(event["metadata"]["count"].as_u64().unwrap() >= 1);
+    let told = |more: &[&str]| {
+        let listing = ["lifecycle", "events", "--machine-id", &one];
+        let output = world.nullspace(&[&listing, more].concat());
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(told(&["--audience", "internal"]).contains("egress_denied"));
+    assert!(!told(&[]).contains("egress_denied"));
     let (_, customers) = world
         .get(&format!("/v1/sandboxes/{one}/lifecycle?limit=200"))
         .await;

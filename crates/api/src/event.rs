@@ -18,6 +18,8 @@ pub const OPERATIONS: [&str; 9] = [
 ];
 /// How far it is.
 pub const STATUSES: [&str; 3] = ["requested", "succeeded", "failed"];
+/// Whom events are for: whoever has machines, and whoever asks what was decided about their traffic.
+pub const AUDIENCES: [&str; 2] = ["customer", "internal"];
 
 /// One event. Both spellings of a machine's id are there: the routes are shared by both wires.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -5,7 +5,7 @@ mod webhooks;
 use std::time::Duration;
 
 use clap::Subcommand;
-use nullspace_api::event::{ListEventsQuery, OPERATIONS, STATUSES, Subscribe};
+use nullspace_api::event::{AUDIENCES, ListEventsQuery, OPERATIONS, STATUSES, Subscribe};
 use nullspace_client::Error as ClientError;
 use tokio::time::Instant;
 
@@ -50,6 +50,9 @@ struct Which {
     /// Only about this snapshot.
     #[arg(long, value_name = "SNAPSHOT")]
     snapshot_id: Option<String>,
+    /// What happens to machines, or what is decided about their traffic: `egress_updated`, `egress_denied`.
+    #[arg(long, value_parser = AUDIENCES, default_value = AUDIENCES[0])]
+    audience: String,
 }
 
 /// List events.
@@ -57,6 +60,7 @@ struct Which {
 #[command(after_help = "Examples:
   nullspace lifecycle events --limit 20
   nullspace lifecycle events --machine-id mch_123 --order asc
+  nullspace lifecycle events --machine-id mch_123 --audience internal
   nullspace lifecycle events --operation create --status failed --from-time 2026-01-31T12:00:00Z")]
 struct Events {
     #[command(flatten)]
@@ -139,6 +143,7 @@ async fn events(args: Events, app: &App) -> Outcome {
         status: lower(args.which.status),
         from: args.from_time,
         to: args.to_time,
+        audience: Some(args.which.audience),
         machine_id: args.which.machine_id,
         snapshot_id: args.which.snapshot_id,
         source_machine_id: args.source_machine_id,
@@ -155,6 +160,7 @@ async fn stream(args: Stream, app: &App) -> Outcome {
         None => None,
     };
     let subscribe = Subscribe {
+        audience: Some(args.which.audience),
         machine_id: args.which.machine_id,
         snapshot_id: args.which.snapshot_id,
         operation: lower(args.which.operation),
