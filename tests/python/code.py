@@ -329,10 +329,12 @@ def main():
     refused = raises(NotImplementedError, "not_implemented", lambda: plain.run_code("1"))
     assert "base" in str(refused) and "kernels" in str(refused), refused
     plain.kill()
+    # A handle asks no more once it has killed its machine.
+    other = Sandbox.connect(box.id)
     box.kill()
     # Its artifacts are there for a while.
-    assert box.code_interpreter.download_artifact(html) == b"<p>"
-    raises(SandboxError, "sandbox_not_ready", lambda: box.run_code("1"))
+    assert other.code_interpreter.download_artifact(html) == b"<p>"
+    raises(SandboxError, "sandbox_not_ready", lambda: other.run_code("1"))
     print(json.dumps({"ok": True}))
 
 

@@ -395,8 +395,6 @@ def terminals(box):
 def later(box):
     """What belongs to later is refused by name."""
     raises(NotImplementedError, "not_implemented", box.hibernate)
-    raises(NotImplementedError, "not_implemented", box.get_metrics)
-    raises(NotImplementedError, "not_implemented", lambda: box.get_host(80))
     raises(NotImplementedError, "not_implemented", box.fork)
     raises(NotImplementedError, "not_implemented", lambda: Sandbox.create(template="host", on_timeout="pause"))
     raises(NotImplementedError, "not_implemented", lambda: Sandbox.create(snapshot_id="snap_x"))
