@@ -42,7 +42,7 @@ impl Histogram {
 
 impl EncodeMetric for Histogram {
     fn encode(&self, mut encoder: MetricEncoder) -> Result<(), std::fmt::Error> {
-        let bounds = BOUNDS.into_iter().chain([f64::MAX]);
+        let bounds = BOUNDS.into_iter().chain([f64::INFINITY]);
         let counts = self.0.buckets.iter();
         let buckets: Vec<(f64, u64)> = bounds
             .zip(counts.map(|count| count.load(Ordering::Relaxed)))
@@ -83,13 +83,15 @@ mod tests {
             "took_bucket{le=\"0.001\"} 2",
             "took_bucket{le=\"0.0025\"} 3",
             "took_bucket{le=\"0.5\"} 3",
-            "took_bucket{le=\"1.0\"} 4",
-            "took_bucket{le=\"60.0\"} 4",
+            "took_bucket{le=\"1\"} 4",
+            "took_bucket{le=\"60\"} 4",
             "took_bucket{le=\"+Inf\"} 5",
             "took_sum 100.703",
             "took_count 5",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");
         }
+        let buckets = text.lines().filter(|l| l.starts_with("took_bucket"));
+        assert_eq!(buckets.count(), BOUNDS.len() + 1, "{text}");
     }
 }
