@@ -90,7 +90,7 @@ impl Remote {
             }
             None if url.starts_with('/') => Transport::Local,
             // `ext::program` runs one.
-            None => match url.split_once(':') {
+            None => match scp_like(url) {
                 Some((host, path))
                     if !host.is_empty()
                         && !host.contains('/')
@@ -125,6 +125,17 @@ impl Remote {
         // What it says of the address may not quote it.
         Self::parse(&bare)
     }
+}
+
+/// The two sides of `user@host:path`. An IPv6 address is in brackets, so that its own colons are not taken for that one.
+fn scp_like(url: &str) -> Option<(&str, &str)> {
+    let bracket = url.find('[').filter(|at| !url[..*at].contains([':', '/']));
+    let from = match bracket {
+        Some(at) => at + url[at..].find(']')?,
+        None => 0,
+    };
+    let colon = from + url[from..].find(':')?;
+    Some((&url[..colon], &url[colon + 1..]))
 }
 
 #[cfg(test)]
