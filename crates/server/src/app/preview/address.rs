@@ -115,6 +115,8 @@ impl PreviewDomain {
             .ok()
             .filter(|host| !host.contains('@'))
             .and_then(|host| host.parse().ok())
+            // What stands for a port may be anything to the parser.
+            .filter(|host: &Authority| host.as_str() == host.host() || host.port_u16().is_some())
             .ok_or_else(|| invalid("host: is not the name of a host"))?;
         if uri.authority().is_some_and(|named| *named != host) {
             return Err(invalid("host: the request names two"));
