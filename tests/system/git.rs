@@ -145,7 +145,8 @@ impl Place {
             .await;
     }
 
-    /// What of these is in a file of the server's (the machine's, the record, the logs) or in a process of this host.
+    /// What of these is in a file of the server's (the machine's, the record, the logs) or in a process that it
+    /// or its launcher started.
     fn traces(&self, secrets: &[String]) -> Vec<String> {
         let mut found = Vec::new();
         let mut look = |place: &str, bytes: &[u8]| {
@@ -175,15 +176,8 @@ impl Place {
             }
         }
         look("the log", self.world.serve_log().as_bytes());
-        // The machine's own memory file system, seen through one of its processes.
-        let own = std::process::id();
-        for (pid, _) in crate::host::processes() {
-            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            // A test beside this one tells its script the password in this way.
-            let is_script = String::from_utf8_lossy(&command).contains("/tests/python/git");
-            if pid.unsigned_abs() == own || is_script {
-                continue;
-            }
+        // Only what this server started: tests beside this one may tell their own clients the password.
+        for pid in self.world.host.started_by(self.world.serve_pid()) {
             for what in ["cmdline", "environ"] {
                 let path = format!("/proc/{pid}/{what}");
                 look(&path, &std::fs::read(&path).unwrap_or_default());

@@ -71,6 +71,24 @@ impl Host {
             .find(|pid| parent(*pid).is_some_and(|parent| !family.contains(&parent)))
     }
 
+    /// A server, its launcher and all that they started, machines' processes among them.
+    pub fn started_by(&self, serve: u32) -> BTreeSet<i32> {
+        let mut found: BTreeSet<i32> = self.launcher().into_iter().collect();
+        found.extend(i32::try_from(serve).ok());
+        let parents: Vec<(i32, i32)> = processes()
+            .into_iter()
+            .filter_map(|(pid, _)| Some((pid, parent(pid)?)))
+            .collect();
+        loop {
+            let before = found.len();
+            let children = parents.iter().filter(|(_, parent)| found.contains(parent));
+            found.extend(children.map(|(pid, _)| *pid).collect::<Vec<_>>());
+            if found.len() == before {
+                return found;
+            }
+        }
+    }
+
     /// The machines that have a living process, by id.
     pub fn machines(&self) -> BTreeSet<String> {
         let mut found = BTreeSet::new();
