@@ -378,6 +378,7 @@ async fn a_machine_knows_its_own_name() {
     // Without the internet, and so without a name server.
     let spec = nullspace_engine::MachineSpec {
         egress: nullspace_engine::egress::Rules::deny_all(),
+        engine: None,
         ..conformance::spec("one", std::slice::from_ref(&world.layer))
     };
     engine.create(&spec).await.expect("create");

@@ -2,7 +2,8 @@
 //!
 //! Good enough to develop the whole platform on: commands really run (on the host, in the folder), files
 //! are real, the guest protocol is the real one. It keeps the same promises as the others where they do
-//! not need a kernel boundary, and it can be told to fail.
+//! not need a kernel boundary, and it can be told to fail. A checkpoint holds files and no memory: processes are not
+//! there when a machine is restored.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -16,15 +17,18 @@ use nullspace_guest::{Config, Guest};
 use tokio::{sync::broadcast, task::JoinSet};
 
 use crate::{
-    BoxedIo, Capabilities, Denial, Engine, EngineError, ExitReason, LiveMachine, MachineExit,
-    MachineSpec, Usage, egress::Rules,
+    Afterwards, BoxedIo, Capabilities, Checkpoint, Denial, Engine, EngineError, ExitReason,
+    LiveMachine, MachineExit, MachineSpec, Usage, egress::Rules,
 };
 
+/// Of what it writes as checkpoints.
+const FORMAT: &str = "1";
 /// What machines could still write, in bytes.
 const DISK_FREE: u64 = 1 << 30;
 
 /// See the module's docs. Dropping it ends its machines.
 pub struct FakeEngine {
+    name: &'static str,
     root: tempfile::TempDir,
     machines: Mutex<HashMap<String, Machine>>,
     exits: broadcast::Sender<MachineExit>,
@@ -42,6 +46,8 @@ struct Machine {
     counted: Counted,
     /// Kept and told, not enforced: commands run on the host.
     egress: Rules,
+    /// Told, not enforced: commands run on the host.
+    paused: bool,
     /// Open connections; they end with the machine.
     connections: JoinSet<()>,
 }
@@ -73,7 +79,16 @@ impl FakeEngine {
     /// # Errors
     /// When the folder cannot be made.
     pub fn new() -> io::Result<Self> {
+        Self::named("fake")
+    }
+
+    /// The same under another name, for what tells engines apart.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn named(name: &'static str) -> io::Result<Self> {
         Ok(Self {
+            name,
             root: tempfile::tempdir()?,
             machines: Mutex::default(),
             exits: broadcast::Sender::new(64),
@@ -94,7 +109,8 @@ impl FakeEngine {
         }
     }
 
-    /// Makes every later [`Engine::create`] whose hostname or id is this one fail.
+    /// Makes every later [`Engine::create`] and [`Engine::restore`] whose hostname or id is this one fail, and every
+    /// [`Engine::checkpoint`] of this id.
     pub fn fail_create(&self, id_or_hostname: &str) {
         self.failing
             .lock()
@@ -131,6 +147,56 @@ impl FakeEngine {
         self.root.path().join(id)
     }
 
+    /// Makes a machine of the folder that `fill` fills.
+    fn start(
+        &self,
+        spec: &MachineSpec,
+        fill: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> Result<(), EngineError> {
+        let root = self.machine_root(&spec.id);
+        if let Err(error) = fill(&root) {
+            let _ = std::fs::remove_dir_all(&root);
+            return Err(step("populate")(error));
+        }
+        let mut env = spec.env.clone();
+        env.entry("PATH".into())
+            .or_insert_with(|| std::env::var("PATH").unwrap_or_default());
+        let config = Config {
+            env,
+            cwd: spec.cwd.clone(),
+            root: root.clone(),
+            init: false,
+        };
+        let guest = Guest::new(config).map_err(step("guest"))?;
+        self.lock().insert(
+            spec.id.clone(),
+            Machine {
+                guest,
+                root,
+                memory_limit_bytes: spec.memory_bytes,
+                counted: Counted::default(),
+                egress: spec.egress.clone(),
+                paused: false,
+                connections: JoinSet::new(),
+            },
+        );
+        Ok(())
+    }
+
+    fn set_paused(&self, id: &str, paused: bool) -> Result<(), EngineError> {
+        let mut machines = self.lock();
+        let machine = machines
+            .get_mut(id)
+            .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
+        machine.paused = paused;
+        Ok(())
+    }
+
+    fn is_told_to_fail(&self, words: &[&str]) -> bool {
+        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        words.iter().any(|word| failing.contains(*word))
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Machine>> {
         self.machines.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -157,6 +223,18 @@ impl Drop for FakeEngine {
             machine.end();
         }
     }
+}
+
+fn step(step: &str) -> impl FnOnce(io::Error) -> EngineError {
+    let step = step.to_owned();
+    move |error| EngineError::Step {
+        step,
+        reason: error.to_string(),
+    }
+}
+
+fn told_to_fail(at: &str) -> EngineError {
+    step(at)(io::Error::other("told to fail"))
 }
 
 /// Copies the layers, lowest first, so that the folder looks like the overlay would.
@@ -207,11 +285,16 @@ fn size(folder: &Path) -> u64 {
 #[async_trait]
 impl Engine for FakeEngine {
     fn name(&self) -> &'static str {
-        "fake"
+        self.name
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::default()
+        Capabilities {
+            isolated: false,
+            pause: true,
+            hibernate: true,
+            fork: true,
+        }
     }
 
     async fn health(&self) -> Result<(), EngineError> {
@@ -220,21 +303,8 @@ impl Engine for FakeEngine {
 
     async fn create(&self, spec: &MachineSpec) -> Result<(), EngineError> {
         spec.validate()?;
-        let step = |step: &str| {
-            let step = step.to_owned();
-            move |e: io::Error| EngineError::Step {
-                step,
-                reason: e.to_string(),
-            }
-        };
-        {
-            let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-            if failing.contains(&spec.id) || failing.contains(&spec.hostname) {
-                return Err(EngineError::Step {
-                    step: "create".into(),
-                    reason: "told to fail".into(),
-                });
-            }
+        if self.is_told_to_fail(&[&spec.id, &spec.hostname]) {
+            return Err(told_to_fail("create"));
         }
         for layer in &spec.lower {
             if !layer.is_dir() {
@@ -247,33 +317,7 @@ impl Engine for FakeEngine {
         if self.lock().contains_key(&spec.id) {
             return Err(EngineError::Exists(spec.id.clone()));
         }
-        let root = self.machine_root(&spec.id);
-        if let Err(error) = populate(&root, spec) {
-            let _ = std::fs::remove_dir_all(&root);
-            return Err(step("populate")(error));
-        }
-        let mut env = spec.env.clone();
-        env.entry("PATH".into())
-            .or_insert_with(|| std::env::var("PATH").unwrap_or_default());
-        let config = Config {
-            env,
-            cwd: spec.cwd.clone(),
-            root: root.clone(),
-            init: false,
-        };
-        let guest = Guest::new(config).map_err(step("guest"))?;
-        self.lock().insert(
-            spec.id.clone(),
-            Machine {
-                guest,
-                root,
-                memory_limit_bytes: spec.memory_bytes,
-                counted: Counted::default(),
-                egress: spec.egress.clone(),
-                connections: JoinSet::new(),
-            },
-        );
-        Ok(())
+        self.start(spec, |root| populate(root, spec))
     }
 
     async fn destroy(&self, id: &str) -> Result<(), EngineError> {
@@ -300,11 +344,76 @@ impl Engine for FakeEngine {
         })
     }
 
+    async fn pause(&self, id: &str) -> Result<(), EngineError> {
+        self.set_paused(id, true)
+    }
+
+    async fn unpause(&self, id: &str) -> Result<(), EngineError> {
+        self.set_paused(id, false)
+    }
+
+    async fn checkpoint(
+        &self,
+        id: &str,
+        target: &Path,
+        afterwards: Afterwards,
+    ) -> Result<Checkpoint, EngineError> {
+        let root = self
+            .lock()
+            .get(id)
+            .map(|machine| machine.root.clone())
+            .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
+        if self.is_told_to_fail(&[id]) {
+            return Err(told_to_fail("checkpoint"));
+        }
+        let work = || -> io::Result<Checkpoint> {
+            std::fs::create_dir(target)?;
+            copy_tree(&root, &target.join("layer"))?;
+            std::fs::write(target.join("memory"), format!("there is none: {id}\n"))?;
+            let made = Checkpoint::of(target, self.name, FORMAT)?;
+            made.write(target)?;
+            Ok(made)
+        };
+        let made = work().map_err(|error| {
+            let _ = std::fs::remove_dir_all(target);
+            step("checkpoint")(error)
+        })?;
+        if afterwards == Afterwards::End
+            && let Some(machine) = self.lock().remove(id)
+        {
+            machine.end();
+        }
+        Ok(made)
+    }
+
+    async fn restore(&self, spec: &MachineSpec, from: &Path) -> Result<(), EngineError> {
+        spec.validate()?;
+        if self.is_told_to_fail(&[&spec.id, &spec.hostname]) {
+            return Err(told_to_fail("restore"));
+        }
+        if self.lock().contains_key(&spec.id) {
+            return Err(EngineError::Exists(spec.id.clone()));
+        }
+        let made = Checkpoint::read(from)
+            .ok_or_else(|| EngineError::Damaged("its record is not there".into()))?;
+        if made.engine != self.name || made.format != FORMAT {
+            return Err(EngineError::Damaged(format!(
+                "it is of {} {}",
+                made.engine, made.format
+            )));
+        }
+        made.prove(from)?;
+        self.start(spec, |root| copy_tree(&from.join("layer"), root))
+    }
+
     async fn list(&self) -> Result<Vec<LiveMachine>, EngineError> {
         Ok(self
             .lock()
             .keys()
-            .map(|id| LiveMachine { id: id.clone() })
+            .map(|id| LiveMachine {
+                id: id.clone(),
+                engine: self.name.to_owned(),
+            })
             .collect())
     }
 
@@ -313,6 +422,15 @@ impl Engine for FakeEngine {
         let machine = machines
             .get_mut(id)
             .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
+        if machine.paused {
+            // It does not answer: this end is held, and nobody reads.
+            let (ours, theirs) = tokio::io::duplex(64 << 10);
+            machine.connections.spawn(async move {
+                let _held = theirs;
+                std::future::pending::<()>().await;
+            });
+            return Ok(Box::new(ours));
+        }
         let (ours, theirs) = tokio::io::duplex(64 << 10);
         let guest = machine.guest.clone();
         machine
@@ -344,16 +462,8 @@ impl Engine for FakeEngine {
     }
 
     async fn set_egress(&self, id: &str, rules: &Rules) -> Result<(), EngineError> {
-        if self
-            .failing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(id)
-        {
-            return Err(EngineError::Step {
-                step: "set the rules".into(),
-                reason: "told to fail".into(),
-            });
+        if self.is_told_to_fail(&[id]) {
+            return Err(told_to_fail("set the rules"));
         }
         let mut machines = self.lock();
         let machine = machines

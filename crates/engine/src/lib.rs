@@ -5,13 +5,14 @@
 //! engine owes; [`conformance`] checks every engine against them, and [`fake::FakeEngine`] is an
 //! engine without isolation, good enough to develop the platform on any Linux box.
 //!
-//! An engine creates, destroys, lists and dials. Everything that happens *inside* a machine (commands,
-//! files, ports) is spoken to its guest over the dialled stream with `nullspace-protocol`, the same on
-//! every engine.
+//! An engine creates, destroys, lists and dials; some also keep a machine's memory. Everything that happens *inside*
+//! a machine (commands, files, ports) is spoken to its guest over the dialled stream with `nullspace-protocol`, the
+//! same on every engine. [`several::Several`] puts more than one behind one door.
 
 mod checkpoint;
 pub mod conformance;
 pub mod fake;
+pub mod several;
 mod spec;
 
 pub use checkpoint::{Afterwards, Checkpoint};
@@ -40,7 +41,7 @@ pub enum EngineError {
     /// No room for one more machine (addresses, ids, memory or a configured limit).
     #[error("no capacity: {0}")]
     Capacity(String),
-    /// The engine cannot do this at all; `hint` names one that can.
+    /// The engine cannot do this at all.
     #[error("the {engine} engine cannot {what}")]
     Unsupported {
         /// The engine that was asked.
@@ -48,6 +49,9 @@ pub enum EngineError {
         /// The missing ability, as a verb phrase.
         what: &'static str,
     },
+    /// A checkpoint is not what was written, or cannot be proven to be: nothing was made of it.
+    #[error("the checkpoint cannot be used: {0}")]
+    Damaged(String),
     /// A step of building or ending the machine failed.
     #[error("{step} failed: {reason}")]
     Step {
@@ -70,8 +74,14 @@ pub trait Engine: Send + Sync + 'static {
     /// The engine's name as users write it: `native`, `gvisor`, `microvm`, or `fake`.
     fn name(&self) -> &'static str;
 
-    /// What this engine can do beyond the basics.
+    /// What this engine can do beyond the basics. With several engines behind one door: what it does for machines that
+    /// ask for none by name.
     fn capabilities(&self) -> Capabilities;
+
+    /// What is done for machines that ask for this engine; `None` when there is none of that name here.
+    fn capabilities_of(&self, engine: &str) -> Option<Capabilities> {
+        (engine == self.name()).then(|| self.capabilities())
+    }
 
     /// Whether a machine could be created now; the error says what is in the way.
     async fn health(&self) -> Result<(), EngineError>;
@@ -129,7 +139,9 @@ pub trait Engine: Send + Sync + 'static {
     /// listening ports. Returns once its guest answers.
     ///
     /// As for [`Engine::create`], but what was started in the checkpoint has its environment and directory already.
-    /// The caller guarantees that the layers are those of the machine that was kept. Id, host name and address may be
+    /// Before anything of it runs the engine proves the checkpoint by the digest in its record; the caller compares
+    /// that with the one it was given. It is only read: afterwards it is as it was.
+    /// The caller guarantees that the layers and binds are those of the machine that was kept. Id, host name and address may be
     /// others; several machines may be built from one checkpoint, and share nothing that can change. The engine owes
     /// besides: a clock that is right and random numbers that were not drawn before.
     async fn restore(

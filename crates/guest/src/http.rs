@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    Guest,
+    Guest, alone,
     error::{Error, Result},
     files,
     output::{FIRST_FOLLOWER, Next},
@@ -53,6 +53,15 @@ pub(crate) async fn route(guest: &Guest, request: Request<Incoming>) -> Response
         })
 }
 
+/// Does what may take a while beside everything else.
+async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<()> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(io::Error::other)
+        .and_then(|done| done)
+        .map_err(|error| Error::io("the machine", &error))
+}
+
 async fn answer(
     guest: &Guest,
     method: &Method,
@@ -66,6 +75,20 @@ async fn answer(
             protocol: PROTOCOL_VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }),
+        (&Method::POST, ["resumed"]) => {
+            let setup: nullspace_protocol::alone::Setup = json(body).await?;
+            let guest = guest.clone();
+            blocking(move || alone::resumed(&guest, setup)).await?;
+            ok(&())
+        }
+        (&Method::POST, ["sync"]) => {
+            let sync = || {
+                rustix::fs::sync();
+                Ok(())
+            };
+            blocking(sync).await?;
+            ok(&())
+        }
         (&Method::POST, ["exec"]) => {
             let request: ExecRequest = json(body).await?;
             let collect = request.collect;

@@ -2,14 +2,15 @@
 //!
 //! In a real machine it is process number 1: it reaps, runs commands, moves files and forwards ports, all
 //! over `nullspace-protocol` on connections that the host dials. It has no configuration of its own and
-//! keeps no state that the host could not lose. `nullspace-engine-native` forks into [`run_as_init`]; the
-//! fake engine serves [`Guest::serve`] from an ordinary process.
+//! keeps no state that the host could not lose. `nullspace-engine-native` forks into [`run_as_init`], or starts
+//! [`main`] where a machine has a kernel of its own; the fake engine serves [`Guest::serve`] from an ordinary process.
 //!
 //! What it must not do: load code or data of the machine into itself (no NSS, no locale, no dlopen), die
 //! because of anything a process in the machine does, or grow without bound.
 
 #![cfg(target_os = "linux")]
 
+mod alone;
 mod error;
 mod files;
 mod http;
@@ -31,8 +32,10 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::net::UnixListener as StdListener},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
 };
+
+pub use alone::main;
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use nullspace_protocol::{CONNECTION_WINDOW, Io, MAX_FRAME, STREAM_WINDOW};
@@ -55,10 +58,14 @@ pub struct Config {
 #[derive(Clone)]
 pub struct Guest {
     inner: Arc<Inner>,
+    /// What connections must begin with, where others could make them.
+    secret: Option<alone::Secret>,
 }
 
 struct Inner {
-    config: Config,
+    root: PathBuf,
+    init: bool,
+    defaults: RwLock<Arc<Defaults>>,
     processes: process::Table,
     watches: watch::Count,
     publishing: staging::Publishing,
@@ -66,10 +73,16 @@ struct Inner {
     sftp: sftp::Count,
 }
 
+/// What commands have unless they say otherwise.
+struct Defaults {
+    env: BTreeMap<String, String>,
+    cwd: String,
+}
+
 impl std::fmt::Debug for Guest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Guest")
-            .field("root", &self.inner.config.root)
+            .field("root", &self.inner.root)
             .finish_non_exhaustive()
     }
 }
@@ -82,9 +95,16 @@ impl Guest {
     pub fn new(config: Config) -> io::Result<Self> {
         let processes = process::Table::default();
         reaper::start(processes.clone(), config.init)?;
+        let defaults = Defaults {
+            env: config.env,
+            cwd: config.cwd,
+        };
         Ok(Self {
+            secret: None,
             inner: Arc::new(Inner {
-                config,
+                root: config.root,
+                init: config.init,
+                defaults: RwLock::new(Arc::new(defaults)),
                 processes,
                 watches: watch::Count::default(),
                 publishing: staging::Publishing::default(),
@@ -92,6 +112,22 @@ impl Guest {
                 sftp: sftp::Count::default(),
             }),
         })
+    }
+
+    fn with_secret(mut self, secret: alone::Secret) -> Self {
+        self.secret = Some(secret);
+        self
+    }
+
+    fn defaults(&self) -> Arc<Defaults> {
+        let defaults = self.inner.defaults.read();
+        defaults.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// For commands that start from now on.
+    fn set_defaults(&self, env: BTreeMap<String, String>, cwd: String) {
+        let defaults = self.inner.defaults.write();
+        *defaults.unwrap_or_else(PoisonError::into_inner) = Arc::new(Defaults { env, cwd });
     }
 
     /// Answers one host connection until it closes.
@@ -120,7 +156,7 @@ impl Guest {
 
     /// Where a path of the machine is for this process.
     fn host_path(&self, path: &str) -> PathBuf {
-        let root = &self.inner.config.root;
+        let root = &self.inner.root;
         if root == Path::new("/") {
             PathBuf::from(path)
         } else {
@@ -137,14 +173,7 @@ impl Guest {
 /// # Errors
 /// Only when the runtime cannot start or the listener breaks; the machine ends with this process.
 pub fn run_as_init(listener: OwnedFd, config: Config) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        // Threads are for file work that may block; few are enough, idle ones go soon.
-        .max_blocking_threads(16)
-        .thread_keep_alive(std::time::Duration::from_secs(2))
-        .thread_stack_size(256 << 10)
-        .build()?;
-    runtime.block_on(async move {
+    runtime()?.block_on(async move {
         let guest = Guest::new(config)?;
         let listener = StdListener::from(listener);
         listener.set_nonblocking(true)?;
@@ -163,4 +192,14 @@ pub fn run_as_init(listener: OwnedFd, config: Config) -> io::Result<()> {
             }
         }
     })
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Threads are for file work that may block; few are enough, idle ones go soon.
+        .max_blocking_threads(16)
+        .thread_keep_alive(std::time::Duration::from_secs(2))
+        .thread_stack_size(256 << 10)
+        .build()
 }

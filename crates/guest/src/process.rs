@@ -227,7 +227,7 @@ pub(crate) fn start(
     mut request: ExecRequest,
     attached: bool,
 ) -> Result<Arc<Process>> {
-    let config = &guest.inner.config;
+    let defaults = guest.defaults();
     let login = match &request.login {
         Some(wanted) => Some(Login::find(guest, wanted)?),
         None => None,
@@ -238,9 +238,9 @@ pub(crate) fn start(
     if request.argv.is_empty() || request.argv[0].is_empty() {
         return Err(Error::invalid("the command is empty"));
     }
-    let mut env = config.env.clone();
+    let mut env = defaults.env.clone();
     env.extend(request.env);
-    let cwd = request.cwd.unwrap_or_else(|| config.cwd.clone());
+    let cwd = request.cwd.unwrap_or_else(|| defaults.cwd.clone());
     let cwd_path = guest.host_path(&cwd);
     match std::fs::metadata(&cwd_path) {
         Ok(meta) if meta.is_dir() => {}
@@ -309,7 +309,7 @@ pub(crate) fn start(
         })
         .map_err(|e| Error::io(&request.argv[0], &e))?;
     drop(wires.child);
-    if config.init {
+    if guest.inner.init {
         // When the machine is out of memory its programs go before its process 1 does. On some hosts process 1
         // cannot be made less likely to be chosen, so they are made more likely.
         let _ = std::fs::write(format!("/proc/{}/oom_score_adj", process.pid), "500");

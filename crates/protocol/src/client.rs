@@ -20,6 +20,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use self::connection::Connection;
 use crate::{
     BoxedIo, PROTOCOL_VERSION,
+    alone::Setup,
     frame::{self, Frame, FrameError},
     types::{
         ErrorBody, ErrorKind, ExecRequest, FileInfo, Hello, OutputQuery, PathRequest,
@@ -113,6 +114,26 @@ impl GuestClient {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.connection.is_closed()
+    }
+
+    /// Tells a machine that goes on from a checkpoint which one it is now.
+    ///
+    /// # Errors
+    /// `Io` when the machine lacks something.
+    pub async fn resumed(&self, setup: &Setup) -> Result<(), GuestError> {
+        self.post("/resumed", setup, "telling the guest which machine it is")
+            .await
+            .map(drop)
+    }
+
+    /// Has everything that the machine wrote to files handed to the host.
+    ///
+    /// # Errors
+    /// `Io` when the machine lacks something.
+    pub async fn sync(&self) -> Result<(), GuestError> {
+        self.post("/sync", &(), "writing everything out")
+            .await
+            .map(drop)
     }
 
     /// Starts a process and streams its output until it ends. Dropping the stream kills the process

@@ -231,6 +231,7 @@ impl From<EngineError> for Error {
             )
             .with_context(text)
             .with_retry_after(1),
+            EngineError::Damaged(_) => Self::new(Kind::Conflict, code::INCOMPATIBLE_SNAPSHOT, text),
             EngineError::Exists(_) | EngineError::Step { .. } => Self::new(
                 Kind::Internal,
                 code::INTERNAL_ERROR,

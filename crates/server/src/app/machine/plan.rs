@@ -157,6 +157,7 @@ impl NewMachine {
             memory_bytes: self.memory_mb << 20,
             pids_max: app.config.max_pids,
             egress: self.egress,
+            engine: None,
         };
         (row, Box::new(spec))
     }

@@ -1,0 +1,325 @@
+//! The engine: the launcher makes machines, their kernels' control sockets do the rest.
+
+use std::{
+    io,
+    os::{fd::AsFd, unix::net::UnixStream},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use nullspace_engine::{
+    Afterwards, BoxedIo, Capabilities, Checkpoint, Denial, Engine, EngineError, LiveMachine,
+    MachineExit, MachineSpec, Usage, egress::Rules,
+};
+use nullspace_engine_native::{
+    Host, KERNEL_MEMORY, Kind, Origin, find_pack, is_id,
+    place::{GUEST, NAME, SECRET, STATE},
+};
+use nullspace_protocol::{
+    GuestClient, GuestError,
+    alone::{PORT, SECRET_BYTES, Setup},
+};
+use nullspace_sys::stream::LocalStream;
+use tokio::{io::AsyncWriteExt, sync::broadcast};
+
+use crate::{
+    checkpoint::Source,
+    control::{self, Error},
+    release::Release,
+};
+
+/// How long a guest may take to write everything out, or to take in which machine it is.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a guest that runs takes to answer at most, on a busy host.
+const ANSWERS: Duration = Duration::from_secs(5);
+
+/// See the crate's docs. Dropping it leaves its machines alive.
+#[derive(Clone, Debug)]
+pub struct GvisorEngine {
+    host: Host,
+    release: Release,
+    data_dir: PathBuf,
+}
+
+impl GvisorEngine {
+    /// An engine over a launcher that was told of gVisor. Machines that an earlier process left half-way to a
+    /// checkpoint go on.
+    ///
+    /// # Errors
+    /// [`EngineError::Unavailable`].
+    pub async fn over(
+        host: Host,
+        release: Release,
+        data_dir: PathBuf,
+    ) -> Result<Self, EngineError> {
+        let engine = Self {
+            host,
+            release,
+            data_dir,
+        };
+        for machine in engine.list().await? {
+            let source = engine.source(&machine.id);
+            if source.is_left_paused() {
+                tracing::info!(machine = %machine.id, "an unfinished checkpoint is given up");
+                let answers = tokio::time::timeout(ANSWERS, engine.client(&machine.id)).await;
+                let answers = matches!(answers, Ok(Ok(_)));
+                blocking(move || source.recover(answers)).await?;
+            }
+        }
+        Ok(engine)
+    }
+
+    fn source(&self, id: &str) -> Source {
+        let directory = self.host.machine_dir(id);
+        Source {
+            control: directory.join(STATE).join(format!("runsc-{NAME}.sock")),
+            directory,
+        }
+    }
+
+    /// Opens a stream to the guest that listens on the machine's loopback.
+    async fn open(&self, id: &str) -> Result<LocalStream, EngineError> {
+        if !is_id(id) {
+            return Err(EngineError::NotFound(id.to_owned()));
+        }
+        let source = self.source(id);
+        let opened = blocking(move || {
+            let secret = std::fs::read(source.directory.join(SECRET)).map_err(|_| Error::Gone)?;
+            let (ours, theirs) = UnixStream::pair().map_err(Error::Lost)?;
+            control::forward(&source.control, PORT, theirs.as_fd())?;
+            Ok((ours, secret))
+        })
+        .await?;
+        let lost = |error: io::Error| unavailable("reach the guest", error);
+        match opened {
+            Ok((stream, secret)) => {
+                let mut stream = LocalStream::new(stream).map_err(lost)?;
+                stream.write_all(&secret).await.map_err(lost)?;
+                Ok(stream)
+            }
+            // A kernel whose guest does not listen is on its way out.
+            Err(Error::Gone | Error::Refused(_)) => Err(EngineError::NotFound(id.to_owned())),
+            Err(Error::Lost(error)) => Err(lost(error)),
+        }
+    }
+
+    async fn client(&self, id: &str) -> Result<GuestClient, EngineError> {
+        let stream = self.open(id).await?;
+        GuestClient::connect(Box::new(stream))
+            .await
+            .map_err(|error| unavailable("shake hands with the guest", error))
+    }
+
+    /// Asks the guest for something, with an end to the waiting.
+    async fn ask<F>(
+        &self,
+        id: &str,
+        step: &str,
+        work: impl FnOnce(GuestClient) -> F,
+    ) -> Result<(), EngineError>
+    where
+        F: Future<Output = Result<(), GuestError>>,
+    {
+        let failed = |reason: String| EngineError::Step {
+            step: step.to_owned(),
+            reason,
+        };
+        let asked = async {
+            let client = self.client(id).await?;
+            work(client)
+                .await
+                .map_err(|error| failed(error.to_string()))
+        };
+        match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(done) => done,
+            Err(_) => Err(failed("the guest does not answer".into())),
+        }
+    }
+
+    /// What must be the same to read a checkpoint.
+    fn format(&self, pack: &str) -> String {
+        format!("1 runsc {} guest {pack}", self.release.version)
+    }
+
+    /// Refuses what cannot be read here.
+    fn readable(&self, from: &Path) -> Result<(Checkpoint, Origin), EngineError> {
+        let damaged = EngineError::Damaged;
+        let Some(made) = Checkpoint::read(from) else {
+            return Err(damaged("its record is not there, or is no record".into()));
+        };
+        if made.engine != self.name() {
+            return Err(damaged(format!("the {} engine wrote it", made.engine)));
+        }
+        let pack = made.format.rsplit(' ').next().unwrap_or_default();
+        if made.format != self.format(pack) {
+            return Err(damaged(format!(
+                "it was written as {:?}, and this host has runsc {}",
+                made.format, self.release.version
+            )));
+        }
+        let Some(guest) = find_pack(&self.data_dir, pack) else {
+            return Err(damaged(format!(
+                "the guest {pack} that runs in it is not here"
+            )));
+        };
+        let origin = Origin {
+            directory: from.to_owned(),
+            guest,
+        };
+        Ok((made, origin))
+    }
+
+    /// Tells a machine that goes on from a checkpoint which one it is, and gives it a secret of its own.
+    async fn introduce(&self, spec: &MachineSpec) -> Result<(), EngineError> {
+        let failed = |reason: String| EngineError::Step {
+            step: "tell the guest which machine it is".into(),
+            reason,
+        };
+        let mut secret = [0; SECRET_BYTES];
+        std::fs::File::open("/dev/urandom")
+            .and_then(|mut source| io::Read::read_exact(&mut source, &mut secret))
+            .map_err(|error| failed(error.to_string()))?;
+        let setup = Setup {
+            secret,
+            hostname: spec.hostname.clone(),
+            env: spec.env.clone(),
+            cwd: spec.cwd.clone(),
+            files: self.host.files(&spec.hostname),
+        };
+        self.ask(
+            &spec.id,
+            "tell the guest which machine it is",
+            |guest| async move { guest.resumed(&setup).await },
+        )
+        .await?;
+        let path = self.host.machine_dir(&spec.id).join(SECRET);
+        blocking(move || {
+            use std::os::unix::fs::OpenOptionsExt;
+            let passing = path.with_extension("new");
+            let mut file = std::fs::OpenOptions::new()
+                .create_new(true)
+                .write(true)
+                .mode(0o600)
+                .open(&passing)?;
+            io::Write::write_all(&mut file, &secret)?;
+            std::fs::rename(passing, path)
+        })
+        .await?
+        .map_err(|error| failed(error.to_string()))
+    }
+}
+
+fn unavailable(step: &str, error: impl std::fmt::Display) -> EngineError {
+    EngineError::Unavailable(format!("{step}: {error}"))
+}
+
+/// Does what blocks beside everything else.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, EngineError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| unavailable("a thread ended", error))
+}
+
+#[async_trait]
+impl Engine for GvisorEngine {
+    fn name(&self) -> &'static str {
+        Kind::Gvisor.name()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            isolated: true,
+            pause: false,
+            hibernate: true,
+            fork: true,
+        }
+    }
+
+    async fn health(&self) -> Result<(), EngineError> {
+        self.host.health().await
+    }
+
+    async fn create(&self, spec: &MachineSpec) -> Result<(), EngineError> {
+        self.host.create(Kind::Gvisor, spec, None).await
+    }
+
+    async fn destroy(&self, id: &str) -> Result<(), EngineError> {
+        self.host.destroy(id).await
+    }
+
+    async fn keep(&self, id: &str, target: &Path) -> Result<(), EngineError> {
+        // Its kernel holds back what was written; whatever is not with the host yet would be lost.
+        let written = self.ask(id, "write everything out", |guest| async move {
+            guest.sync().await
+        });
+        if let Err(error) = written.await {
+            self.host.destroy(id).await?;
+            return Err(error);
+        }
+        self.host.keep(id, target).await
+    }
+
+    async fn checkpoint(
+        &self,
+        id: &str,
+        target: &Path,
+        afterwards: Afterwards,
+    ) -> Result<Checkpoint, EngineError> {
+        if !is_id(id) {
+            return Err(EngineError::NotFound(id.to_owned()));
+        }
+        let (source, target) = (self.source(id), target.to_owned());
+        let pack = std::fs::read_to_string(source.directory.join(GUEST))
+            .map_err(|_| EngineError::NotFound(id.to_owned()))?;
+        let format = self.format(&pack);
+        let made = blocking(move || source.write(&target, &format, afterwards)).await??;
+        if afterwards == Afterwards::End {
+            self.host.destroy(id).await?;
+        }
+        Ok(made)
+    }
+
+    async fn restore(&self, spec: &MachineSpec, from: &Path) -> Result<(), EngineError> {
+        spec.validate()?;
+        let (made, origin) = self.readable(from)?;
+        let directory = from.to_owned();
+        blocking(move || made.prove(&directory)).await??;
+        self.host.create(Kind::Gvisor, spec, Some(origin)).await?;
+        let introduced = self.introduce(spec).await;
+        if introduced.is_err() {
+            self.host.destroy(&spec.id).await?;
+        }
+        introduced
+    }
+
+    async fn list(&self) -> Result<Vec<LiveMachine>, EngineError> {
+        self.host.list(Kind::Gvisor).await
+    }
+
+    async fn dial(&self, id: &str) -> Result<BoxedIo, EngineError> {
+        Ok(Box::new(self.open(id).await?))
+    }
+
+    async fn connect(&self, id: &str, port: u16) -> Result<Option<BoxedIo>, EngineError> {
+        self.host.connect(id, port).await
+    }
+
+    async fn usage(&self, id: &str) -> Result<Usage, EngineError> {
+        self.host.usage(id, KERNEL_MEMORY).await
+    }
+
+    async fn set_egress(&self, id: &str, rules: &Rules) -> Result<(), EngineError> {
+        self.host.set_egress(id, rules).await
+    }
+
+    fn denials(&self) -> broadcast::Receiver<Denial> {
+        self.host.denials(Kind::Gvisor)
+    }
+
+    fn exits(&self) -> broadcast::Receiver<MachineExit> {
+        self.host.exits(Kind::Gvisor)
+    }
+}
