@@ -1,5 +1,7 @@
 //! A data directory with a gVisor engine of its own.
 
+#[path = "../../../engine-native/tests/common/probes.rs"]
+pub mod probes;
 #[path = "../../../engine-native/tests/common/world.rs"]
 mod world;
 

@@ -1,5 +1,6 @@
 //! A data directory with a native engine of its own.
 
+pub mod probes;
 mod world;
 
 use nullspace_engine_native::NativeEngine;
