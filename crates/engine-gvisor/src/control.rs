@@ -15,8 +15,6 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use nullspace_engine_native::place::NAME;
-
 /// The most descriptors one request carries.
 const DESCRIPTORS: usize = 3;
 /// The most bytes of an answer. Errors may hold a kernel's whole stack.
@@ -56,18 +54,6 @@ struct Answer {
     success: bool,
     #[serde(default)]
     err: String,
-}
-
-/// Connects a stream to a port of the machine's own loopback.
-pub(crate) fn forward(socket: &Path, port: u16, stream: BorrowedFd<'_>) -> Result<(), Error> {
-    let arg = json!({"ContainerID": NAME, "Port": port});
-    call(
-        socket,
-        "containerManager.PortForward",
-        arg,
-        &[stream],
-        Some(PATIENCE),
-    )
 }
 
 /// Stops every process of the machine. Calls count: each needs a [`resume`].
@@ -171,7 +157,7 @@ fn receive(stream: &mut UnixStream) -> io::Result<Answer> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::os::{fd::AsFd, unix::net::UnixListener};
+    use std::os::unix::net::UnixListener;
 
     use super::*;
 
@@ -207,7 +193,6 @@ mod tests {
         let path = home.path().join("s");
         assert!(matches!(pause(&path), Err(Error::Gone)));
         drop(UnixListener::bind(&path).unwrap());
-        let (one, _other) = UnixStream::pair().unwrap();
-        assert!(matches!(forward(&path, 1, one.as_fd()), Err(Error::Gone)));
+        assert!(matches!(resume(&path), Err(Error::Gone)));
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    os::{fd::AsFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -20,14 +19,9 @@ use nullspace_protocol::{
     GuestClient, GuestError,
     alone::{PORT, SECRET_BYTES, Setup},
 };
-use nullspace_sys::stream::LocalStream;
 use tokio::{io::AsyncWriteExt, sync::broadcast};
 
-use crate::{
-    checkpoint::Source,
-    control::{self, Error},
-    release::Release,
-};
+use crate::{checkpoint::Source, release::Release};
 
 /// How long a guest may take to write everything out, or to take in which machine it is.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -78,35 +72,24 @@ impl GvisorEngine {
         }
     }
 
-    /// Opens a stream to the guest that listens on the machine's loopback.
-    async fn open(&self, id: &str) -> Result<LocalStream, EngineError> {
+    /// Opens a stream to the guest that listens in the machine's network.
+    async fn open(&self, id: &str) -> Result<BoxedIo, EngineError> {
+        let gone = || EngineError::NotFound(id.to_owned());
         if !is_id(id) {
-            return Err(EngineError::NotFound(id.to_owned()));
+            return Err(gone());
         }
-        let source = self.source(id);
-        let opened = blocking(move || {
-            let secret = std::fs::read(source.directory.join(SECRET)).map_err(|_| Error::Gone)?;
-            let (ours, theirs) = UnixStream::pair().map_err(Error::Lost)?;
-            control::forward(&source.control, PORT, theirs.as_fd())?;
-            Ok((ours, secret))
-        })
-        .await?;
-        let lost = |error: io::Error| unavailable("reach the guest", error);
-        match opened {
-            Ok((stream, secret)) => {
-                let mut stream = LocalStream::new(stream).map_err(lost)?;
-                stream.write_all(&secret).await.map_err(lost)?;
-                Ok(stream)
-            }
-            // A kernel whose guest does not listen is on its way out.
-            Err(Error::Gone | Error::Refused(_)) => Err(EngineError::NotFound(id.to_owned())),
-            Err(Error::Lost(error)) => Err(lost(error)),
-        }
+        let secret = std::fs::read(self.host.machine_dir(id).join(SECRET)).map_err(|_| gone())?;
+        let mut stream = self.host.connect(id, PORT).await?.ok_or_else(gone)?;
+        stream
+            .write_all(&secret)
+            .await
+            .map_err(|error| unavailable("reach the guest", error))?;
+        Ok(stream)
     }
 
     async fn client(&self, id: &str) -> Result<GuestClient, EngineError> {
         let stream = self.open(id).await?;
-        GuestClient::connect(Box::new(stream))
+        GuestClient::connect(stream)
             .await
             .map_err(|error| unavailable("shake hands with the guest", error))
     }
@@ -300,7 +283,7 @@ impl Engine for GvisorEngine {
     }
 
     async fn dial(&self, id: &str) -> Result<BoxedIo, EngineError> {
-        Ok(Box::new(self.open(id).await?))
+        self.open(id).await
     }
 
     async fn connect(&self, id: &str, port: u16) -> Result<Option<BoxedIo>, EngineError> {

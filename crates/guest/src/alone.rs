@@ -56,7 +56,7 @@ pub fn main() -> io::Result<()> {
     };
     crate::runtime()?.block_on(async {
         let guest = Guest::new(config)?.with_secret(secret.clone());
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).await?;
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await?;
         let mut output = io::stdout().lock();
         output.write_all(&[READY])?;
         output.flush()?;

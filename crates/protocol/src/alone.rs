@@ -1,14 +1,14 @@
 //! What a guest that is a program of its own is told: on engines where it cannot be forked into a machine.
 //!
 //! It reads a [`Setup`] from its standard input (a length, u32 big-endian, and that many bytes of JSON), says [`READY`]
-//! on its standard output, and from then on listens on [`PORT`] of the machine's own loopback. Other programs of the
-//! machine can connect there as well: whoever does not begin with the secret is hung up on.
+//! on its standard output, and from then on listens on [`PORT`]. From outside only the server gets through to it, but other
+//! programs of the machine can connect there as well: whoever does not begin with the secret is hung up on.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The port of the machine's loopback. No server program uses it.
+/// The port. No server program uses it.
 pub const PORT: u16 = 1;
 /// Bytes of a secret; a connection to the guest begins with them.
 pub const SECRET_BYTES: usize = 32;

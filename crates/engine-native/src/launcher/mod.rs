@@ -870,7 +870,7 @@ impl Launcher {
         let id = spec.id.clone();
         let rules = spec.egress.clone();
         // Closed ones need no filter: the machine cuts its link itself before it runs anything. One with a kernel of
-        // its own needs the link until it has taken it over, and is cut when it is ready.
+        // its own is reached over its link, so for it the filter is all.
         let is_cut = rules.is_closed() && kind == Kind::Native;
         if !is_cut
             && !rules.is_open()
@@ -955,13 +955,6 @@ impl Launcher {
             }
             (State::Starting { id, caller, .. }, inside::READY) => {
                 let (id, caller) = (id.clone(), *caller);
-                let closed = entry.rules.as_ref().is_some_and(Rules::is_closed);
-                if closed && !entry.is_cut {
-                    if let Err(error) = entry.slot.in_network(network::cut) {
-                        return self.break_off(n, caller, Refusal::step("cut the network", error));
-                    }
-                    entry.is_cut = true;
-                }
                 entry.state = State::Live { id };
                 entry.slot.control = None;
                 self.active = Instant::now();
