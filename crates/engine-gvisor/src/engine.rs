@@ -25,6 +25,8 @@ use crate::{checkpoint::Source, release::Release};
 
 /// How long a guest may take to write everything out, or to take in which machine it is.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Pause between attempts to reach a guest.
+const AGAIN: Duration = Duration::from_millis(10);
 /// How long a guest that runs takes to answer at most, on a busy host.
 const ANSWERS: Duration = Duration::from_secs(5);
 
@@ -94,6 +96,11 @@ impl GvisorEngine {
             .map_err(|error| unavailable("shake hands with the guest", error))
     }
 
+    async fn is_alive(&self, id: &str) -> Result<bool, EngineError> {
+        let live = self.list().await?;
+        Ok(live.iter().any(|machine| machine.id == id))
+    }
+
     /// Asks the guest for something, with an end to the waiting.
     async fn ask<F>(
         &self,
@@ -109,7 +116,17 @@ impl GvisorEngine {
             reason,
         };
         let asked = async {
-            let client = self.client(id).await?;
+            let client = loop {
+                match self.client(id).await {
+                    // One that has just gone on takes a moment until its network does.
+                    Err(EngineError::NotFound(_) | EngineError::Unavailable(_))
+                        if self.is_alive(id).await? =>
+                    {
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                    client => break client?,
+                }
+            };
             work(client)
                 .await
                 .map_err(|error| failed(error.to_string()))

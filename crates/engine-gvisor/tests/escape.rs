@@ -3,7 +3,7 @@
 mod common;
 
 use nullspace_engine::{Afterwards, Engine, EngineError, conformance};
-use nullspace_protocol::{ExecRequest, Terminal, TerminalSize};
+use nullspace_protocol::{ExecRequest, GuestClient, Terminal, TerminalSize};
 
 use common::probes::{machine, output};
 
@@ -62,7 +62,7 @@ async fn a_full_disk_leaves_the_machine_running() {
         return;
     };
     let engine = world.engine(&release).await;
-    let guest = machine(&engine, &world, "one").await;
+    machine(&engine, &world, "one").await;
     let small = Small::mount(&world.path().join("small"));
     for afterwards in [Afterwards::Run, Afterwards::End] {
         let target = small.0.join("checkpoint");
@@ -72,6 +72,8 @@ async fn a_full_disk_leaves_the_machine_running() {
             "{failed:?}"
         );
         assert!(!target.exists());
+        let guest = GuestClient::connect(engine.dial("one").await.expect("dial")).await;
+        let guest = guest.expect("the guest answers");
         assert_eq!(output(&guest, "echo well").await, "well");
     }
 }

@@ -714,7 +714,10 @@ impl Host {
         Ok(Usage {
             at: counted.at,
             cpu_micros: counted.cpu_micros,
-            memory_bytes: counted.memory_bytes.saturating_sub(overhead),
+            // What the engine takes for itself is not told apart.
+            memory_bytes: counted
+                .memory_bytes
+                .min(counted.memory_limit_bytes.saturating_sub(overhead)),
             memory_limit_bytes: counted.memory_limit_bytes.saturating_sub(overhead),
             disk_used_bytes,
             disk_total_bytes: disk_used_bytes.saturating_add(disk_free_bytes),

@@ -297,6 +297,8 @@ impl Stage<'_> {
                 "--ignore-cgroups",
                 // Nobody else changes its files.
                 "--file-access=exclusive",
+                // Connections do not keep a machine from being kept: they end.
+                "--net-disconnect-ok=true",
             ]);
         match from {
             None => command.arg("run"),
