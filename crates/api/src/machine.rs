@@ -248,6 +248,9 @@ pub struct MachineInfo {
     /// Why `status` is `error`, as one word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure_reason: Option<String>,
+    /// What a paused machine goes on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_id: Option<String>,
     /// What requests to its previews need in the header `x-nullspace-traffic-access-token`, if it takes no public
     /// traffic; only in the answer to create.
     #[serde(default, skip_serializing_if = "Option::is_none")]
