@@ -84,7 +84,8 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn get_snapshot(&self, id: &str) -> Result<SnapshotInfo, Error> {
-        self.fetch(Call::get(format!("{PATH}/{}", segment(id)))).await
+        self.fetch(Call::get(format!("{PATH}/{}", segment(id))))
+            .await
     }
 
     /// Deletes a snapshot.

@@ -59,7 +59,11 @@ async fn until_kept(world: &World, count: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn machines_are_made_of_a_snapshot() {
     let world = World::with_memory().await;
-    let id = make(&world, json!({"vcpus": 3, "envs": {"TOKEN": "not-for-the-record"}})).await;
+    let id = make(
+        &world,
+        json!({"vcpus": 3, "envs": {"TOKEN": "not-for-the-record"}}),
+    )
+    .await;
     sh(&world, &id, "echo one > file").await;
     let path = format!("/v1/machines/{id}/snapshots");
     let request = || {
@@ -97,7 +101,10 @@ async fn machines_are_made_of_a_snapshot() {
     for entry in std::fs::read_dir(world.data.path()).unwrap().flatten() {
         if entry.path().is_file() {
             let bytes = std::fs::read(entry.path()).unwrap();
-            assert!(!bytes.windows(18).any(|w| w == b"not-for-the-record"), "{entry:?}");
+            assert!(
+                !bytes.windows(18).any(|w| w == b"not-for-the-record"),
+                "{entry:?}"
+            );
         }
     }
     for field in ["template", "cwd"] {

@@ -35,7 +35,8 @@ pub(super) struct Fork {
 }
 
 pub(super) async fn hibernate(args: &Hibernate, app: &App) -> Outcome {
-    app.ui.json(&app.client()?.hibernate(&args.machine).await?)?;
+    app.ui
+        .json(&app.client()?.hibernate(&args.machine).await?)?;
     Ok(0)
 }
 

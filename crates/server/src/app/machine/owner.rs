@@ -24,7 +24,7 @@ use tracing::{Instrument, Span};
 use self::clock::Clock;
 use super::{Handle, Place};
 use crate::{
-    app::{AppState, egress, event, metrics::Meter, snapshot},
+    app::{App, AppState, egress, event, metrics::Meter, snapshot},
     error::{Error, Result},
 };
 
@@ -572,7 +572,7 @@ impl Owner {
 }
 
 /// Says in the log that nothing of the machine is left.
-fn ended(app: &AppState, row: &MachineRow) {
+pub(super) fn ended(app: &App, row: &MachineRow) {
     if row.state == State::Destroyed.as_str() {
         let event = event::record(row, &lifecycle::DESTROYED, None, time::now());
         app.store
