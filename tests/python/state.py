@@ -1,7 +1,7 @@
 """Machines that sleep and go on, as users of the published client 0.1.9 write it. The engine stops them in place."""
 
 from nullspace import Sandbox
-from nullspace.errors import NullspaceError, SandboxNotReadyError
+from nullspace.errors import ConflictError, SandboxError
 from nullspace.snapshot import Snapshot
 
 
@@ -24,8 +24,8 @@ info = sandbox.get_info()
 assert (info.status.value, info.snapshot_id) == ("paused", snapshot.id), info
 assert Snapshot.get(snapshot.id) == snapshot
 assert [s.id for s in Snapshot.list(sandbox_id=sandbox.id)] == [snapshot.id]
-refused(lambda: sandbox.commands.run("true"), SandboxNotReadyError, "paused")
-refused(lambda: Snapshot.delete(snapshot.id), NullspaceError, "goes on from it")
+refused(lambda: sandbox.commands.run("true"), ConflictError, "paused")
+refused(lambda: Snapshot.delete(snapshot.id), SandboxError, "goes on from it")
 sandbox = Sandbox.resume(snapshot.id)
 assert (sandbox.id, sandbox.get_info().status.value) == (snapshot.sandbox_id, "running")
 assert sandbox.commands.run(f"kill -0 {pid} && cat file", shell=True).stdout == "one\n"
@@ -34,9 +34,9 @@ assert Snapshot.list() == []
 snapshot = sandbox.pause()
 again = Sandbox.connect(sandbox.id)
 assert again.commands.run(f"kill -0 {pid}", shell=True).exit_code == 0
-refused(again.fork, NullspaceError, "cannot fork")
-refused(again.create_snapshot, NullspaceError, "cannot keep the memory")
-operations = [f"{e.operation.value}/{e.status.value}" for e in again.list_lifecycle(order="asc").events]
+refused(again.fork, SandboxError, "cannot fork")
+refused(again.create_snapshot, SandboxError, "cannot keep the memory")
+operations = [f"{e.operation.value}/{e.status.value}" for e in reversed(again.list_lifecycle().events)]
 assert operations == ["create/requested", "create/succeeded"] + [
     "hibernate/requested",
     "hibernate/succeeded",

@@ -3,7 +3,7 @@
 import asyncio
 
 from nullspace import AsyncMachine, Machine
-from nullspace.errors import NullspaceError
+from nullspace.errors import MachineError
 from nullspace.snapshot import Snapshot
 
 machine = Machine.create(timeout=600)
@@ -16,7 +16,7 @@ assert Snapshot.get(snapshot.id) == snapshot
 assert [s.id for s in Snapshot.list(machine_id=machine.id)] == [snapshot.id]
 try:
     machine.commands.run("true")
-except NullspaceError as error:
+except MachineError as error:
     assert "paused" in str(error), error
 else:
     raise AssertionError("a command in a paused machine")
@@ -24,7 +24,7 @@ machine = Machine.resume(machine.id)
 assert machine.commands.run(f"kill -0 {pid} && cat file", shell=True).stdout == "one\n"
 try:
     machine.fork()
-except NullspaceError as error:
+except MachineError as error:
     assert "cannot fork" in str(error), error
 else:
     raise AssertionError("a fork on an engine that has none")
@@ -36,7 +36,7 @@ async def wakes():
     await machine.hibernate()
     lines = await asyncio.gather(*(machine.commands.run("echo woken", shell=True) for _ in range(4)))
     assert [line.stdout for line in lines] == ["woken\n"] * 4
-    events = (await machine.list_lifecycle(order="asc")).events
+    events = (await machine.list_lifecycle()).events
     asked = [e for e in events if (e.operation.value, e.status.value) == ("resume_from_snapshot", "requested")]
     assert len(asked) == 1, events
     await machine.kill()

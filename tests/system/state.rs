@@ -80,12 +80,12 @@ async fn with_both_command_lines() {
     );
     assert_eq!(run(&["machine", "resume", &snapshot])["status"], "running");
 
-    let kept = theirs(&["--json", "sandbox", "hibernate", &id]);
+    let kept = theirs(&["sandbox", "hibernate", &id]);
     assert_eq!(kept["sandbox_id"], *id, "{kept}");
     let snapshot = kept["id"].as_str().unwrap().to_owned();
-    let listed = theirs(&["--json", "snapshot", "list", "--sandbox-id", &id]);
+    let listed = theirs(&["snapshot", "list", "--sandbox-id", &id]);
     assert!(listed.to_string().contains(&snapshot), "{listed}");
-    theirs(&["--json", "sandbox", "resume", &snapshot]);
+    theirs(&["sandbox", "resume", &snapshot]);
     let forked = world.nullspace(&["machine", "fork", &id]);
     assert!(said(&forked).contains("gvisor"), "{}", said(&forked));
     world.out(&id, &format!("kill -0 {pid}")).await;

@@ -228,9 +228,11 @@ pub struct MachineInfo {
     pub ended_at: Option<String>,
     /// Time limit; null when it has none.
     pub timeout_ms: Option<u64>,
-    /// When the time limit is reached.
+    /// When the time limit is reached; absent when no time runs. Never null: the published client 1.0.3 ends at that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_at: Option<String>,
     /// The same as `timeout_at`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<String>,
     /// Milliseconds left.
     pub remaining_ms: Option<u64>,
