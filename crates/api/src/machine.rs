@@ -221,7 +221,8 @@ pub struct MachineInfo {
     pub metadata: Map<String, Value>,
     /// RFC 3339.
     pub created_at: String,
-    /// When it first ran; null before.
+    /// When it first ran; absent before, for the same reason as `timeout_at`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<String>,
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
