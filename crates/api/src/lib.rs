@@ -25,6 +25,8 @@ pub mod pty;
 pub mod search;
 pub mod socket;
 pub mod ssh;
+pub mod template;
+pub mod template_build;
 pub mod time;
 pub mod upload;
 pub mod webhook;
