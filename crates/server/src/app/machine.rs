@@ -32,6 +32,7 @@ use nullspace_store::{
     Store, StoreError, event as event_rows,
     idempotency::{self, Claim, Outcome},
     machine::{self as rows, MachineRow},
+    template as templates,
 };
 use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -262,8 +263,10 @@ async fn make(app: &AppState, new: NewMachine, claim: Option<Claim>) -> Result<C
     let place = app.machines.reserve(app.config.max_machines)?;
     let id = id::new(id::MACHINE);
     Span::current().record("machine", &*id);
+    let runtime = new.runtime.clone();
     let (mut row, spec) = new.into_record(app, id, time::now());
     let recording = row.clone();
+    let user = runtime.user.clone();
     let recorded = app
         .store
         .write(move |tx| {
@@ -277,6 +280,9 @@ async fn make(app: &AppState, new: NewMachine, claim: Option<Claim>) -> Result<C
                 }
             }
             let seq = rows::insert(tx, &recording)?;
+            if let Some(user) = &user {
+                templates::set_machine_user(tx, &recording.id, user)?;
+            }
             let event = event::record(
                 &recording,
                 &lifecycle::REQUESTED,
@@ -289,7 +295,10 @@ async fn make(app: &AppState, new: NewMachine, claim: Option<Claim>) -> Result<C
         .instrument(tracing::debug_span!("machine.record"))
         .await?;
     match recorded {
-        Recorded::New(seq) => row.seq = seq,
+        Recorded::New(seq) => {
+            row.seq = seq;
+            app.templates.set_user(&row.id, runtime.user.clone());
+        }
         Recorded::Replay(id) => return replay(app, &id).await.map(Created::Replayed),
         Recorded::Conflict => {
             return Err(Error::conflict(
@@ -302,6 +311,7 @@ async fn make(app: &AppState, new: NewMachine, claim: Option<Claim>) -> Result<C
     let (reply, made) = oneshot::channel();
     let start = owner::Start::Build {
         spec,
+        runtime,
         reply,
         span: Span::current(),
     };

@@ -20,7 +20,6 @@ const OF_A_MACHINE: &[(&str, &[&str])] = &[
 const ELSEWHERE: &[(&str, &[&str])] = &[
     ("snapshots", &["snapshots", "snapshots/{id}"]),
     ("volumes", &["volumes", "volumes/{*rest}"]),
-    ("template builds", &["templates", "templates/{*rest}"]),
     (
         "warm pools",
         &["template-warm-pools", "template-warm-pools/{*rest}"],

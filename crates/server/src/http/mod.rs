@@ -34,6 +34,8 @@ mod rest;
 mod search;
 mod socket;
 mod ssh;
+mod template;
+mod template_build;
 mod trickle;
 mod upload;
 mod webhook;
@@ -93,6 +95,8 @@ fn routes() -> OpenApiRouter<AppState> {
         .merge(event_stream::routes())
         .merge(webhook::routes())
         .merge(agent::routes())
+        .merge(template::routes())
+        .merge(template_build::routes())
         .merge(health::routes())
         .merge(prometheus::routes())
 }

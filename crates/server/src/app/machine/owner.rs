@@ -7,13 +7,14 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use nullspace_api::time;
+use nullspace_api::{error::code, time};
 use nullspace_engine::{EngineError, MachineSpec, egress::Rules};
 use nullspace_lifecycle::machine::{self as lifecycle, Action, Input, Loss, State, Step};
 use nullspace_store::{
     Store, StoreError, event as event_rows, idempotency,
     machine::{self as rows, MachineRow},
 };
+use nullspace_templates::Runtime;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
@@ -23,8 +24,8 @@ use tracing::{Instrument, Span};
 
 use super::{Handle, Place};
 use crate::{
-    app::{AppState, egress, event, metrics::Meter},
-    error::{Error, Result},
+    app::{AppState, egress, event, metrics::Meter, template},
+    error::{Error, Kind, Result},
 };
 
 /// Messages that may wait for an owner.
@@ -79,6 +80,8 @@ pub(super) enum Start {
     Build {
         /// For the engine.
         spec: Box<MachineSpec>,
+        /// What it does before it runs.
+        runtime: Runtime,
         /// Answered when it runs.
         reply: Reply,
         /// What the making is a part of.
@@ -194,8 +197,13 @@ struct Owner {
 impl Owner {
     async fn run(mut self, start: Start) {
         match start {
-            Start::Build { spec, reply, span } => {
-                self.build(*spec, reply).instrument(span).await;
+            Start::Build {
+                spec,
+                runtime,
+                reply,
+                span,
+            } => {
+                self.build(*spec, &runtime, reply).instrument(span).await;
             }
             Start::Adopt => {
                 self.set_deadline();
@@ -239,12 +247,18 @@ impl Owner {
         State::parse(&self.row.state).unwrap_or(State::Error)
     }
 
-    async fn build(&mut self, spec: MachineSpec, reply: Reply) {
+    async fn build(&mut self, spec: MachineSpec, runtime: &Runtime, reply: Reply) {
         let engine = tracing::debug_span!("engine.create", engine = self.app.engine.name());
         let built = self.app.engine.create(&spec).instrument(engine).await;
         // It holds the values of environment variables: gone as soon as it was used.
         drop(spec);
+        let starts = runtime.start_cmd.is_some() || runtime.readiness.is_some();
         let result = match built {
+            Ok(()) if starts && let Err(error) = self.get_ready(runtime).await => {
+                self.must(Input::BuildFailed, Some(error.message.clone()))
+                    .await;
+                Err(error)
+            }
             Ok(()) => {
                 let app = self.app.clone();
                 let handle = self.handle.clone();
@@ -275,6 +289,34 @@ impl Owner {
             }
         };
         let _ = reply.send(result.map(|()| Arc::new(self.row.clone())));
+    }
+
+    /// Has the machine do what its template wants done before it runs. Whoever ends it meanwhile need not wait for that.
+    async fn get_ready(&mut self, runtime: &Runtime) -> Result<()> {
+        let (app, handle) = (self.app.clone(), self.handle.clone());
+        let ready = async {
+            let guest = handle.connect(&*app.engine).await?;
+            let up = template::ready::up(&guest, runtime).await;
+            up.map_err(|why| {
+                Error::new(
+                    Kind::Machine,
+                    code::MACHINE_NOT_READY,
+                    format!("a machine of template {}: {why}", self.row.template),
+                )
+                .with_action("see that the template's start command gets ready in time")
+            })
+        };
+        tokio::select! {
+            ready = ready => ready,
+            message = self.messages.recv() => {
+                let what = match &message {
+                    Some(Message::Ended(..)) => "it ended",
+                    _ => "it was deleted",
+                };
+                let error = format!("machine {} did not get ready: {what}", self.row.id);
+                Err(Error::conflict(code::MACHINE_NOT_READY, error))
+            }
+        }
     }
 
     async fn handle_message(&mut self, message: Message) {
