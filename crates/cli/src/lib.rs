@@ -74,6 +74,8 @@ enum Command {
     Machine(commands::machine::Args),
     /// Show what happens to machines, and tell others of it
     Lifecycle(commands::lifecycle::Args),
+    /// Build what machines start from, and name it
+    Template(commands::template::Args),
     /// Log in to a machine over SSH, or run a command there
     Ssh(commands::ssh::Args),
     /// See all machines as they change and what they use
@@ -157,6 +159,7 @@ fn dispatch(command: Command, app: &App) -> Outcome {
                     Command::Agent(args) => commands::agent::run(args, app).await,
                     Command::Machine(args) => commands::machine::run(args, app).await,
                     Command::Lifecycle(args) => commands::lifecycle::run(args, app).await,
+                    Command::Template(args) => commands::template::run(args, app).await,
                     Command::Ssh(args) => commands::ssh::run(&args, app).await,
                     Command::Monitor(args) => commands::monitor::run(&args, app).await,
                     Command::Auth(args) => commands::auth::run(&args, app),

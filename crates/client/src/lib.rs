@@ -32,6 +32,7 @@ pub mod processes;
 pub mod pty;
 pub mod socket;
 mod ssh;
+pub mod templates;
 pub mod transport;
 pub mod uploads;
 pub mod webhooks;

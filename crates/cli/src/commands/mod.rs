@@ -10,3 +10,4 @@ pub(crate) mod quickstart;
 #[cfg(target_os = "linux")]
 pub(crate) mod serve;
 pub(crate) mod ssh;
+pub(crate) mod template;
