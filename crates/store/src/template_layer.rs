@@ -17,6 +17,8 @@ pub struct LayerRow {
     pub created_at: i64,
     /// When a build last asked for it.
     pub used_at: i64,
+    /// Whether its tree is known to be on the disk.
+    pub is_synced: bool,
 }
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<LayerRow> {
@@ -26,10 +28,11 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<LayerRow> {
         size_bytes: u64::try_from(row.get::<_, i64>(2)?).unwrap_or_default(),
         created_at: row.get(3)?,
         used_at: row.get(4)?,
+        is_synced: row.get(5)?,
     })
 }
 
-const COLUMNS: &str = "id, key, size_bytes, created_at, used_at";
+const COLUMNS: &str = "id, key, size_bytes, created_at, used_at, is_synced";
 
 /// Keeps a new layer.
 ///

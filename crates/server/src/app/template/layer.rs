@@ -132,6 +132,7 @@ async fn adopt(
         size_bytes,
         created_at: now,
         used_at: now,
+        is_synced: false,
     };
     let recording = row.clone();
     let (held, build) = (app.templates.held.clone(), build.to_owned());

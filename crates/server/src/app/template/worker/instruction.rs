@@ -132,6 +132,8 @@ impl Worker {
             if instruction.action.is_step() {
                 self.journal.at.step = Some(self.journal.at.step.unwrap_or(0) + 1);
                 self.journal.message("step", instruction.text.clone());
+                // Before the step's key is made: it is the same whether its layer is there or not.
+                self.limit_depth(&mut state).await?;
             }
             self.instruct(&mut state, instruction, done).await?;
             self.remember(&state)?;

@@ -61,7 +61,9 @@ impl Worker {
                 self.cache("layer", "hit", &instruction.text);
                 state.artifact.layers.insert(0, row.id.clone());
                 // One that a build at work made may not be on the disk yet.
-                self.unsettled.push(row.id);
+                if !row.is_synced {
+                    self.unsettled.push(row.id);
+                }
                 Ok(true)
             }
             None => {
@@ -75,17 +77,18 @@ impl Worker {
     pub(super) async fn step_machine(&mut self, state: &mut State) -> Result<String, End> {
         self.flush().await?;
         self.check_disk()?;
-        if state.artifact.depth() >= MAX_DEPTH {
-            self.flatten(state).await?;
-        }
+        self.limit_depth(state).await?;
         let mut layer = state.artifact.layer(&self.app.data_dir, &self.view.name);
         layer.runtime = nullspace_templates::Runtime::default();
         let created = self.create(layer, Vec::new()).await;
         created.map_err(|error| End::of("prepare", &error))
     }
 
-    /// Makes one layer of all that there are.
-    async fn flatten(&mut self, state: &mut State) -> Result<(), End> {
+    /// Makes one layer of all that there are, if there are too many for another.
+    pub(super) async fn limit_depth(&mut self, state: &mut State) -> Result<(), End> {
+        if state.artifact.depth() < MAX_DEPTH {
+            return Ok(());
+        }
         let artifact = &state.artifact;
         let layers = artifact.layers.join(" ");
         let key = key(&["flat", &artifact.base, &layers]);
@@ -103,7 +106,9 @@ impl Worker {
                 made.map_err(|error| End::of("snapshot", &error))?
             }
         };
-        self.unsettled.push(row.id.clone());
+        if !row.is_synced {
+            self.unsettled.push(row.id.clone());
+        }
         // The binds of a base stay: its trees have only the places for them.
         state.artifact.layers = vec![row.id];
         state.artifact.lower.truncate(0);
