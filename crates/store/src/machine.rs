@@ -236,6 +236,28 @@ pub fn unfinished(db: &Connection) -> Result<Vec<MachineRow>, StoreError> {
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
+/// Machines that were recorded as destroyed, of which the log says that it was asked for but not that it is done. What
+/// is forgotten of the log goes from its old end, so that of none the one is left without the other.
+///
+/// # Errors
+/// Those of the database.
+pub fn destroyed_untold(db: &Connection) -> Result<Vec<MachineRow>, StoreError> {
+    let told = |status: &str| {
+        format!(
+            "EXISTS (SELECT 1 FROM event WHERE event.machine_id = machine.id \
+             AND event.operation = 'destroy' AND event.status = '{status}')"
+        )
+    };
+    let sql = format!(
+        "SELECT {COLUMNS} FROM machine WHERE state = 'destroyed' AND {} AND NOT {} ORDER BY seq",
+        told("requested"),
+        told("succeeded")
+    );
+    let mut statement = db.prepare_cached(&sql)?;
+    let rows = statement.query_map([], from_row)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
 /// Forgets machines that ended before this time, and answers how many.
 ///
 /// # Errors

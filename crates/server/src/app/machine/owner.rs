@@ -24,7 +24,7 @@ use tracing::{Instrument, Span};
 
 use super::{Handle, Place};
 use crate::{
-    app::{AppState, egress, event, metrics::Meter, template},
+    app::{App, AppState, egress, event, metrics::Meter, template},
     error::{Error, Kind, Result},
 };
 
@@ -503,7 +503,7 @@ impl Owner {
 }
 
 /// Says in the log that nothing of the machine is left.
-fn ended(app: &AppState, row: &MachineRow) {
+pub(super) fn ended(app: &App, row: &MachineRow) {
     if row.state == State::Destroyed.as_str() {
         let event = event::record(row, &lifecycle::DESTROYED, None, time::now());
         app.store
