@@ -34,5 +34,6 @@ mod services;
 mod ssh;
 mod state;
 mod telemetry;
+mod templates;
 mod wire;
 mod world;

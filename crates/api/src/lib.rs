@@ -26,6 +26,8 @@ pub mod search;
 pub mod snapshot;
 pub mod socket;
 pub mod ssh;
+pub mod template;
+pub mod template_build;
 pub mod time;
 pub mod upload;
 pub mod webhook;

@@ -76,6 +76,8 @@ enum Command {
     Lifecycle(commands::lifecycle::Args),
     /// Keep machines' states, for others that are made of them
     Snapshot(commands::snapshot::Args),
+    /// Build what machines start from, and name it
+    Template(commands::template::Args),
     /// Log in to a machine over SSH, or run a command there
     Ssh(commands::ssh::Args),
     /// See all machines as they change and what they use
@@ -160,6 +162,7 @@ fn dispatch(command: Command, app: &App) -> Outcome {
                     Command::Machine(args) => commands::machine::run(args, app).await,
                     Command::Lifecycle(args) => commands::lifecycle::run(args, app).await,
                     Command::Snapshot(args) => commands::snapshot::run(args, app).await,
+                    Command::Template(args) => commands::template::run(args, app).await,
                     Command::Ssh(args) => commands::ssh::run(&args, app).await,
                     Command::Monitor(args) => commands::monitor::run(&args, app).await,
                     Command::Auth(args) => commands::auth::run(&args, app),

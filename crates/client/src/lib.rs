@@ -33,6 +33,7 @@ pub mod pty;
 pub mod snapshots;
 pub mod socket;
 mod ssh;
+pub mod templates;
 pub mod transport;
 pub mod uploads;
 pub mod webhooks;

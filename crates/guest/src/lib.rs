@@ -23,6 +23,7 @@ mod sftp;
 mod staging;
 mod terminal;
 mod tunnel;
+mod unpack;
 mod users;
 mod watch;
 

@@ -34,6 +34,7 @@ use crate::{
     login::Login,
     output::{Exit, Log},
     terminal::Terminal,
+    users::Names,
 };
 
 /// Ended processes that are remembered; the oldest are forgotten first.
@@ -238,7 +239,16 @@ pub(crate) fn start(
     if request.argv.is_empty() || request.argv[0].is_empty() {
         return Err(Error::invalid("the command is empty"));
     }
+    let wanted = request.user.take().filter(|_| login.is_none());
+    let user = match &wanted {
+        Some(user) => Some(Names::read(&guest.host_path("/etc")).identity(user)?),
+        None => None,
+    };
     let mut env = config.env.clone();
+    if let Some(user) = &user {
+        // The machine's own word for its root's home is not theirs.
+        env.insert("HOME".to_owned(), user.home.clone());
+    }
     env.extend(request.env);
     let cwd = request.cwd.unwrap_or_else(|| config.cwd.clone());
     let cwd_path = guest.host_path(&cwd);
@@ -272,7 +282,10 @@ pub(crate) fn start(
         None => Wires::pipes(request.stdin),
     };
     let wires = wires.map_err(|e| Error::io("standard input and output", &e))?;
-    let user = login.as_ref().and_then(Login::other_than_root);
+    let user = match &login {
+        Some(login) => login.other_than_root(),
+        None => user.as_ref().filter(|user| user.uid != 0 || user.gid != 0),
+    };
     if let (Some(user), Some(_)) = (user, &wires.terminal) {
         // It is opened by name, too. Where that is not to be had the three that are open still serve.
         let owner = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));

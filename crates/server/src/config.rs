@@ -31,6 +31,14 @@ pub struct Config {
     pub exec_patience_ms: u64,
     /// The most that results of install commands take on disk together, in MiB.
     pub agent_cache_mb: u64,
+    /// Builds of templates at once.
+    pub template_builds: usize,
+    /// How long one may take, in seconds.
+    pub template_build_secs: u64,
+    /// The most that one step may write, in MiB, unless the build says another amount.
+    pub template_disk_mb: u64,
+    /// The most that layers of builds take on disk that no template needs, in MiB.
+    pub template_cache_mb: u64,
     /// How often in a row the entry point of a service is started again after it ended by itself.
     pub service_restarts: u32,
     /// Pause before the first of these, in milliseconds; each next is twice as long.
@@ -74,6 +82,10 @@ impl Default for Config {
             idempotency_retention_secs: 24 * 3600,
             exec_patience_ms: 15_000,
             agent_cache_mb: 20 << 10,
+            template_builds: 2,
+            template_build_secs: 3600,
+            template_disk_mb: 10 << 10,
+            template_cache_mb: 20 << 10,
             service_restarts: 5,
             service_restart_pause_ms: 500,
             preview_ttl_secs: 3600,

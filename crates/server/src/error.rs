@@ -151,6 +151,13 @@ impl Error {
         self
     }
 
+    /// Says before it what it is about.
+    #[must_use]
+    pub(crate) fn with_message_prefix(mut self, prefix: &str) -> Self {
+        self.message.insert_str(0, prefix);
+        self
+    }
+
     /// Adds what the caller can do.
     #[must_use]
     pub fn with_action(mut self, action: impl Into<String>) -> Self {

@@ -264,7 +264,7 @@ impl Server {
         preview::restore(&app)
             .await
             .map_err(step("open previews again"))?;
-        template::clean(&app)
+        template::restore(&app)
             .await
             .map_err(step("end what made templates"))?;
         app::agent::start(&app)
@@ -528,6 +528,9 @@ async fn forget(app: AppState) {
         }
         if let Err(error) = upload::sweep(&app).await {
             tracing::warn!(context = ?error.context, "uploads that are over could not be removed");
+        }
+        if let Err(error) = template::forget_old(&app).await {
+            tracing::warn!(context = ?error.context, "what is left of templates could not be removed");
         }
         if let Err(error) = app::code::sweep(&app).await {
             tracing::warn!(context = ?error.context, "what is left of code could not be removed");

@@ -23,6 +23,7 @@ mod socket;
 mod ssh;
 mod stream;
 mod table;
+mod template;
 mod tree;
 mod upload;
 mod watch;
@@ -74,6 +75,8 @@ pub(crate) enum Group {
     Service,
     /// Runs of what is already installed, and many at once.
     Artifact,
+    /// A template built again.
+    Template,
     /// A job's output on its way to a follower.
     Follow,
     /// Output and keys over a machine's WebSocket.

@@ -17,7 +17,7 @@ use super::{
     peers::{self, Bundle, Live, Peer},
     service, ssh, stream,
     table::{Samples, Table},
-    tree, upload, watch, webhook,
+    template, tree, upload, watch, webhook,
 };
 
 const GIB: usize = 1 << 30;
@@ -59,6 +59,9 @@ pub(crate) async fn all(args: &Args, server: &mut Server, table: &mut Table) -> 
     }
     if args.wants(Group::Artifact) {
         artifact::run(server, n, table).await.context("artifact")?;
+    }
+    if args.wants(Group::Template) {
+        template::run(server, n, table).await.context("template")?;
     }
     if args.wants(Group::Follow) {
         follow::run(server, table).await.context("follow")?;

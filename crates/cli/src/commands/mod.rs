@@ -11,3 +11,4 @@ pub(crate) mod quickstart;
 pub(crate) mod serve;
 pub(crate) mod snapshot;
 pub(crate) mod ssh;
+pub(crate) mod template;

@@ -32,6 +32,7 @@ use nullspace_store::{
     Store, StoreError, event as event_rows,
     idempotency::{self, Claim, Outcome},
     machine::{self as rows, MachineRow},
+    template as templates,
 };
 use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -309,8 +310,9 @@ pub async fn create(app: &AppState, new: NewMachine, claim: Option<Claim>) -> Re
 
 async fn make(app: &AppState, new: NewMachine, claim: Option<Claim>) -> Result<Created> {
     let id = id::new(id::MACHINE);
+    let runtime = new.runtime.clone();
     let (row, spec) = new.into_record(app, id, time::now());
-    build(app, row, spec, None, claim).await
+    build(app, row, spec, owner::Beginning::New(runtime), claim).await
 }
 
 /// Makes a machine of a state that was kept; otherwise as [`create`].
@@ -319,13 +321,20 @@ pub(super) async fn create_from(
     mut row: MachineRow,
     spec: MachineSpec,
     from: PathBuf,
+    user: Option<String>,
     claim: Option<Claim>,
 ) -> Result<Arc<MachineRow>> {
     row.spec = plan::recorded(&spec);
     let span = tracing::debug_span!("machine.create", machine = Empty);
-    let made = build(app, row, Box::new(spec), Some(from), claim)
-        .instrument(span)
-        .await?;
+    let made = build(
+        app,
+        row,
+        Box::new(spec),
+        owner::Beginning::Kept { from, user },
+        claim,
+    )
+    .instrument(span)
+    .await?;
     match made {
         Created::New(row) | Created::Replayed(row) => Ok(row),
     }
@@ -340,12 +349,13 @@ async fn build(
     app: &AppState,
     mut row: MachineRow,
     spec: Box<MachineSpec>,
-    from: Option<PathBuf>,
+    beginning: owner::Beginning,
     claim: Option<Claim>,
 ) -> Result<Created> {
     let place = app.machines.reserve(app.config.max_machines)?;
     Span::current().record("machine", &*row.id);
     let recording = row.clone();
+    let user = beginning.user().cloned();
     let recorded = app
         .store
         .write(move |tx| {
@@ -359,6 +369,9 @@ async fn build(
                 }
             }
             let seq = rows::insert(tx, &recording)?;
+            if let Some(user) = &user {
+                templates::set_machine_user(tx, &recording.id, user)?;
+            }
             let event = event::record(
                 &recording,
                 &lifecycle::REQUESTED,
@@ -371,14 +384,17 @@ async fn build(
         .instrument(tracing::debug_span!("machine.record"))
         .await?;
     match recorded {
-        Recorded::New(seq) => row.seq = seq,
+        Recorded::New(seq) => {
+            row.seq = seq;
+            app.templates.set_user(&row.id, beginning.user().cloned());
+        }
         Recorded::Replay(id) => return replay(app, &id).await.map(Created::Replayed),
         Recorded::Conflict => return Err(key_used()),
     }
     let (reply, made) = oneshot::channel();
     let start = owner::Start::Build {
         spec,
-        from,
+        beginning,
         reply,
         span: Span::current(),
     };

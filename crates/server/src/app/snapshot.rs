@@ -535,7 +535,8 @@ async fn make_of(
         id: row.id.clone(),
         ..spec
     };
-    let made = machine::create_from(app, row, spec, from, claim).await;
+    let user = app.templates.user(&snapshot.machine_id);
+    let made = machine::create_from(app, row, spec, from, user, claim).await;
     drop(use_);
     made
 }

@@ -13,7 +13,6 @@ const OF_A_MACHINE: &[(&str, &[&str])] = &[
 /// Everywhere else.
 const ELSEWHERE: &[(&str, &[&str])] = &[
     ("volumes", &["volumes", "volumes/{*rest}"]),
-    ("template builds", &["templates", "templates/{*rest}"]),
     (
         "warm pools",
         &["template-warm-pools", "template-warm-pools/{*rest}"],

@@ -35,6 +35,8 @@ mod search;
 mod snapshot;
 mod socket;
 mod ssh;
+mod template;
+mod template_build;
 mod trickle;
 mod upload;
 mod webhook;
@@ -96,6 +98,8 @@ fn routes() -> OpenApiRouter<AppState> {
         .merge(snapshot::routes())
         .merge(webhook::routes())
         .merge(agent::routes())
+        .merge(template::routes())
+        .merge(template_build::routes())
         .merge(health::routes())
         .merge(prometheus::routes())
 }

@@ -93,6 +93,7 @@ impl World {
                 default_cwd: "/workspace".into(),
                 env: vec![("FROM_TEMPLATE".into(), "yes".into())],
                 binds: Vec::new(),
+                runtime: nullspace_templates::Runtime::default(),
             }]),
             preview_domain: self.preview_domain.clone(),
             ca_file: None,

@@ -10,7 +10,7 @@ mod state;
 
 use std::{path::PathBuf, sync::Arc};
 
-use nullspace_api::{machine::TimeoutAction, time};
+use nullspace_api::{error::code, machine::TimeoutAction, time};
 use nullspace_engine::{EngineError, MachineSpec, egress::Rules};
 use nullspace_lifecycle::machine::{self as lifecycle, Action, Input, Loss, State, Step};
 use nullspace_store::{
@@ -18,14 +18,15 @@ use nullspace_store::{
     machine::{self as rows, MachineRow},
     snapshot::{self as snapshot_rows, SnapshotRow},
 };
+use nullspace_templates::Runtime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Instrument, Span};
 
 use self::clock::Clock;
 use super::{Handle, Place};
 use crate::{
-    app::{App, AppState, egress, event, metrics::Meter, snapshot},
-    error::{Error, Result},
+    app::{App, AppState, egress, event, metrics::Meter, snapshot, template},
+    error::{Error, Kind, Result},
 };
 
 /// Messages that may wait for an owner.
@@ -97,14 +98,37 @@ pub(in crate::app) enum Message {
     Ended(Loss, String),
 }
 
+/// What a machine begins with.
+pub(super) enum Beginning {
+    /// It is new, and does this before it runs.
+    New(Runtime),
+    /// It goes on from a state.
+    Kept {
+        /// Where that is.
+        from: PathBuf,
+        /// Who runs commands, unless they say so.
+        user: Option<String>,
+    },
+}
+
+impl Beginning {
+    /// Who runs commands in it, unless they say so.
+    pub(super) fn user(&self) -> Option<&String> {
+        match self {
+            Self::New(runtime) => runtime.user.as_ref(),
+            Self::Kept { user, .. } => user.as_ref(),
+        }
+    }
+}
+
 /// How an owner begins.
 pub(super) enum Start {
     /// The machine is recorded as `creating` and nothing else.
     Build {
         /// For the engine.
         spec: Box<MachineSpec>,
-        /// The state it goes on from; none for a new one.
-        from: Option<PathBuf>,
+        /// What it begins with.
+        beginning: Beginning,
         /// Answered when it runs.
         reply: Reply,
         /// What the making is a part of.
@@ -263,11 +287,11 @@ impl Owner {
         match start {
             Start::Build {
                 spec,
-                from,
+                beginning,
                 reply,
                 span,
             } => {
-                self.build(*spec, from, reply).instrument(span).await;
+                self.build(*spec, beginning, reply).instrument(span).await;
             }
             Start::Adopt if self.state() == State::Running => {
                 self.clock = Clock::set(&self.row);
@@ -299,21 +323,28 @@ impl Owner {
         State::parse(&self.row.state).unwrap_or(State::Error)
     }
 
-    async fn build(&mut self, spec: MachineSpec, from: Option<PathBuf>, reply: Reply) {
+    async fn build(&mut self, spec: MachineSpec, beginning: Beginning, reply: Reply) {
         let engine = tracing::debug_span!("engine.create", engine = self.app.engine.name());
-        let built = match &from {
-            None => self.app.engine.create(&spec).instrument(engine).await,
-            Some(from) => {
-                self.app
-                    .engine
-                    .restore(&spec, from)
-                    .instrument(engine)
-                    .await
+        let (built, runtime) = match beginning {
+            Beginning::New(runtime) => {
+                let built = self.app.engine.create(&spec).instrument(engine).await;
+                (built, runtime)
+            }
+            Beginning::Kept { from, .. } => {
+                let restored = self.app.engine.restore(&spec, &from);
+                // What it does at its beginning was done before it was kept.
+                (restored.instrument(engine).await, Runtime::default())
             }
         };
         // It holds the values of environment variables: gone as soon as it was used.
         drop(spec);
+        let starts = runtime.start_cmd.is_some() || runtime.readiness.is_some();
         let result = match built {
+            Ok(()) if starts && let Err(error) = self.get_ready(&runtime).await => {
+                self.must(Input::BuildFailed, Some(error.message.clone()))
+                    .await;
+                Err(error)
+            }
             Ok(()) => {
                 let app = self.app.clone();
                 let handle = self.handle.clone();
@@ -344,6 +375,34 @@ impl Owner {
             }
         };
         let _ = reply.send(result.map(|()| Arc::new(self.row.clone())));
+    }
+
+    /// Has the machine do what its template wants done before it runs. Whoever ends it meanwhile need not wait for that.
+    async fn get_ready(&mut self, runtime: &Runtime) -> Result<()> {
+        let (app, handle) = (self.app.clone(), self.handle.clone());
+        let ready = async {
+            let guest = handle.connect(&*app.engine).await?;
+            let up = template::ready::up(&guest, runtime).await;
+            up.map_err(|why| {
+                Error::new(
+                    Kind::Machine,
+                    code::MACHINE_NOT_READY,
+                    format!("a machine of template {}: {why}", self.row.template),
+                )
+                .with_action("see that the template's start command gets ready in time")
+            })
+        };
+        tokio::select! {
+            ready = ready => ready,
+            message = self.messages.recv() => {
+                let what = match &message {
+                    Some(Message::Ended(..)) => "it ended",
+                    _ => "it was deleted",
+                };
+                let error = format!("machine {} did not get ready: {what}", self.row.id);
+                Err(Error::conflict(code::MACHINE_NOT_READY, error))
+            }
+        }
     }
 
     async fn handle_message(&mut self, message: Message) {

@@ -9,7 +9,7 @@ use nullspace_api::{
 use nullspace_engine::{Bind, MachineSpec, egress::Rules};
 use nullspace_lifecycle::machine::State;
 use nullspace_store::machine::MachineRow;
-use nullspace_templates::{Layer, derived::CODE_INTERPRETER};
+use nullspace_templates::{Layer, Runtime, derived::CODE_INTERPRETER};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -74,6 +74,8 @@ pub struct NewMachine {
     pub key_id: Option<String>,
     /// The run or service it backs.
     pub owner: Option<String>,
+    /// What it does before it runs, and whom its commands run as.
+    pub runtime: Runtime,
 }
 
 impl NewMachine {
@@ -82,6 +84,7 @@ impl NewMachine {
     pub fn from_template(app: &App, template: Arc<Layer>) -> Self {
         Self {
             cwd: template.default_cwd.clone(),
+            runtime: template.runtime.clone(),
             template,
             layers: Vec::new(),
             binds: Vec::new(),
