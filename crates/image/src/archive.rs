@@ -7,7 +7,10 @@ mod parts;
 
 use std::{fs::File, io::BufReader, path::Path};
 
-use oci_spec::image::{ImageIndex, ImageManifest};
+use oci_spec::{
+    distribution::Reference,
+    image::{ImageIndex, ImageManifest},
+};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -97,7 +100,7 @@ impl Images {
         let chosen = one(MANIFEST, names, name, |name| {
             images
                 .iter()
-                .position(|image| tags(image).iter().any(|tag| tag == name))
+                .position(|image| tags(image).iter().any(|tag| is_same(tag, name)))
         })?;
         let image = &images[chosen];
         if image.layers.len() > self.limits.layers {
@@ -266,6 +269,14 @@ impl Images {
         }
         self.assemble(digest, trees, config)
     }
+}
+
+/// Docker leaves the registry out of names of its own, other tools write it.
+fn is_same(tag: &str, name: &str) -> bool {
+    tag == name
+        || tag
+            .parse::<Reference>()
+            .is_ok_and(|tag| name.parse::<Reference>().is_ok_and(|name| name == tag))
 }
 
 /// Where a layer is.

@@ -44,7 +44,7 @@ pub(crate) enum Document {
     /// Of one image.
     Manifest(Box<ImageManifest>),
     /// Of several.
-    Index(ImageIndex),
+    Index(Box<ImageIndex>),
 }
 
 /// A reference from one document to another part, checked as far as it can be without that.
@@ -92,7 +92,7 @@ pub(crate) fn parse(bytes: &[u8], called: Option<&str>) -> Result<Document, Imag
         }
     };
     Ok(if is_index {
-        Document::Index(serde_json::from_slice(bytes).map_err(bad)?)
+        Document::Index(Box::new(serde_json::from_slice(bytes).map_err(bad)?))
     } else {
         Document::Manifest(Box::new(serde_json::from_slice(bytes).map_err(bad)?))
     })

@@ -449,6 +449,9 @@ impl Tree<'_> {
                 let (gone, none) = (beneath::name(gone), Mode::empty());
                 rustix::fs::mknodat(self.parent(), gone, FileType::CharacterDevice, none, 0)
                     .map_err(failed)?;
+                // Equal layers are equal, whenever they were unpacked.
+                let (then, itself) = (times(Time::default()), AtFlags::SYMLINK_NOFOLLOW);
+                rustix::fs::utimensat(self.parent(), gone, &then, itself).map_err(failed)?;
             }
             Err(e) => return Err(failed(e)),
         }
