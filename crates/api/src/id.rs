@@ -4,6 +4,8 @@ use rand::Rng;
 
 /// A machine.
 pub const MACHINE: &str = "mch_";
+/// A machine's state that is kept.
+pub const SNAPSHOT: &str = "snap_";
 /// A terminal.
 pub const PTY: &str = "pty_";
 /// An upload in parts.

@@ -22,8 +22,10 @@ const GROUPS: &[&[&str]] = &[
     &["sandbox", "create"],
     &["sandbox", "exec"],
     &["sandbox", "file"],
+    &["sandbox", "fork"],
     &["sandbox", "get"],
     &["sandbox", "git"],
+    &["sandbox", "hibernate"],
     &["sandbox", "host"],
     &["sandbox", "kill"],
     &["sandbox", "list"],
@@ -32,10 +34,12 @@ const GROUPS: &[&[&str]] = &[
     &["sandbox", "preview-url"],
     &["sandbox", "process"],
     &["sandbox", "pty"],
+    &["sandbox", "resume"],
     &["sandbox", "ssh-access"],
     &["sandbox", "timeout"],
     &["sandbox", "upload"],
     &["sandbox", "url"],
+    &["snapshot"],
     &["ssh"],
 ];
 

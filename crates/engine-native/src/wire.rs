@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// The most bytes one message may have: a spec with a large environment.
 pub(crate) const MAX_MESSAGE: usize = 8 << 20;
 /// Version of these messages. The launcher outlives `serve`, so a newer `serve` may meet an older one.
-pub(crate) const VERSION: u32 = 4;
+pub(crate) const VERSION: u32 = 5;
 
 /// What a launcher must know; given to it on its standard input, in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,6 +104,8 @@ pub(crate) struct Meters {
     pub(crate) cpu: Option<Counter>,
     /// The group that counts memory.
     pub(crate) memory: Counter,
+    /// The group that stops its processes where they stand; `None` where the host has none.
+    pub(crate) freezer: Option<Counter>,
     /// The host's end of the machine's link.
     pub(crate) interface: String,
 }

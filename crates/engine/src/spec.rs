@@ -153,9 +153,9 @@ pub enum DeniedTarget {
     Address {
         /// Where to.
         address: Ipv4Addr,
-        /// The protocol's number: 6 is TCP, 17 UDP.
+        /// The protocol's number: 1 is ICMP, 6 TCP, 17 UDP.
         protocol: u8,
-        /// The port.
+        /// The port; 0 where there are none.
         port: u16,
     },
 }
@@ -198,6 +198,8 @@ pub struct Usage {
 pub struct Capabilities {
     /// A boundary between machine and host that the kernel enforces.
     pub isolated: bool,
+    /// Stops a machine where it stands, with its memory on the host.
+    pub pause: bool,
     /// Keeps memory across a stop, durably.
     pub hibernate: bool,
     /// Branches a running machine.

@@ -237,6 +237,8 @@ impl Server {
             },
             agents: app::agent::Agents::default(),
             ssh,
+            snapshots: app::snapshot::Uses::default(),
+            spelling: app::key::Spelling::default(),
             uploads: app::upload::Uploads::default(),
             webhooks: app::webhook::Webhooks::default(),
             code: app::code::State::default(),
@@ -247,12 +249,16 @@ impl Server {
         template::start(&app, options.templates)
             .await
             .map_err(step("open the templates"))?;
+        app::snapshot::open(&app).map_err(step("make the place for snapshots"))?;
         // Subscribed first: what ends while the record is compared is not missed.
         let exits = app.engine.exits();
         let denials = app.engine.denials();
         machine::adopt(&app)
             .await
             .map_err(step("compare the record with the engine"))?;
+        app::snapshot::sweep(&app)
+            .await
+            .map_err(step("remove unfinished snapshots"))?;
         tokio::spawn(machine::watch_exits(app.clone(), exits));
         tokio::spawn(app::egress::watch_denials(app.clone(), denials));
         preview::restore(&app)

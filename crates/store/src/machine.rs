@@ -55,11 +55,15 @@ pub struct MachineRow {
     pub started_at: Option<i64>,
     /// When it ended.
     pub ended_at: Option<i64>,
+    /// What the engine was given, JSON, without the values of environment variables.
+    pub spec: Option<String>,
+    /// What a paused one goes on from.
+    pub snapshot_id: Option<String>,
 }
 
 const COLUMNS: &str = "seq, id, state, template, layer_digest, vcpus, memory_mb, disk_mb, timeout_ms, \
      timeout_action, timeout_at, auto_resume, internet_access, allow_public_traffic, cwd, metadata, \
-     key_id, owner, failure_reason, created_at, started_at, ended_at, egress, mask_request_host";
+     key_id, owner, failure_reason, created_at, started_at, ended_at, egress, mask_request_host, spec, snapshot_id";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
     Ok(MachineRow {
@@ -87,6 +91,8 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
         ended_at: row.get(21)?,
         egress: row.get(22)?,
         mask_request_host: row.get(23)?,
+        spec: row.get(24)?,
+        snapshot_id: row.get(25)?,
     })
 }
 
@@ -106,8 +112,8 @@ pub fn insert(tx: &Tx<'_>, row: &MachineRow) -> Result<i64, StoreError> {
     tx.prepare_cached(
         "INSERT INTO machine (id, state, template, layer_digest, vcpus, memory_mb, disk_mb, timeout_ms, \
          timeout_action, timeout_at, auto_resume, internet_access, allow_public_traffic, cwd, metadata, \
-         key_id, owner, failure_reason, created_at, started_at, ended_at, egress, mask_request_host) \
-         VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,?22,?23)",
+         key_id, owner, failure_reason, created_at, started_at, ended_at, egress, mask_request_host, spec, snapshot_id) \
+         VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,?22,?23,?24,?25)",
     )?
     .execute(params![
         row.id,
@@ -133,6 +139,8 @@ pub fn insert(tx: &Tx<'_>, row: &MachineRow) -> Result<i64, StoreError> {
         row.ended_at,
         row.egress,
         row.mask_request_host,
+        row.spec,
+        row.snapshot_id,
     ])?;
     Ok(tx.last_insert_rowid())
 }
@@ -144,7 +152,8 @@ pub fn insert(tx: &Tx<'_>, row: &MachineRow) -> Result<i64, StoreError> {
 pub fn update(tx: &Tx<'_>, row: &MachineRow) -> Result<(), StoreError> {
     tx.prepare_cached(
         "UPDATE machine SET state = ?2, timeout_ms = ?3, timeout_action = ?4, timeout_at = ?5, \
-         failure_reason = ?6, started_at = ?7, ended_at = ?8, internet_access = ?9, egress = ?10 WHERE id = ?1",
+         failure_reason = ?6, started_at = ?7, ended_at = ?8, internet_access = ?9, egress = ?10, \
+         snapshot_id = ?11 WHERE id = ?1",
     )?
     .execute(params![
         row.id,
@@ -157,6 +166,7 @@ pub fn update(tx: &Tx<'_>, row: &MachineRow) -> Result<(), StoreError> {
         row.ended_at,
         row.internet_access,
         row.egress,
+        row.snapshot_id,
     ])?;
     Ok(())
 }
@@ -230,6 +240,28 @@ pub fn list(db: &Connection, filter: &Filter) -> Result<Vec<MachineRow>, StoreEr
 pub fn unfinished(db: &Connection) -> Result<Vec<MachineRow>, StoreError> {
     let sql = format!(
         "SELECT {COLUMNS} FROM machine WHERE state IN ('creating', 'running', 'paused') ORDER BY seq"
+    );
+    let mut statement = db.prepare_cached(&sql)?;
+    let rows = statement.query_map([], from_row)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Machines that were recorded as destroyed, of which the log says that it was asked for but not that it is done. What
+/// is forgotten of the log goes from its old end, so that of none the one is left without the other.
+///
+/// # Errors
+/// Those of the database.
+pub fn destroyed_untold(db: &Connection) -> Result<Vec<MachineRow>, StoreError> {
+    let told = |status: &str| {
+        format!(
+            "EXISTS (SELECT 1 FROM event WHERE event.machine_id = machine.id \
+             AND event.operation = 'destroy' AND event.status = '{status}')"
+        )
+    };
+    let sql = format!(
+        "SELECT {COLUMNS} FROM machine WHERE state = 'destroyed' AND {} AND NOT {} ORDER BY seq",
+        told("requested"),
+        told("succeeded")
     );
     let mut statement = db.prepare_cached(&sql)?;
     let rows = statement.query_map([], from_row)?;

@@ -9,4 +9,5 @@ pub(crate) mod monitor;
 pub(crate) mod quickstart;
 #[cfg(target_os = "linux")]
 pub(crate) mod serve;
+pub(crate) mod snapshot;
 pub(crate) mod ssh;

@@ -6,19 +6,12 @@ use crate::{app::AppState, error::Error};
 
 /// Under a machine, by feature.
 const OF_A_MACHINE: &[(&str, &[&str])] = &[
-    (
-        "hibernating and resuming machines",
-        &["hibernate", "pause", "resume"],
-    ),
-    ("forking machines", &["fork"]),
-    ("snapshots", &["snapshots"]),
     ("volumes", &["volumes", "volumes/{*rest}"]),
     ("desktops", &["desktop", "desktop/{*rest}"]),
 ];
 
 /// Everywhere else.
 const ELSEWHERE: &[(&str, &[&str])] = &[
-    ("snapshots", &["snapshots", "snapshots/{id}"]),
     ("volumes", &["volumes", "volumes/{*rest}"]),
     ("template builds", &["templates", "templates/{*rest}"]),
     (

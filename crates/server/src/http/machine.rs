@@ -21,7 +21,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::extract::{Json, Path, Query, claim};
 use crate::{
-    app::{AppState, Caller, machine, preview, template},
+    app::{AppState, Caller, machine, preview, snapshot, template},
     error::{Error, Kind, Result},
 };
 
@@ -55,6 +55,15 @@ async fn create(
     Json(request): Json<CreateMachineRequest>,
 ) -> Result<Response> {
     let claim = claim(&headers, &caller, CREATE.to_owned(), &request)?;
+    if request.snapshot_id.is_some() {
+        let (snapshot_id, row) = machine::plan_from_snapshot(&app, request, &caller.key_id)?;
+        let row = snapshot::make(&app, &snapshot_id, row, claim).await?;
+        let info = MachineInfo {
+            traffic_access_token: preview::traffic_token(&app, &row),
+            ..machine::info(&row)
+        };
+        return Ok((StatusCode::CREATED, Json(info)).into_response());
+    }
     if let Some(name) = &request.template {
         template::ensure(&app, name).await?;
     }

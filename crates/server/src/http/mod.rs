@@ -32,6 +32,7 @@ mod prometheus;
 mod pty;
 mod rest;
 mod search;
+mod snapshot;
 mod socket;
 mod ssh;
 mod trickle;
@@ -81,6 +82,7 @@ fn machine_routes() -> OpenApiRouter<AppState> {
         .merge(event::machine_routes())
         .merge(metrics::routes())
         .merge(event_stream::machine_routes())
+        .merge(snapshot::machine_routes())
 }
 
 /// Every documented route.
@@ -91,6 +93,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .merge(event::routes())
         .merge(monitor::routes())
         .merge(event_stream::routes())
+        .merge(snapshot::routes())
         .merge(webhook::routes())
         .merge(agent::routes())
         .merge(health::routes())
@@ -147,6 +150,9 @@ async fn edge(State(app): State<AppState>, request: Request, next: Next) -> Resp
     let response = match authenticate(&app, &request) {
         Ok(caller) => {
             if let Some(caller) = caller {
+                if let Some(noun) = Noun::said_in(request.uri().path()) {
+                    app.spelling.said(&caller, noun);
+                }
                 request.extensions_mut().insert(caller);
             }
             next.run(request).instrument(span.clone()).await
