@@ -139,6 +139,7 @@ impl NewMachine {
         env.extend(self.envs);
         let template_binds = self.template.binds.iter().map(|bind| Bind {
             source: bind.source.clone(),
+            beneath: None,
             target: bind.target.clone(),
             read_only: bind.read_only,
         });
