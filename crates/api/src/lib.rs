@@ -27,6 +27,7 @@ pub mod socket;
 pub mod ssh;
 pub mod time;
 pub mod upload;
+pub mod volume;
 pub mod webhook;
 
 pub use error::ErrorBody;

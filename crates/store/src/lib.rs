@@ -32,6 +32,7 @@ pub mod preview;
 mod reader;
 pub mod ssh;
 pub mod upload;
+pub mod volume;
 pub mod webhook;
 mod writer;
 

@@ -2,7 +2,10 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::{StoreError, Tx, json};
+use crate::{
+    StoreError, Tx, json,
+    volume::{self, AttachmentRow},
+};
 
 /// One machine, as it is kept. Runtime values of environment variables are never in here.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,11 +58,18 @@ pub struct MachineRow {
     pub started_at: Option<i64>,
     /// When it ended.
     pub ended_at: Option<i64>,
+    /// The volumes that it has; written through [`volume`] alone.
+    pub volumes: Vec<AttachmentRow>,
 }
 
-const COLUMNS: &str = "seq, id, state, template, layer_digest, vcpus, memory_mb, disk_mb, timeout_ms, \
+/// To be followed by the column of volumes.
+const OWN_COLUMNS: &str = "seq, id, state, template, layer_digest, vcpus, memory_mb, disk_mb, timeout_ms, \
      timeout_action, timeout_at, auto_resume, internet_access, allow_public_traffic, cwd, metadata, \
      key_id, owner, failure_reason, created_at, started_at, ended_at, egress, mask_request_host";
+
+fn columns() -> String {
+    format!("{OWN_COLUMNS}, {}", volume::OF_A_MACHINE)
+}
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
     Ok(MachineRow {
@@ -87,6 +97,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
         ended_at: row.get(21)?,
         egress: row.get(22)?,
         mask_request_host: row.get(23)?,
+        volumes: volume::of_a_machine(row.get_ref(24)?.as_str()?),
     })
 }
 
@@ -137,7 +148,7 @@ pub fn insert(tx: &Tx<'_>, row: &MachineRow) -> Result<i64, StoreError> {
     Ok(tx.last_insert_rowid())
 }
 
-/// Keeps what changes over a machine's life: state, times, limit, rules, failure.
+/// Keeps what changes over a machine's life: state, times, limit, rules, failure. Its volumes follow the state.
 ///
 /// # Errors
 /// Those of the database.
@@ -158,7 +169,7 @@ pub fn update(tx: &Tx<'_>, row: &MachineRow) -> Result<(), StoreError> {
         row.internet_access,
         row.egress,
     ])?;
-    Ok(())
+    volume::follow(tx, row)
 }
 
 /// One machine.
@@ -167,7 +178,7 @@ pub fn update(tx: &Tx<'_>, row: &MachineRow) -> Result<(), StoreError> {
 /// Those of the database.
 pub fn get(db: &Connection, id: &str) -> Result<Option<MachineRow>, StoreError> {
     Ok(db
-        .prepare_cached(&format!("SELECT {COLUMNS} FROM machine WHERE id = ?1"))?
+        .prepare_cached(&format!("SELECT {} FROM machine WHERE id = ?1", columns()))?
         .query_row([id], from_row)
         .optional()?)
 }
@@ -192,7 +203,7 @@ pub struct Filter {
 /// # Errors
 /// Those of the database.
 pub fn list(db: &Connection, filter: &Filter) -> Result<Vec<MachineRow>, StoreError> {
-    let mut sql = format!("SELECT {COLUMNS} FROM machine WHERE seq < ?1");
+    let mut sql = format!("SELECT {} FROM machine WHERE seq < ?1", columns());
     let mut values: Vec<Box<dyn rusqlite::ToSql>> =
         vec![Box::new(filter.before.unwrap_or(i64::MAX))];
     if !filter.states.is_empty() {
@@ -229,7 +240,8 @@ pub fn list(db: &Connection, filter: &Filter) -> Result<Vec<MachineRow>, StoreEr
 /// Those of the database.
 pub fn unfinished(db: &Connection) -> Result<Vec<MachineRow>, StoreError> {
     let sql = format!(
-        "SELECT {COLUMNS} FROM machine WHERE state IN ('creating', 'running', 'paused') ORDER BY seq"
+        "SELECT {} FROM machine WHERE state IN ('creating', 'running', 'paused') ORDER BY seq",
+        columns()
     );
     let mut statement = db.prepare_cached(&sql)?;
     let rows = statement.query_map([], from_row)?;

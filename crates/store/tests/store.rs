@@ -55,6 +55,7 @@ fn row(id: &str, state: &str) -> MachineRow {
         created_at: 1,
         started_at: None,
         ended_at: None,
+        volumes: Vec::new(),
     }
 }
 
