@@ -505,6 +505,7 @@ impl Engine for NativeEngine {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             isolated: true,
+            pause: false,
             hibernate: false,
             fork: false,
         }

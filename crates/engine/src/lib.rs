@@ -9,10 +9,12 @@
 //! files, ports) is spoken to its guest over the dialled stream with `nullspace-protocol`, the same on
 //! every engine.
 
+mod checkpoint;
 pub mod conformance;
 pub mod fake;
 mod spec;
 
+pub use checkpoint::{Afterwards, Checkpoint};
 pub use nullspace_egress as egress;
 pub use nullspace_protocol::BoxedIo;
 pub use spec::{
@@ -93,6 +95,58 @@ pub trait Engine: Send + Sync + 'static {
     /// The caller guarantees that `target` does not exist and lies in the data directory. On error the machine is
     /// gone and `target` is not there, or is of no use.
     async fn keep(&self, id: &str, target: &std::path::Path) -> Result<(), EngineError>;
+
+    /// Stops every process of a machine where it stands. Its memory stays on the host until the machine goes on or is
+    /// ended, or the host restarts. A machine that stands still already is fine.
+    ///
+    /// While it stands still its guest does not answer, and [`Engine::dial`] may wait for it. [`Engine::destroy`],
+    /// [`Engine::list`] and [`Engine::usage`] are as ever.
+    async fn pause(&self, _id: &str) -> Result<(), EngineError> {
+        Err(self.cannot("pause machines"))
+    }
+
+    /// Lets a machine that was paused go on. One that runs is fine.
+    async fn unpause(&self, _id: &str) -> Result<(), EngineError> {
+        Err(self.cannot("pause machines"))
+    }
+
+    /// Writes a machine's processes, memory and writable layer, as they were at one moment, into the directory `target`.
+    /// When this returns all of it is on disk and stays there if the power goes.
+    ///
+    /// The caller guarantees that `target` does not exist and that its parent does. On error the machine goes on
+    /// running, and `target` is not there or holds no finished checkpoint (see [`Checkpoint::read`]). With
+    /// [`Afterwards::End`] no process of the machine does anything after the moment that was kept.
+    async fn checkpoint(
+        &self,
+        _id: &str,
+        _target: &std::path::Path,
+        _afterwards: Afterwards,
+    ) -> Result<Checkpoint, EngineError> {
+        Err(self.cannot("keep memory"))
+    }
+
+    /// Builds a machine from a checkpoint: its processes go on where they were kept, with their files, terminals and
+    /// listening ports. Returns once its guest answers.
+    ///
+    /// As for [`Engine::create`], but what was started in the checkpoint has its environment and directory already.
+    /// The caller guarantees that the layers are those of the machine that was kept. Id, host name and address may be
+    /// others; several machines may be built from one checkpoint, and share nothing that can change. The engine owes
+    /// besides: a clock that is right and random numbers that were not drawn before.
+    async fn restore(
+        &self,
+        _spec: &MachineSpec,
+        _from: &std::path::Path,
+    ) -> Result<(), EngineError> {
+        Err(self.cannot("keep memory"))
+    }
+
+    /// The refusal of what this engine does not have.
+    fn cannot(&self, what: &'static str) -> EngineError {
+        EngineError::Unsupported {
+            engine: self.name(),
+            what,
+        }
+    }
 
     /// The machines that are alive now, also those that an earlier process of the caller created.
     async fn list(&self) -> Result<Vec<LiveMachine>, EngineError>;

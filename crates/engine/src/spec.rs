@@ -225,6 +225,8 @@ pub struct Usage {
 pub struct Capabilities {
     /// A boundary between machine and host that the kernel enforces.
     pub isolated: bool,
+    /// Stops a machine where it stands, with its memory on the host.
+    pub pause: bool,
     /// Keeps memory across a stop, durably.
     pub hibernate: bool,
     /// Branches a running machine.
