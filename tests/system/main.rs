@@ -33,5 +33,6 @@ mod rough;
 mod services;
 mod ssh;
 mod telemetry;
+mod volumes;
 mod wire;
 mod world;

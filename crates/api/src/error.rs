@@ -68,8 +68,7 @@ pub mod code {
     /// The volume's files cannot be reached now.
     pub const VOLUME_BACKEND_UNAVAILABLE: &str = "volume_backend_unavailable";
     /// The machine's engine cannot do that with volumes.
-    pub const VOLUME_BACKEND_CAPABILITY_UNSUPPORTED: &str =
-        "volume_backend_capability_unsupported";
+    pub const VOLUME_BACKEND_CAPABILITY_UNSUPPORTED: &str = "volume_backend_capability_unsupported";
     /// The request body is too large.
     pub const BODY_TOO_LARGE: &str = "body_too_large";
     /// The client took too long.

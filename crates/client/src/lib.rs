@@ -34,6 +34,7 @@ pub mod socket;
 mod ssh;
 pub mod transport;
 pub mod uploads;
+pub mod volumes;
 pub mod webhooks;
 
 pub use error::{ApiError, Error};

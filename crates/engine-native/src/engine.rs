@@ -675,7 +675,10 @@ impl Engine for NativeEngine {
     }
 
     async fn attached(&self, id: &str) -> Result<Vec<Bind>, EngineError> {
-        match self.ask(RequestBody::Attached { id: id.to_owned() }).await? {
+        match self
+            .ask(RequestBody::Attached { id: id.to_owned() })
+            .await?
+        {
             Answer::Attached { binds } => Ok(binds),
             other => Err(EngineError::Unavailable(format!(
                 "unexpected answer {other:?}"

@@ -70,7 +70,9 @@ async fn shows_directories(engine: &dyn Engine, lower: &[PathBuf]) {
         connect(engine, "c-binds-1").await,
         connect(engine, "c-binds-2").await,
     );
-    if let Err(EngineError::Unsupported { .. }) = engine.attach("c-binds-2", &bind("/deep/late")).await {
+    if let Err(EngineError::Unsupported { .. }) =
+        engine.attach("c-binds-2", &bind("/deep/late")).await
+    {
         println!("{} attaches nothing to a machine that runs", engine.name());
         for id in ["c-binds-1", "c-binds-2"] {
             engine.destroy(id).await.expect("destroy");
@@ -96,8 +98,16 @@ async fn shows_directories(engine: &dyn Engine, lower: &[PathBuf]) {
     let top = if isolated { "/" } else { ".." };
     let at = |script: &str| format!("cd {top}; {script}");
     // Without a boundary they are whoever runs this.
-    let owner = if isolated { "stat -c %u:%g" } else { "echo 0:0 #" };
-    let done = sh(&one, &at(&format!("echo one > {shared}/a && {owner} {shared}/a"))).await;
+    let owner = if isolated {
+        "stat -c %u:%g"
+    } else {
+        "echo 0:0 #"
+    };
+    let done = sh(
+        &one,
+        &at(&format!("echo one > {shared}/a && {owner} {shared}/a")),
+    )
+    .await;
     assert_eq!((done.0, done.1.as_str()), (0, "0:0\n"), "{done:?}");
     let done = sh(&two, &at(&format!("cat {late}/a && {owner} {late}/a"))).await;
     assert_eq!((done.0, done.1.as_str()), (0, "one\n0:0\n"), "{done:?}");
@@ -124,7 +134,10 @@ async fn shows_directories(engine: &dyn Engine, lower: &[PathBuf]) {
         );
     }
     let nobody = engine.attach("c-nobody", &bind("/deep/late")).await;
-    assert!(matches!(nobody, Err(EngineError::NotFound(_))), "{nobody:?}");
+    assert!(
+        matches!(nobody, Err(EngineError::NotFound(_))),
+        "{nobody:?}"
+    );
     if isolated {
         let refused = engine
             .attach(
@@ -187,7 +200,10 @@ async fn shows_directories(engine: &dyn Engine, lower: &[PathBuf]) {
         sh(&two, "touch /go/on").await;
         let start = std::time::Instant::now();
         while std::fs::read(source.join("open")).is_ok_and(|text| text != b"written\n") {
-            assert!(start.elapsed() < PATIENCE, "what was open can be written to");
+            assert!(
+                start.elapsed() < PATIENCE,
+                "what was open can be written to"
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -202,10 +218,7 @@ async fn shows_directories(engine: &dyn Engine, lower: &[PathBuf]) {
         engine.destroy(id).await.expect("destroy");
     }
     // Machines go, what they wrote stays.
-    assert_eq!(
-        std::fs::read(source.join("a")).expect("the file"),
-        b"one\n"
-    );
+    assert_eq!(std::fs::read(source.join("a")).expect("the file"), b"one\n");
 }
 
 /// Runs a shell script to its end: (exit code, stdout, stderr).

@@ -35,7 +35,9 @@ impl Bind {
         }
         let target = self.target.to_string_lossy();
         if !clean_absolute(&target) || target == "/" {
-            return bad(format!("bind target {target:?} is not a clean absolute path"));
+            return bad(format!(
+                "bind target {target:?} is not a clean absolute path"
+            ));
         }
         match &self.beneath {
             Some(beneath) if !clean_absolute(&format!("/{}", beneath.to_string_lossy())) => bad(

@@ -32,6 +32,8 @@ pub struct VolumeRow {
     pub attachments: u64,
     /// Those where it is, in machines that run or sleep; not written by [`insert`].
     pub mounts: u64,
+    /// Those where it could not be; not written by [`insert`].
+    pub failed: u64,
 }
 
 /// One place where a volume is mounted.
@@ -63,7 +65,8 @@ pub struct AttachmentRow {
 
 const COLUMNS: &str = "id, name, state, max_size_bytes, max_file_count, used_bytes, inode_count, counted_at, key_id, \
      created_at, (SELECT COUNT(*) FROM volume_attachment a WHERE a.volume_id = volume.id), \
-     (SELECT COUNT(*) FROM volume_attachment a WHERE a.volume_id = volume.id AND a.state IN ('mounted', 'paused'))";
+     (SELECT COUNT(*) FROM volume_attachment a WHERE a.volume_id = volume.id AND a.state IN ('mounted', 'paused')), \
+     (SELECT COUNT(*) FROM volume_attachment a WHERE a.volume_id = volume.id AND a.state = 'failed')";
 const ATTACHMENT: &str = "id, volume_id, machine_id, mount_path, read_only, subpath, state, error_code, error_message, \
      created_at, updated_at";
 /// A column of a query of machines: their attachments as JSON, in the order in which they were asked for.
@@ -87,6 +90,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<VolumeRow> {
         created_at: row.get(9)?,
         attachments: unsigned(row.get(10)?),
         mounts: unsigned(row.get(11)?),
+        failed: unsigned(row.get(12)?),
     })
 }
 
@@ -205,13 +209,7 @@ pub fn remove(tx: &Tx<'_>, id: &str) -> Result<(), StoreError> {
 ///
 /// # Errors
 /// Those of the database.
-pub fn counted(
-    tx: &Tx<'_>,
-    id: &str,
-    bytes: u64,
-    inodes: u64,
-    now: i64,
-) -> Result<(), StoreError> {
+pub fn counted(tx: &Tx<'_>, id: &str, bytes: u64, inodes: u64, now: i64) -> Result<(), StoreError> {
     tx.prepare_cached(
         "UPDATE volume SET used_bytes = ?2, inode_count = ?3, counted_at = ?4 WHERE id = ?1",
     )?
@@ -298,28 +296,27 @@ pub fn detach(tx: &Tx<'_>, id: &str) -> Result<(), StoreError> {
 /// Makes the attachments of a machine what its state says: with the machine that now runs they are mounted, with one that
 /// sleeps they do, with one that ended they are gone.
 pub(crate) fn follow(tx: &Tx<'_>, machine: &MachineRow) -> Result<(), StoreError> {
-    let sql = match machine.state.as_str() {
+    const NOW: &str = "CAST(unixepoch('subsec') * 1000000 AS INTEGER)";
+    match machine.state.as_str() {
+        "destroyed" | "error" => tx
+            .prepare_cached("DELETE FROM volume_attachment WHERE machine_id = ?1")?
+            .execute([&machine.id])?,
+        _ if machine.volumes.is_empty() => 0,
         // One that was asked for later goes its own way.
-        "running" => {
-            "UPDATE volume_attachment SET state = 'mounted', updated_at = CAST(unixepoch('subsec') * 1000000 AS INTEGER) \
-             WHERE machine_id = ?1 AND (state = 'paused' OR (state = 'mounting' AND created_at <= ?2))"
-        }
-        "paused" => {
-            "UPDATE volume_attachment SET state = 'paused', updated_at = CAST(unixepoch('subsec') * 1000000 AS INTEGER) \
-             WHERE machine_id = ?1 AND state = 'mounted' AND created_at >= ?2"
-        }
-        "destroyed" | "error" => {
-            tx.prepare_cached("DELETE FROM volume_attachment WHERE machine_id = ?1")?
-                .execute([&machine.id])?;
-            return Ok(());
-        }
-        _ => return Ok(()),
+        "running" => tx
+            .prepare_cached(&format!(
+                "UPDATE volume_attachment SET state = 'mounted', updated_at = {NOW} WHERE machine_id = ?1 \
+                 AND (state = 'paused' OR (state = 'mounting' AND created_at <= ?2))"
+            ))?
+            .execute(params![machine.id, machine.created_at])?,
+        "paused" => tx
+            .prepare_cached(&format!(
+                "UPDATE volume_attachment SET state = 'paused', updated_at = {NOW} WHERE machine_id = ?1 \
+                 AND state = 'mounted'"
+            ))?
+            .execute([&machine.id])?,
+        _ => 0,
     };
-    if machine.volumes.is_empty() {
-        return Ok(());
-    }
-    tx.prepare_cached(sql)?
-        .execute(params![machine.id, machine.created_at])?;
     Ok(())
 }
 

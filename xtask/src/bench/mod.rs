@@ -25,6 +25,7 @@ mod stream;
 mod table;
 mod tree;
 mod upload;
+mod volume;
 mod watch;
 mod webhook;
 mod wire;
@@ -88,6 +89,8 @@ pub(crate) enum Group {
     Tree,
     /// A change of a file on its way to who watches.
     Watch,
+    /// Volumes mounted, and written to.
+    Volume,
     /// Many terminals and WebSockets.
     Crowd,
     /// The server started on what is there.

@@ -17,7 +17,7 @@ use super::{
     peers::{self, Bundle, Live, Peer},
     service, ssh, stream,
     table::{Samples, Table},
-    tree, upload, watch, webhook,
+    tree, upload, volume, watch, webhook,
 };
 
 const GIB: usize = 1 << 30;
@@ -82,6 +82,9 @@ pub(crate) async fn all(args: &Args, server: &mut Server, table: &mut Table) -> 
     }
     if args.wants(Group::Watch) {
         watch::run(server, table).await.context("watch")?;
+    }
+    if args.wants(Group::Volume) {
+        volume::run(server, table).await.context("volume")?;
     }
     if args.wants(Group::Crowd) {
         crowd::run(server, table).await.context("crowd")?;

@@ -10,3 +10,5 @@ pub(crate) mod quickstart;
 #[cfg(target_os = "linux")]
 pub(crate) mod serve;
 pub(crate) mod ssh;
+pub(crate) mod upload;
+pub(crate) mod volume;

@@ -105,17 +105,34 @@ pub(super) fn detach(slot: &Slot, shown: &Shown) -> Result<(), Refusal> {
     }
 }
 
-/// What the paths of a bind, or those on either side that it leads through, cannot be.
+/// How the name of a step of a machine's making begins that failed because of what was asked for.
+pub(super) const ASKED_FOR: &str = "asked for: ";
+
+/// A step of a machine's making that failed.
+pub(super) fn failed(step: String, error: io::Error) -> (String, io::Error) {
+    match fault(&error) {
+        Some(fault) => (format!("{ASKED_FOR}{step}: {fault}"), error),
+        None => (step, error),
+    }
+}
+
 fn refusal(step: &str, error: &io::Error) -> Refusal {
-    let why = match Errno::from_io_error(error) {
-        Some(Errno::NOENT) => "there is no such directory",
-        Some(Errno::NOTDIR) => "it is no directory",
-        Some(Errno::LOOP) => "it leads through a link",
-        Some(Errno::XDEV) => "it leads out",
-        Some(Errno::ROFS) => "the machine has it read-only",
-        _ => return Refusal::step(step, error),
-    };
-    Refusal::Invalid(format!("{step}: {why}"))
+    match fault(error) {
+        Some(fault) => Refusal::Invalid(format!("{step}: {fault}")),
+        None => Refusal::step(step, error),
+    }
+}
+
+/// What is wrong with a path, if the failure is the path's.
+fn fault(error: &io::Error) -> Option<&'static str> {
+    match Errno::from_io_error(error)? {
+        Errno::NOENT => Some("there is no such directory"),
+        Errno::NOTDIR => Some("it is no directory"),
+        Errno::LOOP => Some("it leads through a link"),
+        Errno::XDEV => Some("it leads out"),
+        Errno::ROFS => Some("the machine has it read-only"),
+        _ => None,
+    }
 }
 
 /// Does something among a machine's mounts, in a child: the launcher itself never leaves its own.
@@ -173,10 +190,7 @@ pub(super) fn send(control: &UnixStream, byte: u8, trees: &[OwnedFd]) -> io::Res
 }
 
 /// Reads what a machine's process 1 says, and takes its mounts.
-pub(super) fn receive(
-    control: &UnixStream,
-    chunk: &mut [u8],
-) -> io::Result<(usize, Vec<OwnedFd>)> {
+pub(super) fn receive(control: &UnixStream, chunk: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_BINDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let read = recvmsg(

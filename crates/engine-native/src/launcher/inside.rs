@@ -371,17 +371,17 @@ fn enter_root(spec: &MachineSpec, inside: &Root, users: BorrowedFd<'_>) -> Step<
     let mut binds = Vec::with_capacity(spec.binds.len());
     for bind in &spec.binds {
         let (tree, is_dir) = binds::tree(bind, users)
-            .map_err(|e| (format!("bind {}", bind.source.display()), e))?;
+            .map_err(|e| binds::failed(format!("bind for {}", bind.target.display()), e))?;
         let target = bind.target.display().to_string();
         inside
             .mount(&tree, &target, is_dir)
-            .map_err(|e| (format!("bind onto {target}"), e))?;
+            .map_err(|e| binds::failed(format!("bind onto {target}"), e))?;
         binds.push(tree);
     }
     mount_shared_memory(inside, spec.memory_bytes)?;
     inside
         .make_dir(&spec.cwd)
-        .named("make the working directory")?;
+        .map_err(|e| binds::failed("make the working directory".to_owned(), e))?;
 
     rustix::process::fchdir(&inside.fd).named("enter the root")?;
     rustix::process::pivot_root(".", ".").named("change the root")?;

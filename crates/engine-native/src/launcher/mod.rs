@@ -1010,7 +1010,11 @@ impl Launcher {
                     None if slot.group.out_of_memory() => ("start".into(), "out of memory".into()),
                     None => ("start".into(), ended.0),
                 };
-                self.answer(caller, Err(Refusal::Step { step, reason }));
+                let refusal = match step.strip_prefix(binds::ASKED_FOR) {
+                    Some(what) => Refusal::Invalid(what.to_owned()),
+                    None => Refusal::Step { step, reason },
+                };
+                self.answer(caller, Err(refusal));
             }
             State::Forked => self.prepare_later(&ended.0),
             State::Parked => {

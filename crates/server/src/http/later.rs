@@ -12,14 +12,12 @@ const OF_A_MACHINE: &[(&str, &[&str])] = &[
     ),
     ("forking machines", &["fork"]),
     ("snapshots", &["snapshots"]),
-    ("volumes", &["volumes", "volumes/{*rest}"]),
     ("desktops", &["desktop", "desktop/{*rest}"]),
 ];
 
 /// Everywhere else.
 const ELSEWHERE: &[(&str, &[&str])] = &[
     ("snapshots", &["snapshots", "snapshots/{id}"]),
-    ("volumes", &["volumes", "volumes/{*rest}"]),
     ("template builds", &["templates", "templates/{*rest}"]),
     (
         "warm pools",

@@ -87,6 +87,7 @@ impl World {
                 binds: Vec::new(),
             }]),
             preview_domain: self.preview_domain.clone(),
+            volume_keeper: vec![env!("CARGO_BIN_EXE_nullspace-keeper").to_owned()],
             ca_file: None,
         }
     }

@@ -21,6 +21,7 @@ mod sync;
 mod timeout;
 mod upload;
 mod url;
+mod volume;
 
 use clap::Subcommand;
 
@@ -76,6 +77,8 @@ enum Command {
     File(file::Args),
     /// Git repositories
     Git(git::Args),
+    /// Volumes of a machine that runs
+    Volume(volume::Args),
     /// Set how long a machine lives
     Timeout(timeout::Args),
 }
@@ -102,6 +105,7 @@ pub(crate) async fn run(args: Args, app: &App) -> Outcome {
         Command::Upload(args) => upload::run(&args, app).await,
         Command::File(args) => file::run(args, app).await,
         Command::Git(args) => git::run(args, app).await,
+        Command::Volume(args) => volume::run(args, app).await,
         Command::Timeout(args) => timeout::run(args, app).await,
     }
 }

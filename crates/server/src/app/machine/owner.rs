@@ -5,6 +5,8 @@
 //! is ended while that is being recorded. If the server dies in between, the next one finds a record without a
 //! machine or a machine without a future, and makes both agree.
 
+mod volumes;
+
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use nullspace_api::time;
@@ -13,6 +15,7 @@ use nullspace_lifecycle::machine::{self as lifecycle, Action, Input, Loss, State
 use nullspace_store::{
     Store, StoreError, event as event_rows, idempotency,
     machine::{self as rows, MachineRow},
+    volume::AttachmentRow,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -23,7 +26,11 @@ use tracing::{Instrument, Span};
 
 use super::{Handle, Place};
 use crate::{
-    app::{AppState, egress, event, metrics::Meter},
+    app::{
+        AppState, egress, event,
+        metrics::Meter,
+        volume::mount::{self, Change},
+    },
     error::{Error, Result},
 };
 
@@ -68,6 +75,13 @@ pub(super) enum Message {
         key_id: Option<String>,
         /// The way back.
         reply: Reply,
+    },
+    /// Change what volumes it has.
+    Volume {
+        /// How.
+        change: Change,
+        /// The way back.
+        reply: oneshot::Sender<Result<AttachmentRow>>,
     },
     /// The engine says that the machine ended.
     Ended(Loss, String),
@@ -168,6 +182,7 @@ pub(super) fn stepped(row: &MachineRow, step: &Step, now: i64) -> MachineRow {
         row.started_at = Some(now);
         row.timeout_at = row.timeout_ms.map(|ms| after(now, ms));
     }
+    mount::follow(&mut row);
     row
 }
 
@@ -200,6 +215,7 @@ impl Owner {
             Start::Adopt => {
                 self.set_deadline();
                 self.replay_egress().await;
+                self.replay_volumes().await;
             }
         }
         while !self.state().has_ended() {
@@ -225,13 +241,8 @@ impl Owner {
         }
         self.messages.close();
         while let Some(message) = self.messages.recv().await {
-            if let Message::Destroy { reply, .. }
-            | Message::Keep { reply, .. }
-            | Message::SetTimeLimit { reply, .. }
-            | Message::SetEgress { reply, .. } = message
-            {
-                drop(reply);
-            }
+            // Whoever asked looks at the record.
+            drop(message);
         }
     }
 
@@ -244,6 +255,7 @@ impl Owner {
         let built = self.app.engine.create(&spec).instrument(engine).await;
         // It holds the values of environment variables: gone as soon as it was used.
         drop(spec);
+        let has_volumes = !self.row.volumes.is_empty();
         let result = match built {
             Ok(()) => {
                 let app = self.app.clone();
@@ -271,7 +283,12 @@ impl Owner {
             Err(error) => {
                 tracing::warn!(machine = self.row.id, %error, "the engine could not build a machine");
                 self.must(Input::BuildFailed, Some(error.to_string())).await;
-                Err(error.into())
+                match error {
+                    EngineError::InvalidSpec(_) if has_volumes => {
+                        Err(mount::refusal(error, &self.row.id))
+                    }
+                    error => Err(error.into()),
+                }
             }
         };
         let _ = reply.send(result.map(|()| Arc::new(self.row.clone())));
@@ -321,6 +338,9 @@ impl Owner {
             } => {
                 let result = self.set_egress(&rules, key_id.as_deref()).await;
                 let _ = reply.send(result.map(|()| Arc::new(self.row.clone())));
+            }
+            Message::Volume { change, reply } => {
+                let _ = reply.send(self.change_volume(change).await);
             }
             Message::Ended(loss, detail) => {
                 tracing::info!(

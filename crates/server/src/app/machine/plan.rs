@@ -13,7 +13,10 @@ use nullspace_templates::{Layer, derived::CODE_INTERPRETER};
 use serde_json::{Map, Value};
 
 use crate::{
-    app::{App, egress, preview},
+    app::{
+        App, egress, preview,
+        volume::mount::{self, Mount},
+    },
     error::{Error, Kind, Result},
 };
 
@@ -46,6 +49,8 @@ pub struct NewMachine {
     pub layers: Vec<PathBuf>,
     /// Host paths shown inside, besides the template's.
     pub binds: Vec<Bind>,
+    /// Volumes that it has from the beginning.
+    pub volumes: Vec<Mount>,
     /// Whole CPUs.
     pub vcpus: u32,
     /// MiB.
@@ -81,6 +86,7 @@ impl NewMachine {
             template,
             layers: Vec::new(),
             binds: Vec::new(),
+            volumes: Vec::new(),
             vcpus: app.config.default_vcpus,
             memory_mb: app.config.default_memory_mb,
             disk_mb: None,
@@ -128,6 +134,11 @@ impl NewMachine {
             created_at: now,
             started_at: None,
             ended_at: None,
+            volumes: self
+                .volumes
+                .iter()
+                .map(|mount| mount::row(mount, &id, now))
+                .collect(),
         };
         egress::record(&mut row, &self.egress);
         let mut env: BTreeMap<String, String> = app
@@ -143,6 +154,7 @@ impl NewMachine {
             target: bind.target.clone(),
             read_only: bind.read_only,
         });
+        let volumes = row.volumes.iter().map(|volume| mount::bind(app, volume));
         let spec = MachineSpec {
             hostname: id.replace('_', "-"),
             id,
@@ -151,7 +163,7 @@ impl NewMachine {
                 .into_iter()
                 .chain(self.template.lower.iter().cloned())
                 .collect(),
-            binds: template_binds.chain(self.binds).collect(),
+            binds: template_binds.chain(self.binds).chain(volumes).collect(),
             env,
             cwd: self.cwd,
             cpu_millis: self.vcpus.saturating_mul(1000),
@@ -249,9 +261,6 @@ fn refuse_later_features(request: &CreateMachineRequest) -> Result<()> {
     }
     if request.desktop.is_some() {
         return Err(Error::not_implemented("desktops (desktop)"));
-    }
-    if request.volumes.as_ref().is_some_and(|v| !v.is_empty()) {
-        return Err(Error::not_implemented("volumes (volumes)"));
     }
     if request.inactivity_timeout_ms.is_some() {
         return Err(Error::not_implemented(
