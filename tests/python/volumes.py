@@ -5,16 +5,18 @@ import tempfile
 import threading
 
 import nullspace
-from nullspace import Volume
-from nullspace.errors import ConflictError, NotFoundError, SandboxError
+from nullspace import Volume, errors
+from nullspace.errors import ConflictError, NotFoundError
 
-Box = getattr(nullspace, "Sandbox", None) or nullspace.Machine
+NEWER = not hasattr(nullspace, "Sandbox")
+Box = nullspace.Machine if NEWER else nullspace.Sandbox
+Refusal = errors.MachineError if NEWER else errors.SandboxError
 
 
 def refused(code, work):
     try:
         work()
-    except SandboxError as error:
+    except Refusal as error:
         assert error.code == code, (error.code, code, str(error))
         return error
     raise AssertionError(f"not refused with {code}")

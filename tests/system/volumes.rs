@@ -175,7 +175,7 @@ async fn with_each_command_line() {
                 "/d",
                 "--recursive",
                 "--timeout",
-                "60",
+                "8",
             ])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -29,7 +29,7 @@ use nullspace_engine::{Engine, egress::Rules};
 use nullspace_lifecycle::machine::{self as lifecycle, State};
 use nullspace_protocol::GuestClient;
 use nullspace_store::{
-    Store, StoreError, event as event_rows,
+    Store, event as event_rows,
     idempotency::{self, Claim, Outcome},
     machine::{self as rows, MachineRow},
     volume::{self as volume_rows, AttachmentRow},

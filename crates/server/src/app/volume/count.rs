@@ -33,10 +33,10 @@ const OLD: i64 = 30 * 1_000_000;
 
 /// Counts a volume again if what is known may be old.
 pub(super) async fn refresh(app: &AppState, row: &VolumeRow) {
-    let is_old = row.counted_at.is_none_or(|at| time::now() - at > FRESH);
-    if !is_old
-        || !(row.attachments > 0 || row.counted_at.is_none() || app.volumes.is_written(&row.id))
-    {
+    // Machines do not say that they write; requests do.
+    let may_be_old = row.counted_at.is_none_or(|at| time::now() - at > FRESH);
+    let may_be_written = row.attachments > 0 || row.counted_at.is_none();
+    if !(app.volumes.is_written(&row.id) || (may_be_old && may_be_written)) {
         return;
     }
     let (app, id) = (app.clone(), row.id.clone());
