@@ -182,9 +182,9 @@ pub enum DeniedTarget {
     Address {
         /// Where to.
         address: Ipv4Addr,
-        /// The protocol's number: 6 is TCP, 17 UDP.
+        /// The protocol's number: 1 is ICMP, 6 TCP, 17 UDP.
         protocol: u8,
-        /// The port.
+        /// The port; 0 where there are none.
         port: u16,
     },
 }

@@ -271,6 +271,41 @@ async fn machines_outlive_the_server() {
     assert_eq!(world.status(&vanishes).await, "destroyed");
 }
 
+/// A server that is killed between ending a machine and saying so: the next one says it, once.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_machine_is_always_told() {
+    let mut world = World::new().await;
+    let id = world.machine().await;
+    let lives = world.machine().await;
+    world.delete(&format!("/v1/machines/{id}")).await;
+    let whole = [
+        "create/requested",
+        "create/succeeded",
+        "destroy/requested",
+        "destroy/succeeded",
+    ];
+    while world.events(&id).await != whole {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let store = &world.server.as_ref().unwrap().app().store;
+    store
+        .write(|tx| {
+            let last = "DELETE FROM event WHERE operation = 'destroy' AND status = 'succeeded'";
+            Ok::<_, nullspace_store::StoreError>(tx.execute(last, ()).map(drop)?)
+        })
+        .await
+        .unwrap();
+    for _ in 0..2 {
+        world.restart().await;
+        world.exec(&lives, json!({"command": "true"})).await;
+        while world.events(&id).await.len() < whole.len() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        assert_eq!(world.events(&id).await, whole);
+        assert_eq!(world.events(&lives).await, whole[..2]);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn strays_are_ended_at_start() {
     use nullspace_engine::{Engine, MachineSpec};

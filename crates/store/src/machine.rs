@@ -97,7 +97,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
         ended_at: row.get(21)?,
         egress: row.get(22)?,
         mask_request_host: row.get(23)?,
-        volumes: volume::of_a_machine(row.get_ref(24)?.as_str()?),
+        volumes: volume::of_a_machine(row.get_ref("volumes")?.as_str()?),
     })
 }
 
@@ -242,6 +242,28 @@ pub fn unfinished(db: &Connection) -> Result<Vec<MachineRow>, StoreError> {
     let sql = format!(
         "SELECT {} FROM machine WHERE state IN ('creating', 'running', 'paused') ORDER BY seq",
         columns()
+    );
+    let mut statement = db.prepare_cached(&sql)?;
+    let rows = statement.query_map([], from_row)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Machines that were recorded as destroyed, of which the log says that it was asked for but not that it is done. What
+/// is forgotten of the log goes from its old end, so that of none the one is left without the other.
+///
+/// # Errors
+/// Those of the database.
+pub fn destroyed_untold(db: &Connection) -> Result<Vec<MachineRow>, StoreError> {
+    let told = |status: &str| {
+        format!(
+            "EXISTS (SELECT 1 FROM event WHERE event.machine_id = machine.id \
+             AND event.operation = 'destroy' AND event.status = '{status}')"
+        )
+    };
+    let sql = format!(
+        "SELECT {COLUMNS} FROM machine WHERE state = 'destroyed' AND {} AND NOT {} ORDER BY seq",
+        told("requested"),
+        told("succeeded")
     );
     let mut statement = db.prepare_cached(&sql)?;
     let rows = statement.query_map([], from_row)?;

@@ -74,7 +74,7 @@ pub(crate) const OF_A_MACHINE: &str = "(SELECT json_group_array(json_object('id'
      'machine_id', a.machine_id, 'mount_path', a.mount_path, 'read_only', json(iif(a.read_only, 'true', 'false')), \
      'subpath', a.subpath, 'state', a.state, 'error_code', a.error_code, 'error_message', a.error_message, \
      'created_at', a.created_at, 'updated_at', a.updated_at) ORDER BY a.seq) \
-     FROM volume_attachment a WHERE a.machine_id = machine.id)";
+     FROM volume_attachment a WHERE a.machine_id = machine.id) AS volumes";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<VolumeRow> {
     Ok(VolumeRow {

@@ -37,6 +37,8 @@ impl Namespaces {
     );
     /// Mount alone.
     pub const MOUNT: Self = Self(libc::CLONE_NEWNS);
+    /// Interfaces, addresses, routes, the packet filter.
+    pub const NETWORK: Self = Self(libc::CLONE_NEWNET);
     /// User: the caller becomes nobody in it until the maps are written.
     pub const USER: Self = Self(libc::CLONE_NEWUSER);
 }

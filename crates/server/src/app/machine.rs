@@ -498,6 +498,8 @@ pub async fn destroy(app: &App, id: &str, key_id: Option<&str>) -> Result<Arc<Ma
     if step.state != state {
         row.state = step.state.as_str().to_owned();
         owner::record_step(&app.store, &row, &step, key_id, None).await?;
+        // Nothing of it was left before.
+        owner::ended(app, &row);
     }
     Ok(Arc::new(row))
 }

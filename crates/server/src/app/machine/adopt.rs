@@ -25,6 +25,8 @@ const HELLO: Duration = Duration::from_secs(2);
 /// When the record or the engine cannot be read.
 pub async fn adopt(app: &AppState) -> Result<()> {
     let rows = app.store.read(rows::unfinished).await?;
+    // Before there are owners, who say it themselves.
+    let untold = app.store.read(rows::destroyed_untold).await?;
     let alive: HashSet<String> = app.engine.list().await?.into_iter().map(|m| m.id).collect();
     let known: HashSet<String> = rows.iter().map(|row| row.id.clone()).collect();
     let count = rows.len();
@@ -38,8 +40,15 @@ pub async fn adopt(app: &AppState) -> Result<()> {
         .await;
     adopted.into_iter().collect::<Result<()>>()?;
     let strays: Vec<&String> = alive.difference(&known).collect();
+    let mut left = HashSet::new();
     for id in &strays {
-        end_stray(app, id).await?;
+        if !end_stray(app, id).await? {
+            left.insert(id.as_str());
+        }
+    }
+    // The server before this one came to its end between ending a machine and saying so.
+    for row in untold.iter().filter(|row| !left.contains(row.id.as_str())) {
+        owner::ended(app, row);
     }
     tracing::info!(
         recorded = count,
@@ -88,8 +97,8 @@ async fn answers(app: &AppState, id: &str) -> bool {
     matches!(tokio::time::timeout(HELLO, hello).await, Ok(Some(_)))
 }
 
-/// Ends a machine that lives although the record does not say so.
-async fn end_stray(app: &AppState, id: &str) -> Result<()> {
+/// Ends a machine that lives although the record does not say so: whether it is gone.
+async fn end_stray(app: &AppState, id: &str) -> Result<bool> {
     let wanted = id.to_owned();
     let row = app.store.read(move |db| rows::get(db, &wanted)).await?;
     tracing::warn!(
@@ -103,10 +112,11 @@ async fn end_stray(app: &AppState, id: &str) -> Result<()> {
             owner::record_step(&app.store, &row, &step, None, None).await?;
         }
     }
-    if let Err(error) = app.engine.destroy(id).await {
+    let ended = app.engine.destroy(id).await;
+    if let Err(error) = &ended {
         tracing::error!(machine = id, %error, "a stray machine could not be ended");
     }
-    Ok(())
+    Ok(ended.is_ok())
 }
 
 /// Tells owners what the engine reports, until the server stops. Subscribe before [`adopt`], so that

@@ -27,7 +27,7 @@ use tracing::{Instrument, Span};
 use super::{Handle, Place};
 use crate::{
     app::{
-        AppState, egress, event,
+        App, AppState, egress, event,
         metrics::Meter,
         volume::mount::{self, Change},
     },
@@ -481,7 +481,7 @@ impl Owner {
 }
 
 /// Says in the log that nothing of the machine is left.
-fn ended(app: &AppState, row: &MachineRow) {
+pub(super) fn ended(app: &App, row: &MachineRow) {
     if row.state == State::Destroyed.as_str() {
         let event = event::record(row, &lifecycle::DESTROYED, None, time::now());
         app.store
