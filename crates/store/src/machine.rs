@@ -62,14 +62,15 @@ pub struct MachineRow {
     pub volumes: Vec<AttachmentRow>,
 }
 
-/// To be followed by the column of volumes.
-const OWN_COLUMNS: &str = "seq, id, state, template, layer_digest, vcpus, memory_mb, disk_mb, timeout_ms, \
+/// The last are its volumes as JSON, in the order in which they were asked for.
+const COLUMNS: &str = "seq, id, state, template, layer_digest, vcpus, memory_mb, disk_mb, timeout_ms, \
      timeout_action, timeout_at, auto_resume, internet_access, allow_public_traffic, cwd, metadata, \
-     key_id, owner, failure_reason, created_at, started_at, ended_at, egress, mask_request_host";
-
-fn columns() -> String {
-    format!("{OWN_COLUMNS}, {}", volume::OF_A_MACHINE)
-}
+     key_id, owner, failure_reason, created_at, started_at, ended_at, egress, mask_request_host, \
+     (SELECT json_group_array(json_object('id', a.id, 'volume_id', a.volume_id, 'machine_id', a.machine_id, \
+     'mount_path', a.mount_path, 'read_only', json(iif(a.read_only, 'true', 'false')), 'subpath', a.subpath, \
+     'state', a.state, 'error_code', a.error_code, 'error_message', a.error_message, \
+     'created_at', a.created_at, 'updated_at', a.updated_at) ORDER BY a.seq) \
+     FROM volume_attachment a WHERE a.machine_id = machine.id) AS volumes";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
     Ok(MachineRow {
@@ -178,7 +179,7 @@ pub fn update(tx: &Tx<'_>, row: &MachineRow) -> Result<(), StoreError> {
 /// Those of the database.
 pub fn get(db: &Connection, id: &str) -> Result<Option<MachineRow>, StoreError> {
     Ok(db
-        .prepare_cached(&format!("SELECT {} FROM machine WHERE id = ?1", columns()))?
+        .prepare_cached(&format!("SELECT {COLUMNS} FROM machine WHERE id = ?1"))?
         .query_row([id], from_row)
         .optional()?)
 }
@@ -203,7 +204,7 @@ pub struct Filter {
 /// # Errors
 /// Those of the database.
 pub fn list(db: &Connection, filter: &Filter) -> Result<Vec<MachineRow>, StoreError> {
-    let mut sql = format!("SELECT {} FROM machine WHERE seq < ?1", columns());
+    let mut sql = format!("SELECT {COLUMNS} FROM machine WHERE seq < ?1");
     let mut values: Vec<Box<dyn rusqlite::ToSql>> =
         vec![Box::new(filter.before.unwrap_or(i64::MAX))];
     if !filter.states.is_empty() {
@@ -240,8 +241,7 @@ pub fn list(db: &Connection, filter: &Filter) -> Result<Vec<MachineRow>, StoreEr
 /// Those of the database.
 pub fn unfinished(db: &Connection) -> Result<Vec<MachineRow>, StoreError> {
     let sql = format!(
-        "SELECT {} FROM machine WHERE state IN ('creating', 'running', 'paused') ORDER BY seq",
-        columns()
+        "SELECT {COLUMNS} FROM machine WHERE state IN ('creating', 'running', 'paused') ORDER BY seq"
     );
     let mut statement = db.prepare_cached(&sql)?;
     let rows = statement.query_map([], from_row)?;

@@ -69,12 +69,6 @@ const COLUMNS: &str = "id, name, state, max_size_bytes, max_file_count, used_byt
      (SELECT COUNT(*) FROM volume_attachment a WHERE a.volume_id = volume.id AND a.state = 'failed')";
 const ATTACHMENT: &str = "id, volume_id, machine_id, mount_path, read_only, subpath, state, error_code, error_message, \
      created_at, updated_at";
-/// A column of a query of machines: their attachments as JSON, in the order in which they were asked for.
-pub(crate) const OF_A_MACHINE: &str = "(SELECT json_group_array(json_object('id', a.id, 'volume_id', a.volume_id, \
-     'machine_id', a.machine_id, 'mount_path', a.mount_path, 'read_only', json(iif(a.read_only, 'true', 'false')), \
-     'subpath', a.subpath, 'state', a.state, 'error_code', a.error_code, 'error_message', a.error_message, \
-     'created_at', a.created_at, 'updated_at', a.updated_at) ORDER BY a.seq) \
-     FROM volume_attachment a WHERE a.machine_id = machine.id) AS volumes";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<VolumeRow> {
     Ok(VolumeRow {
@@ -320,7 +314,7 @@ pub(crate) fn follow(tx: &Tx<'_>, machine: &MachineRow) -> Result<(), StoreError
     Ok(())
 }
 
-/// What [`OF_A_MACHINE`] has.
+/// The attachments of a machine from the column `volumes` of a query of machines.
 pub(crate) fn of_a_machine(json: &str) -> Vec<AttachmentRow> {
     match json {
         "[]" => Vec::new(),
