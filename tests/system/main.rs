@@ -35,5 +35,6 @@ mod ssh;
 mod state;
 mod telemetry;
 mod templates;
+mod volumes;
 mod wire;
 mod world;

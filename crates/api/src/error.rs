@@ -75,6 +75,20 @@ pub mod code {
     pub const FILE_ERROR: &str = "file_error";
     /// An upload in parts failed; `error_detail.reason` says why.
     pub const FILE_UPLOAD_ERROR: &str = "file_upload_error";
+    /// Machines have the volume.
+    pub const VOLUME_BUSY: &str = "volume_busy";
+    /// A volume cannot be mounted at that path, or that part of it.
+    pub const VOLUME_INVALID_MOUNT_PATH: &str = "volume_invalid_mount_path";
+    /// Two volumes at one path, or one inside the other.
+    pub const VOLUME_OVERLAPPING_MOUNTS: &str = "volume_overlapping_mounts";
+    /// Too many volumes.
+    pub const VOLUME_LIMIT_EXCEEDED: &str = "volume_limit_exceeded";
+    /// The volume has all that it may have.
+    pub const VOLUME_QUOTA_EXCEEDED: &str = "volume_quota_exceeded";
+    /// The volume's files cannot be reached now.
+    pub const VOLUME_BACKEND_UNAVAILABLE: &str = "volume_backend_unavailable";
+    /// The machine's engine cannot do that with volumes.
+    pub const VOLUME_BACKEND_CAPABILITY_UNSUPPORTED: &str = "volume_backend_capability_unsupported";
     /// The request body is too large.
     pub const BODY_TOO_LARGE: &str = "body_too_large";
     /// The client took too long.

@@ -4,6 +4,10 @@ use rand::Rng;
 
 /// A machine.
 pub const MACHINE: &str = "mch_";
+/// A volume.
+pub const VOLUME: &str = "vol_";
+/// A volume in a machine.
+pub const ATTACHMENT: &str = "vat_";
 /// A machine's state that is kept.
 pub const SNAPSHOT: &str = "snap_";
 /// A terminal.

@@ -30,6 +30,7 @@ pub mod template;
 pub mod template_build;
 pub mod time;
 pub mod upload;
+pub mod volume;
 pub mod webhook;
 
 pub use error::ErrorBody;

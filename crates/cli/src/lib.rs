@@ -10,6 +10,7 @@ pub mod commands;
 pub mod error;
 pub mod exit;
 mod fields;
+mod files;
 mod follow;
 mod input;
 mod reference;
@@ -72,6 +73,8 @@ enum Command {
     /// Make machines, run commands in them, move files
     #[command(alias = "sandbox")]
     Machine(commands::machine::Args),
+    /// Directories that outlive machines, and their files
+    Volume(commands::volume::Args),
     /// Show what happens to machines, and tell others of it
     Lifecycle(commands::lifecycle::Args),
     /// Keep machines' states, for others that are made of them
@@ -160,6 +163,7 @@ fn dispatch(command: Command, app: &App) -> Outcome {
                 match command {
                     Command::Agent(args) => commands::agent::run(args, app).await,
                     Command::Machine(args) => commands::machine::run(args, app).await,
+                    Command::Volume(args) => commands::volume::run(args, app).await,
                     Command::Lifecycle(args) => commands::lifecycle::run(args, app).await,
                     Command::Snapshot(args) => commands::snapshot::run(args, app).await,
                     Command::Template(args) => commands::template::run(args, app).await,

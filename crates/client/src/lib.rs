@@ -36,6 +36,7 @@ mod ssh;
 pub mod templates;
 pub mod transport;
 pub mod uploads;
+pub mod volumes;
 pub mod webhooks;
 
 pub use error::{ApiError, Error};

@@ -12,8 +12,8 @@ use tokio_tungstenite::{
 };
 
 use crate::error::Error;
-use crate::machines::machine_path;
 use crate::transport::{Call, Client, Retry};
+use crate::volumes::owner_path;
 
 /// A server of which nothing came for that long is gone, or the network between: it asks every 15 seconds whether this
 /// side is there.
@@ -31,12 +31,12 @@ pub(crate) struct Frames {
 }
 
 impl Client {
-    /// Opens a machine's WebSocket.
+    /// Opens a machine's WebSocket, or a volume's, which only watches files: the id says which.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn socket(&self, machine: &str) -> Result<Socket, Error> {
-        let path = format!("{}/ws", machine_path(machine));
+    pub async fn socket(&self, owner: &str) -> Result<Socket, Error> {
+        let path = format!("{}/ws", owner_path(owner));
         self.frames(path).await.map(Socket)
     }
 

@@ -16,7 +16,7 @@ use std::{
 
 use async_trait::async_trait;
 use nullspace_engine::{
-    BoxedIo, Capabilities, Denial, Engine, EngineError, ExitReason, LiveMachine, MachineExit,
+    Bind, BoxedIo, Capabilities, Denial, Engine, EngineError, ExitReason, LiveMachine, MachineExit,
     MachineSpec, Usage, egress::Rules,
 };
 use nullspace_sys::stream::LocalStream;
@@ -697,6 +697,29 @@ impl Engine for NativeEngine {
         // It may be on the network now, or off it.
         lock(&link.addresses).remove(id);
         done.map(drop)
+    }
+
+    async fn attach(&self, id: &str, bind: &Bind) -> Result<(), EngineError> {
+        bind.validate()?;
+        let (id, bind) = (id.to_owned(), Box::new(bind.clone()));
+        self.ask(RequestBody::Attach { id, bind }).await.map(drop)
+    }
+
+    async fn detach(&self, id: &str, target: &Path) -> Result<(), EngineError> {
+        let (id, target) = (id.to_owned(), target.to_owned());
+        self.ask(RequestBody::Detach { id, target }).await.map(drop)
+    }
+
+    async fn attached(&self, id: &str) -> Result<Vec<Bind>, EngineError> {
+        match self
+            .ask(RequestBody::Attached { id: id.to_owned() })
+            .await?
+        {
+            Answer::Attached { binds } => Ok(binds),
+            other => Err(EngineError::Unavailable(format!(
+                "unexpected answer {other:?}"
+            ))),
+        }
     }
 
     fn denials(&self) -> broadcast::Receiver<Denial> {

@@ -3,7 +3,7 @@
 
 use std::{net::Ipv4Addr, path::PathBuf};
 
-use nullspace_engine::{Denial, EngineError, ExitReason, MachineSpec, egress::Rules};
+use nullspace_engine::{Bind, Denial, EngineError, ExitReason, MachineSpec, egress::Rules};
 use serde::{Deserialize, Serialize};
 
 /// The most bytes one message may have: a spec with a large environment.
@@ -55,6 +55,20 @@ pub(crate) enum RequestBody {
         id: String,
         rules: Box<Rules>,
     },
+    /// Show a directory of the host in a machine.
+    Attach {
+        id: String,
+        bind: Box<Bind>,
+    },
+    /// Take it away.
+    Detach {
+        id: String,
+        target: PathBuf,
+    },
+    /// What a machine is shown.
+    Attached {
+        id: String,
+    },
     /// End every machine and the launcher.
     Shutdown,
 }
@@ -90,6 +104,9 @@ pub(crate) enum Answer {
     /// `None` for a machine that has no network, or is not alive.
     Address {
         address: Option<Ipv4Addr>,
+    },
+    Attached {
+        binds: Vec<Bind>,
     },
     /// `None` for a machine that is not alive.
     Meters {

@@ -16,7 +16,7 @@ use nullspace_guest::{Config, Guest};
 use tokio::{sync::broadcast, task::JoinSet};
 
 use crate::{
-    Afterwards, BoxedIo, Capabilities, Checkpoint, Denial, Engine, EngineError, ExitReason,
+    Afterwards, Bind, BoxedIo, Capabilities, Checkpoint, Denial, Engine, EngineError, ExitReason,
     LiveMachine, MachineExit, MachineSpec, Usage, egress::Rules,
 };
 
@@ -43,6 +43,8 @@ struct Machine {
     counted: Counted,
     /// Kept and told, not enforced: commands run on the host.
     egress: Rules,
+    /// Links in the folder: what is in them is the real thing, but nothing keeps a machine from writing to it.
+    binds: Vec<Bind>,
     /// Open connections; they end with the machine.
     connections: JoinSet<()>,
 }
@@ -174,6 +176,7 @@ impl FakeEngine {
                 memory_limit_bytes: spec.memory_bytes,
                 counted: Counted::default(),
                 egress: spec.egress.clone(),
+                binds: spec.binds.clone(),
                 connections: JoinSet::new(),
             },
         );
@@ -222,7 +225,32 @@ fn populate(root: &Path, spec: &MachineSpec) -> io::Result<()> {
         }
         copy_tree(layer, root)?;
     }
+    for bind in &spec.binds {
+        show(root, bind)?;
+    }
     std::fs::create_dir_all(root.join(spec.cwd.trim_start_matches('/')))
+}
+
+/// What a bind shows.
+fn shown(bind: &Bind) -> PathBuf {
+    match &bind.beneath {
+        Some(beneath) => bind.source.join(beneath),
+        None => bind.source.clone(),
+    }
+}
+
+fn place(root: &Path, target: &Path) -> PathBuf {
+    root.join(target.strip_prefix("/").unwrap_or(target))
+}
+
+fn show(root: &Path, bind: &Bind) -> io::Result<()> {
+    let at = place(root, &bind.target);
+    if let Some(parent) = at.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    // An empty directory is covered, as a mount covers it.
+    let _ = std::fs::remove_dir(&at);
+    std::os::unix::fs::symlink(shown(bind), at)
 }
 
 fn step(step: &str) -> impl FnOnce(io::Error) -> EngineError {
@@ -455,6 +483,57 @@ impl Engine for FakeEngine {
             .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
         machine.egress = rules.clone();
         Ok(())
+    }
+
+    async fn attach(&self, id: &str, bind: &Bind) -> Result<(), EngineError> {
+        bind.validate()?;
+        let mut machines = self.lock();
+        let machine = machines
+            .get_mut(id)
+            .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
+        if machine.binds.contains(bind) {
+            return Ok(());
+        }
+        if machine.binds.iter().any(|b| b.target == bind.target) {
+            let what = format!("{} has a bind already", bind.target.display());
+            return Err(EngineError::InvalidSpec(what));
+        }
+        if !shown(bind).is_dir() {
+            let what = format!("{} is no directory", shown(bind).display());
+            return Err(EngineError::InvalidSpec(what));
+        }
+        show(&machine.root, bind).map_err(|e| {
+            let what = format!("bind target {}: {e}", bind.target.display());
+            EngineError::InvalidSpec(what)
+        })?;
+        machine.binds.push(bind.clone());
+        Ok(())
+    }
+
+    async fn detach(&self, id: &str, target: &Path) -> Result<(), EngineError> {
+        let mut machines = self.lock();
+        let machine = machines
+            .get_mut(id)
+            .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
+        if let Some(n) = machine.binds.iter().position(|b| b.target == target) {
+            machine.binds.remove(n);
+            let at = place(&machine.root, target);
+            std::fs::remove_file(&at)
+                .and_then(|()| std::fs::create_dir(&at))
+                .map_err(|e| EngineError::Step {
+                    step: "detach".into(),
+                    reason: e.to_string(),
+                })?;
+        }
+        Ok(())
+    }
+
+    async fn attached(&self, id: &str) -> Result<Vec<Bind>, EngineError> {
+        let machines = self.lock();
+        let machine = machines
+            .get(id)
+            .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
+        Ok(machine.binds.clone())
     }
 
     fn denials(&self) -> broadcast::Receiver<Denial> {

@@ -18,8 +18,8 @@ pub use checkpoint::{Afterwards, Checkpoint};
 pub use nullspace_egress as egress;
 pub use nullspace_protocol::BoxedIo;
 pub use spec::{
-    Bind, Capabilities, Denial, DeniedTarget, ExitReason, LiveMachine, MachineExit, MachineSpec,
-    Usage,
+    Bind, Capabilities, Denial, DeniedTarget, ExitReason, LiveMachine, MAX_BINDS, MachineExit,
+    MachineSpec, Usage,
 };
 
 use async_trait::async_trait;
@@ -186,6 +186,44 @@ pub trait Engine: Send + Sync + 'static {
     ///
     /// What no rules open: the host's own services, other machines, link-local and metadata addresses.
     async fn set_egress(&self, id: &str, rules: &egress::Rules) -> Result<(), EngineError>;
+
+    /// Shows a host directory in a live machine. When this returns every process of the machine sees it.
+    ///
+    /// The caller guarantees that `bind.source` is a directory that stays in place until it was detached or the machine is
+    /// gone. The engine owes: all or nothing; the same bind again is fine; nothing that is in the source or in the machine
+    /// (links, directories that are swapped meanwhile) leads to another place of the host or the machine; owners in it are
+    /// those that other machines see, whatever ids each has; writes to a read-only one are refused by the kernel.
+    ///
+    /// [`EngineError::NotFound`] when the machine is not alive, [`EngineError::InvalidSpec`] when the target cannot be a
+    /// directory or has another bind already, or `bind.beneath` is no directory or leads through a link.
+    async fn attach(&self, _id: &str, _bind: &Bind) -> Result<(), EngineError> {
+        Err(EngineError::Unsupported {
+            engine: self.name(),
+            what: "attach volumes to a machine that runs",
+        })
+    }
+
+    /// Takes a bind away, one that [`Engine::create`] made or [`Engine::attach`]. When this returns nobody can open anything
+    /// in it any more; what processes have open (files, working directories) they keep until they close it, so that nothing
+    /// that is busy refuses. One that is not there is fine. The (empty) directory at the target stays.
+    ///
+    /// [`EngineError::NotFound`] when the machine is not alive.
+    async fn detach(&self, _id: &str, _target: &std::path::Path) -> Result<(), EngineError> {
+        Err(EngineError::Unsupported {
+            engine: self.name(),
+            what: "detach volumes from a machine that runs",
+        })
+    }
+
+    /// The binds that a live machine has now: those of its spec and those attached since, less those detached.
+    ///
+    /// [`EngineError::NotFound`] when it is not alive.
+    async fn attached(&self, _id: &str) -> Result<Vec<Bind>, EngineError> {
+        Err(EngineError::Unsupported {
+            engine: self.name(),
+            what: "say what is attached to a machine",
+        })
+    }
 
     /// What machines with rules were kept from, from now on, within seconds and bounded for each machine. A lagging
     /// receiver misses some.

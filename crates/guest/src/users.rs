@@ -1,7 +1,7 @@
 //! Names of users and groups, read from the machine's own files by hand: the C library's look-ups would
 //! load the machine's code into the guest.
 
-use std::{fs::File, io::Read, path::Path};
+use std::{fs::OpenOptions, io::Read, os::unix::fs::OpenOptionsExt, path::Path};
 
 use crate::error::{Error, Result};
 
@@ -31,7 +31,12 @@ impl Names {
     pub(crate) fn read(etc: &Path) -> Self {
         let read = |name: &str| {
             let mut text = Vec::new();
-            if let Ok(file) = File::open(etc.join(name)) {
+            // Not blocking: it may be a pipe that nobody writes to.
+            let file = OpenOptions::new()
+                .read(true)
+                .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
+                .open(etc.join(name));
+            if let Ok(file) = file {
                 let _ = file.take(MAX_FILE).read_to_end(&mut text);
             }
             String::from_utf8_lossy(&text).into_owned()
@@ -52,12 +57,21 @@ impl Names {
 
     /// The user's name, or its number.
     pub(crate) fn user(&self, uid: u32) -> String {
-        Self::name_of(&self.passwd, uid).map_or_else(|| uid.to_string(), str::to_owned)
+        Self::shown(&self.passwd, uid)
     }
 
     /// The group's name, or its number.
     pub(crate) fn group(&self, gid: u32) -> String {
-        Self::name_of(&self.group, gid).map_or_else(|| gid.to_string(), str::to_owned)
+        Self::shown(&self.group, gid)
+    }
+
+    fn shown(text: &str, id: u32) -> String {
+        match (Self::name_of(text, id), id) {
+            (Some(name), _) => name.to_owned(),
+            // Where there is no such file, as in a volume.
+            (None, 0) => "root".to_owned(),
+            (None, id) => id.to_string(),
+        }
     }
 
     /// Looks a user up by name or number.

@@ -63,6 +63,12 @@ pub struct Config {
     pub webhook_private_receivers: bool,
     /// Machines that `/metrics` has numbers of each, the oldest ones first.
     pub metrics_machines: usize,
+    /// Volumes at once.
+    pub max_volumes: u64,
+    /// The most a volume may have that was made without a limit, in MiB; 0 for no limit but the disk's.
+    pub volume_max_mb: u64,
+    /// The most files, directories and links of such a volume; 0 for no limit.
+    pub volume_max_files: u64,
     /// How long requests under way may take when the server is told to stop, in seconds.
     pub drain_secs: u64,
 }
@@ -99,6 +105,9 @@ impl Default for Config {
             webhook_give_up_secs: 3 * 24 * 3600,
             webhook_private_receivers: false,
             metrics_machines: 200,
+            max_volumes: 10_000,
+            volume_max_mb: 0,
+            volume_max_files: 0,
             drain_secs: 10,
         }
     }

@@ -60,6 +60,8 @@ pub struct ServeOptions {
     pub preview_domain: Option<preview::PreviewDomain>,
     /// What machines start from.
     pub templates: template::Source,
+    /// The program and first arguments that run `nullspace_keeper::main`; a directory follows.
+    pub volume_keeper: Vec<String>,
     /// Where machines have the bundle of certificate authorities that they trust; the usual variables of
     /// their environment point at it.
     pub ca_file: Option<&'static str>,
@@ -237,6 +239,7 @@ impl Server {
             },
             agents: app::agent::Agents::default(),
             ssh,
+            volumes: app::volume::State::new(options.volume_keeper),
             snapshots: app::snapshot::Uses::default(),
             spelling: app::key::Spelling::default(),
             uploads: app::upload::Uploads::default(),
@@ -249,6 +252,9 @@ impl Server {
         template::start(&app, options.templates)
             .await
             .map_err(step("open the templates"))?;
+        app::volume::start(&app)
+            .await
+            .map_err(step("open the volumes"))?;
         app::snapshot::open(&app).map_err(step("make the place for snapshots"))?;
         // Subscribed first: what ends while the record is compared is not missed.
         let exits = app.engine.exits();
@@ -278,6 +284,7 @@ impl Server {
             .map_err(step("carry on with code runs"))?;
         tokio::spawn(forget(app.clone()));
         app.tasks.spawn(preview::keep_up(app.clone()));
+        app.tasks.spawn(app::volume::keep_up(app.clone()));
         let connections = TaskTracker::new();
         let accepting = accept(&app, listener, connections.clone());
         let metrics_address = metrics_listener.as_ref().map(|(_, address)| *address);
@@ -348,6 +355,7 @@ impl Server {
         }
         preview::flush(&self.app).await;
         preview::close_all(&self.app);
+        self.app.volumes.close();
         // Whatever else was queued is on disk when this comes back.
         let _ = self.app.store.write(|_| Ok::<_, StoreError>(())).await;
         tracing::info!("stopped");

@@ -36,6 +36,7 @@ pub mod template;
 pub mod template_build;
 pub mod template_layer;
 pub mod upload;
+pub mod volume;
 pub mod webhook;
 mod writer;
 

@@ -2,7 +2,10 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::{StoreError, Tx, json};
+use crate::{
+    StoreError, Tx, json,
+    volume::{self, AttachmentRow},
+};
 
 /// One machine, as it is kept. Runtime values of environment variables are never in here.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,11 +62,19 @@ pub struct MachineRow {
     pub spec: Option<String>,
     /// What a paused one goes on from.
     pub snapshot_id: Option<String>,
+    /// The volumes that it has; written through [`volume`] alone.
+    pub volumes: Vec<AttachmentRow>,
 }
 
+/// The last are its volumes as JSON, in the order in which they were asked for.
 const COLUMNS: &str = "seq, id, state, template, layer_digest, vcpus, memory_mb, disk_mb, timeout_ms, \
      timeout_action, timeout_at, auto_resume, internet_access, allow_public_traffic, cwd, metadata, \
-     key_id, owner, failure_reason, created_at, started_at, ended_at, egress, mask_request_host, spec, snapshot_id";
+     key_id, owner, failure_reason, created_at, started_at, ended_at, egress, mask_request_host, spec, snapshot_id, \
+     (SELECT json_group_array(json_object('id', a.id, 'volume_id', a.volume_id, 'machine_id', a.machine_id, \
+     'mount_path', a.mount_path, 'read_only', json(iif(a.read_only, 'true', 'false')), 'subpath', a.subpath, \
+     'state', a.state, 'error_code', a.error_code, 'error_message', a.error_message, \
+     'created_at', a.created_at, 'updated_at', a.updated_at) ORDER BY a.seq) \
+     FROM volume_attachment a WHERE a.machine_id = machine.id) AS volumes";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
     Ok(MachineRow {
@@ -93,6 +104,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
         mask_request_host: row.get(23)?,
         spec: row.get(24)?,
         snapshot_id: row.get(25)?,
+        volumes: volume::of_a_machine(row.get_ref("volumes")?.as_str()?),
     })
 }
 
@@ -145,7 +157,7 @@ pub fn insert(tx: &Tx<'_>, row: &MachineRow) -> Result<i64, StoreError> {
     Ok(tx.last_insert_rowid())
 }
 
-/// Keeps what changes over a machine's life: state, times, limit, rules, failure.
+/// Keeps what changes over a machine's life: state, times, limit, rules, failure. Its volumes follow the state.
 ///
 /// # Errors
 /// Those of the database.
@@ -168,7 +180,7 @@ pub fn update(tx: &Tx<'_>, row: &MachineRow) -> Result<(), StoreError> {
         row.egress,
         row.snapshot_id,
     ])?;
-    Ok(())
+    volume::follow(tx, row)
 }
 
 /// One machine.

@@ -57,6 +57,7 @@ fn row(id: &str, state: &str) -> MachineRow {
         ended_at: None,
         spec: None,
         snapshot_id: None,
+        volumes: Vec::new(),
     }
 }
 

@@ -26,6 +26,7 @@ mod table;
 mod template;
 mod tree;
 mod upload;
+mod volume;
 mod watch;
 mod webhook;
 mod wire;
@@ -91,6 +92,8 @@ pub(crate) enum Group {
     Tree,
     /// A change of a file on its way to who watches.
     Watch,
+    /// Volumes mounted, and written to.
+    Volume,
     /// Many terminals and WebSockets.
     Crowd,
     /// The server started on what is there.

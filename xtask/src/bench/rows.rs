@@ -17,7 +17,7 @@ use super::{
     peers::{self, Bundle, Live, Peer},
     service, ssh, stream,
     table::{Samples, Table},
-    template, tree, upload, watch, webhook,
+    template, tree, upload, volume, watch, webhook,
 };
 
 const GIB: usize = 1 << 30;
@@ -85,6 +85,9 @@ pub(crate) async fn all(args: &Args, server: &mut Server, table: &mut Table) -> 
     }
     if args.wants(Group::Watch) {
         watch::run(server, table).await.context("watch")?;
+    }
+    if args.wants(Group::Volume) {
+        volume::run(server, table).await.context("volume")?;
     }
     if args.wants(Group::Crowd) {
         crowd::run(server, table).await.context("crowd")?;

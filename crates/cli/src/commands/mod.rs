@@ -12,3 +12,5 @@ pub(crate) mod serve;
 pub(crate) mod snapshot;
 pub(crate) mod ssh;
 pub(crate) mod template;
+pub(crate) mod upload;
+pub(crate) mod volume;

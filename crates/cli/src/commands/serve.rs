@@ -34,6 +34,8 @@ use trace::Traces;
 const LAUNCHER: &str = "launcher";
 /// Name of the helper process that answers the machines' name queries.
 const RESOLVER: &str = "resolver";
+/// Name of the helper process that works on the files of a volume.
+const KEEPER: &str = "keeper";
 
 /// Freed memory of each of a few arenas that is not given back to the kernel: what goes through comes in pieces of 64 KiB
 /// and more, and each would be taken from the kernel anew.
@@ -119,6 +121,9 @@ pub(crate) fn helper_process(argv: &[OsString]) -> Option<ExitCode> {
     let result = match argv.get(1)?.to_str()? {
         LAUNCHER => nullspace_engine_native::launcher_main().map_err(|error| error.to_string()),
         RESOLVER => resolver(argument()),
+        KEEPER => {
+            nullspace_keeper::main(Path::new(argv.get(2)?)).map_err(|error| error.to_string())
+        }
         _ => return None,
     };
     Some(match result {
@@ -255,6 +260,7 @@ async fn serve(settings: &Settings, app: &App, bars: MultiProgress) -> Outcome {
             make_base: settings.make_base,
             progress: settings::progress(app.ui, bars),
         },
+        volume_keeper: vec![program.to_owned(), KEEPER.to_owned()],
         ca_file,
     };
     let server = Server::start(options, Arc::new(engine))

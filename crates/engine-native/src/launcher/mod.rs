@@ -10,6 +10,7 @@
 //!                                                    └──(failed)──▶ gone + refusal
 //! ```
 
+mod binds;
 mod cgroup;
 mod egress;
 mod filter;
@@ -34,7 +35,7 @@ use std::{
 };
 
 use nullspace_engine::{
-    Denial, DeniedTarget, ExitReason, MachineSpec,
+    Bind, Denial, DeniedTarget, ExitReason, MAX_BINDS, MachineSpec,
     egress::{
         Rules,
         control::{FromResolver, ToResolver},
@@ -44,6 +45,7 @@ use nullspace_sys::namespace::{self, Namespaces};
 use rustix::event::epoll;
 
 use self::{
+    binds::Shown,
     cgroup::Cgroups,
     egress::Egress,
     inside::{Common, Order},
@@ -192,6 +194,7 @@ enum State {
         id: String,
         caller: Caller,
         text: Vec<u8>,
+        binds: Vec<Bind>,
     },
     Live {
         id: String,
@@ -211,6 +214,8 @@ struct Entry {
     is_cut: bool,
     /// What it may reach; `None` when that is not sure.
     rules: Option<Rules>,
+    /// The host's directories that it has.
+    binds: Vec<Shown>,
     /// Its mounts, once it is ending.
     mounts: Option<File>,
 }
@@ -640,9 +645,63 @@ impl Launcher {
                 let done = self.set_egress(&id, &rules);
                 self.answer(caller, done.map(|()| Answer::Done));
             }
+            RequestBody::Attach { id, bind } => {
+                let done = self.attach(&id, &bind);
+                self.answer(caller, done.map(|()| Answer::Done));
+            }
+            RequestBody::Detach { id, target } => {
+                let done = self.detach(&id, &target);
+                self.answer(caller, done.map(|()| Answer::Done));
+            }
+            RequestBody::Attached { id } => {
+                let shown = self.live(&id).map(|entry| &entry.binds);
+                let binds = shown.map(|all| all.iter().map(|one| one.bind.clone()).collect());
+                self.answer(caller, binds.map(|binds| Answer::Attached { binds }));
+            }
             RequestBody::Destroy { id } => self.destroy(caller, &id),
             RequestBody::Shutdown => self.shutdown = Some(caller),
         }
+    }
+
+    fn live(&mut self, id: &str) -> Result<&mut Entry, Refusal> {
+        self.by_id
+            .get(id)
+            .and_then(|n| self.entries.get_mut(n))
+            .filter(|entry| matches!(entry.state, State::Live { .. }))
+            .ok_or_else(|| Refusal::Unknown(id.to_owned()))
+    }
+
+    fn attach(&mut self, id: &str, bind: &Bind) -> Result<(), Refusal> {
+        let range = self.live(id)?.slot.range;
+        let users = self.ranges.namespace(range)?;
+        let entry = self.live(id)?;
+        if entry.binds.iter().any(|one| one.bind == *bind) {
+            return Ok(());
+        }
+        let target = bind.target.display();
+        if entry.binds.iter().any(|one| one.bind.target == bind.target) {
+            return Err(Refusal::Invalid(format!(
+                "{target}: something is shown there already"
+            )));
+        }
+        if entry.binds.len() >= MAX_BINDS {
+            return Err(Refusal::Invalid(format!(
+                "a machine has at most {MAX_BINDS} binds"
+            )));
+        }
+        let shown = binds::attach(&entry.slot, users.as_fd(), bind)?;
+        entry.binds.push(shown);
+        Ok(())
+    }
+
+    fn detach(&mut self, id: &str, target: &Path) -> Result<(), Refusal> {
+        let entry = self.live(id)?;
+        let there = |one: &Shown| one.bind.target == target;
+        if let Some(at) = entry.binds.iter().position(there) {
+            binds::detach(&entry.slot, &entry.binds[at])?;
+            entry.binds.remove(at);
+        }
+        Ok(())
     }
 
     fn set_egress(&mut self, id: &str, rules: &Rules) -> Result<(), Refusal> {
@@ -769,6 +828,7 @@ impl Launcher {
                 since: Instant::now(),
                 is_cut: false,
                 rules: None,
+                binds: Vec::new(),
                 mounts: None,
             },
         );
@@ -778,7 +838,7 @@ impl Launcher {
     /// Hands an order to a parked slot.
     fn begin(&mut self, n: u32, caller: Caller, spec: MachineSpec) {
         let id = spec.id.clone();
-        let rules = spec.egress.clone();
+        let (rules, binds) = (spec.egress.clone(), spec.binds.clone());
         // Closed ones need no filter: the machine cuts its link itself before it runs anything.
         let is_cut = rules.is_closed();
         if !is_cut
@@ -815,6 +875,7 @@ impl Launcher {
                     id: id.clone(),
                     caller,
                     text: Vec::new(),
+                    binds,
                 };
                 entry.since = Instant::now();
                 entry.is_cut = is_cut;
@@ -845,8 +906,8 @@ impl Launcher {
             return;
         };
         let mut chunk = [0; 4096];
-        let read = match control.read(&mut chunk) {
-            Ok(read) if read > 0 => &chunk[..read],
+        let (read, trees) = match binds::receive(control, &mut chunk) {
+            Ok((read, trees)) if read > 0 => (&chunk[..read], trees),
             _ => {
                 // It ends: there is nothing more to hear.
                 entry.slot.control = None;
@@ -858,8 +919,15 @@ impl Launcher {
                 entry.state = State::Parked;
                 self.parked.push_back(n);
             }
-            (State::Starting { id, caller, .. }, inside::READY) => {
+            (
+                State::Starting {
+                    id, caller, binds, ..
+                },
+                inside::READY,
+            ) => {
                 let (id, caller) = (id.clone(), *caller);
+                let shown = std::mem::take(binds).into_iter().zip(trees);
+                entry.binds = shown.map(|(bind, tree)| Shown::new(bind, tree)).collect();
                 entry.state = State::Live { id };
                 entry.slot.control = None;
                 self.active = Instant::now();
@@ -932,7 +1000,9 @@ impl Launcher {
                 };
                 self.tell_all(&Message::Ended { id, reason });
             }
-            State::Starting { id, caller, text } => {
+            State::Starting {
+                id, caller, text, ..
+            } => {
                 self.by_id.remove(&id);
                 let text = String::from_utf8_lossy(&text).into_owned();
                 let (step, reason) = match text.split_once('\n') {
@@ -940,7 +1010,11 @@ impl Launcher {
                     None if slot.group.out_of_memory() => ("start".into(), "out of memory".into()),
                     None => ("start".into(), ended.0),
                 };
-                self.answer(caller, Err(Refusal::Step { step, reason }));
+                let refusal = match step.strip_prefix(binds::ASKED_FOR) {
+                    Some(what) => Refusal::Invalid(what.to_owned()),
+                    None => Refusal::Step { step, reason },
+                };
+                self.answer(caller, Err(refusal));
             }
             State::Forked => self.prepare_later(&ended.0),
             State::Parked => {

@@ -29,16 +29,21 @@ use nullspace_engine::{Engine, MachineSpec, egress::Rules};
 use nullspace_lifecycle::machine::{self as lifecycle, State};
 use nullspace_protocol::GuestClient;
 use nullspace_store::{
-    Store, StoreError, event as event_rows,
+    Store, event as event_rows,
     idempotency::{self, Claim, Outcome},
     machine::{self as rows, MachineRow},
     template as templates,
+    volume::{self as volume_rows, AttachmentRow},
 };
 use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tracing::{Instrument, Span, field::Empty};
 
-use super::{App, AppState, egress, event, metrics::Meter};
+use super::{
+    App, AppState, egress, event,
+    metrics::Meter,
+    volume::{self, mount::Change},
+};
 use crate::error::{Error, Result};
 
 pub use adopt::{adopt, watch_exits};
@@ -372,6 +377,14 @@ async fn build(
             if let Some(user) = &user {
                 templates::set_machine_user(tx, &recording.id, user)?;
             }
+            for mount in &recording.volumes {
+                if !volume_rows::attach(tx, mount)? {
+                    return Err(Error::not_found(
+                        code::NOT_FOUND,
+                        format!("no volume {}", mount.volume_id),
+                    ));
+                }
+            }
             let event = event::record(
                 &recording,
                 &lifecycle::REQUESTED,
@@ -379,7 +392,7 @@ async fn build(
                 recording.created_at,
             );
             event_rows::append(tx, &event)?;
-            Ok::<_, StoreError>(Recorded::New(seq))
+            Ok(Recorded::New(seq))
         })
         .instrument(tracing::debug_span!("machine.record"))
         .await?;
@@ -685,6 +698,24 @@ pub(super) async fn set_egress(
     .await
 }
 
+/// Changes what volumes a running machine has.
+///
+/// # Errors
+/// `machine_not_found`, `machine_not_ready`, `not_found`, and those of the engine.
+pub(crate) async fn change_volume(app: &App, id: &str, change: Change) -> Result<AttachmentRow> {
+    if let Some(handle) = app.machines.get(id) {
+        let (reply, done) = oneshot::channel();
+        let message = owner::Message::Volume { change, reply };
+        if handle.inbox.send(message).await.is_ok()
+            && let Ok(result) = done.await
+        {
+            return result;
+        }
+    }
+    let row = stored(&app.store, id).await?;
+    Err(Error::not_ready(id, &row.state))
+}
+
 /// Removes what is older than its retention from the record. Called now and then.
 ///
 /// # Errors
@@ -717,7 +748,7 @@ pub fn info(row: &MachineRow) -> MachineInfo {
             memory_mb: row.memory_mb,
             disk_mb: row.disk_mb,
         },
-        metadata: serde_json::from_str(&row.metadata).unwrap_or_default(),
+        metadata: metadata(row),
         created_at: time::rfc3339(row.created_at),
         started_at: row.started_at.map(time::rfc3339),
         ended_at: row.ended_at.map(time::rfc3339),
@@ -735,6 +766,18 @@ pub fn info(row: &MachineRow) -> MachineInfo {
         traffic_access_token: None,
         warm_pool_checkout: None,
     }
+}
+
+/// The caller's words, and where clients look for its volumes.
+fn metadata(row: &MachineRow) -> serde_json::Map<String, serde_json::Value> {
+    let mut metadata: serde_json::Map<_, _> =
+        serde_json::from_str(&row.metadata).unwrap_or_default();
+    if !row.volumes.is_empty() {
+        let volumes: Vec<_> = row.volumes.iter().map(volume::attachment).collect();
+        let volumes = serde_json::to_value(volumes).unwrap_or_default();
+        metadata.insert("volume_attachments".to_owned(), volumes);
+    }
+    metadata
 }
 
 /// What is left of a running machine's time.

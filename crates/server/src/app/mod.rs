@@ -37,6 +37,7 @@ pub(crate) mod socket;
 pub mod ssh;
 pub mod template;
 pub mod upload;
+pub mod volume;
 pub mod webhook;
 
 use std::{
@@ -86,6 +87,8 @@ pub struct App {
     pub(crate) previews: preview::Previews,
     /// Logging in to machines, unless it is turned off.
     pub(crate) ssh: Option<ssh::Ssh>,
+    /// Volumes whose files are worked on.
+    pub(crate) volumes: volume::State,
     /// Uploads in parts that are under way.
     pub(crate) uploads: upload::Uploads,
     /// Who is told of events over HTTP.

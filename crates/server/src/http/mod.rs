@@ -18,6 +18,7 @@ mod event;
 mod event_stream;
 mod exec;
 mod extract;
+mod fields;
 mod file;
 mod git;
 mod health;
@@ -39,6 +40,8 @@ mod template;
 mod template_build;
 mod trickle;
 mod upload;
+mod volume;
+mod volume_attachment;
 mod webhook;
 
 use std::time::Instant;
@@ -76,10 +79,9 @@ fn machine_routes() -> OpenApiRouter<AppState> {
         .merge(code::routes())
         .merge(ssh::routes())
         .merge(preview::routes())
-        .merge(file::routes())
+        .merge(file_routes().route_layer(middleware::from_fn(volume::of_machines)))
         .merge(batch::routes())
-        .merge(search::routes())
-        .merge(upload::routes())
+        .merge(volume_attachment::routes())
         .merge(git::routes())
         .merge(event::machine_routes())
         .merge(metrics::routes())
@@ -87,11 +89,25 @@ fn machine_routes() -> OpenApiRouter<AppState> {
         .merge(snapshot::machine_routes())
 }
 
+/// Files, of machines and of volumes.
+fn file_routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .merge(file::routes())
+        .merge(search::routes())
+        .merge(upload::routes())
+}
+
+/// Everything under `/v1/volumes`.
+fn volume_routes() -> OpenApiRouter<AppState> {
+    volume::routes().merge(file_routes().route_layer(middleware::from_fn(volume::of_volumes)))
+}
+
 /// Every documented route.
 fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .nest("/v1/machines", machine_routes())
         .nest("/v1/sandboxes", machine_routes())
+        .nest("/v1/volumes", volume_routes())
         .merge(event::routes())
         .merge(monitor::routes())
         .merge(event_stream::routes())

@@ -96,6 +96,7 @@ impl World {
                 runtime: nullspace_templates::Runtime::default(),
             }]),
             preview_domain: self.preview_domain.clone(),
+            volume_keeper: vec![env!("CARGO_BIN_EXE_nullspace-keeper").to_owned()],
             ca_file: None,
         }
     }

@@ -22,6 +22,7 @@ mod sync;
 mod timeout;
 mod upload;
 mod url;
+mod volume;
 
 use clap::Subcommand;
 
@@ -77,6 +78,8 @@ enum Command {
     File(file::Args),
     /// Git repositories
     Git(git::Args),
+    /// Volumes of a machine that runs
+    Volume(volume::Args),
     /// Set how long a machine lives
     Timeout(timeout::Args),
     /// Stop a machine and keep its memory
@@ -109,6 +112,7 @@ pub(crate) async fn run(args: Args, app: &App) -> Outcome {
         Command::Upload(args) => upload::run(&args, app).await,
         Command::File(args) => file::run(args, app).await,
         Command::Git(args) => git::run(args, app).await,
+        Command::Volume(args) => volume::run(args, app).await,
         Command::Timeout(args) => timeout::run(args, app).await,
         Command::Hibernate(args) => state::hibernate(&args, app).await,
         Command::Resume(args) => state::resume(&args, app).await,

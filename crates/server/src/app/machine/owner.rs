@@ -7,6 +7,7 @@
 
 mod clock;
 mod state;
+mod volumes;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -17,6 +18,7 @@ use nullspace_store::{
     Store, StoreError, event as event_rows, idempotency,
     machine::{self as rows, MachineRow},
     snapshot::{self as snapshot_rows, SnapshotRow},
+    volume::AttachmentRow,
 };
 use nullspace_templates::Runtime;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -25,7 +27,7 @@ use tracing::{Instrument, Span};
 use self::clock::Clock;
 use super::{Handle, Place};
 use crate::{
-    app::{App, AppState, egress, event, metrics::Meter, snapshot, template},
+    app::{App, AppState, egress, event, metrics::Meter, snapshot, template, volume::mount},
     error::{Error, Kind, Result},
 };
 
@@ -93,6 +95,13 @@ pub(in crate::app) enum Message {
         wanted: Box<snapshot::Wanted>,
         /// The way back.
         reply: oneshot::Sender<Result<snapshot::Kept>>,
+    },
+    /// Change what volumes it has.
+    Volume {
+        /// How.
+        change: mount::Change,
+        /// The way back.
+        reply: oneshot::Sender<Result<AttachmentRow>>,
     },
     /// The engine says that the machine ended.
     Ended(Loss, String),
@@ -258,6 +267,7 @@ pub(super) fn stepped(row: &MachineRow, step: &Step, now: i64) -> MachineRow {
     if step.state != State::Paused {
         row.snapshot_id = None;
     }
+    mount::follow(&mut row);
     row
 }
 
@@ -296,6 +306,7 @@ impl Owner {
             Start::Adopt if self.state() == State::Running => {
                 self.clock = Clock::set(&self.row);
                 self.replay_egress().await;
+                self.replay_volumes().await;
             }
             Start::Adopt => {}
         }
@@ -315,6 +326,7 @@ impl Owner {
         }
         self.messages.close();
         while let Some(message) = self.messages.recv().await {
+            // Whoever asked looks at the record.
             drop(message);
         }
     }
@@ -339,6 +351,7 @@ impl Owner {
         // It holds the values of environment variables: gone as soon as it was used.
         drop(spec);
         let starts = runtime.start_cmd.is_some() || runtime.readiness.is_some();
+        let has_volumes = !self.row.volumes.is_empty();
         let result = match built {
             Ok(()) if starts && let Err(error) = self.get_ready(&runtime).await => {
                 self.must(Input::BuildFailed, Some(error.message.clone()))
@@ -371,7 +384,12 @@ impl Owner {
             Err(error) => {
                 tracing::warn!(machine = self.row.id, %error, "the engine could not build a machine");
                 self.must(Input::BuildFailed, Some(error.to_string())).await;
-                Err(error.into())
+                match error {
+                    EngineError::InvalidSpec(_) if has_volumes => {
+                        Err(mount::refusal(error, &self.row.id))
+                    }
+                    error => Err(error.into()),
+                }
             }
         };
         let _ = reply.send(result.map(|()| Arc::new(self.row.clone())));
@@ -468,6 +486,9 @@ impl Owner {
             } => {
                 let result = self.set_egress(&rules, key_id.as_deref()).await;
                 let _ = reply.send(result.map(|()| Arc::new(self.row.clone())));
+            }
+            Message::Volume { change, reply } => {
+                let _ = reply.send(self.change_volume(change).await);
             }
             Message::Ended(loss, detail) => {
                 tracing::info!(

@@ -13,7 +13,10 @@ use nullspace_templates::{Layer, Runtime, derived::CODE_INTERPRETER};
 use serde_json::{Map, Value};
 
 use crate::{
-    app::{App, egress, preview, snapshot},
+    app::{
+        App, egress, preview, snapshot,
+        volume::mount::{self, Mount},
+    },
     error::{Error, Kind, Result},
 };
 
@@ -46,6 +49,8 @@ pub struct NewMachine {
     pub layers: Vec<PathBuf>,
     /// Host paths shown inside, besides the template's.
     pub binds: Vec<Bind>,
+    /// Volumes that it has from the beginning.
+    pub volumes: Vec<Mount>,
     /// Whole CPUs.
     pub vcpus: u32,
     /// MiB.
@@ -88,6 +93,7 @@ impl NewMachine {
             template,
             layers: Vec::new(),
             binds: Vec::new(),
+            volumes: Vec::new(),
             vcpus: app.config.default_vcpus,
             memory_mb: app.config.default_memory_mb,
             disk_mb: None,
@@ -124,6 +130,11 @@ impl NewMachine {
             cwd: self.cwd.clone(),
             metadata: Value::Object(self.metadata).to_string(),
             owner: self.owner,
+            volumes: self
+                .volumes
+                .iter()
+                .map(|mount| mount::row(mount, &id, now))
+                .collect(),
             ..blank(id.clone(), self.timeout_ms, self.key_id, now)
         };
         set_action(&mut row, self.timeout_action);
@@ -137,9 +148,11 @@ impl NewMachine {
         env.extend(self.envs);
         let template_binds = self.template.binds.iter().map(|bind| Bind {
             source: bind.source.clone(),
+            beneath: None,
             target: bind.target.clone(),
             read_only: bind.read_only,
         });
+        let volumes = row.volumes.iter().map(|volume| mount::bind(app, volume));
         let spec = MachineSpec {
             hostname: id.replace('_', "-"),
             id,
@@ -148,7 +161,7 @@ impl NewMachine {
                 .into_iter()
                 .chain(self.template.lower.iter().cloned())
                 .collect(),
-            binds: template_binds.chain(self.binds).collect(),
+            binds: template_binds.chain(self.binds).chain(volumes).collect(),
             env,
             cwd: self.cwd,
             cpu_millis: self.vcpus.saturating_mul(1000),
@@ -195,6 +208,7 @@ pub(super) fn blank(
         ended_at: None,
         spec: None,
         snapshot_id: None,
+        volumes: Vec::new(),
     }
 }
 
@@ -245,6 +259,11 @@ pub fn plan_from_snapshot(
         )));
     }
     refuse_later_features(&request)?;
+    if request.volumes.as_ref().is_some_and(|v| !v.is_empty()) {
+        return Err(Error::not_implemented(
+            "volumes of a machine that is made of a snapshot (volumes)",
+        ));
+    }
     let (action, auto_resume) = at_the_limit(app, &request)?;
     let timeout_ms = request.timeout_ms.unwrap_or(app.config.default_timeout_ms);
     check_timeout(app, timeout_ms)?;
@@ -351,9 +370,6 @@ fn default_memory_mb(app: &App, template: &str) -> u64 {
 fn refuse_later_features(request: &CreateMachineRequest) -> Result<()> {
     if request.desktop.is_some() {
         return Err(Error::not_implemented("desktops (desktop)"));
-    }
-    if request.volumes.as_ref().is_some_and(|v| !v.is_empty()) {
-        return Err(Error::not_implemented("volumes (volumes)"));
     }
     if request.inactivity_timeout_ms.is_some() {
         return Err(Error::not_implemented(
