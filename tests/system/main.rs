@@ -32,6 +32,7 @@ mod receiver;
 mod rough;
 mod services;
 mod ssh;
+mod state;
 mod telemetry;
 mod volumes;
 mod wire;

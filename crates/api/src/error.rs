@@ -27,6 +27,10 @@ pub mod code {
     pub const MACHINE_NOT_READY: &str = "machine_not_ready";
     /// No such snapshot.
     pub const SNAPSHOT_NOT_FOUND: &str = "snapshot_not_found";
+    /// A machine, or one that is being made, needs the snapshot (409).
+    pub const SNAPSHOT_IN_USE: &str = "snapshot_in_use";
+    /// No machine can be made of the snapshot: it is not whole, was changed, or is another engine's (409).
+    pub const INCOMPATIBLE_SNAPSHOT: &str = "incompatible_snapshot";
     /// No such webhook.
     pub const WEBHOOK_NOT_FOUND: &str = "webhook_not_found";
     /// The webhook has no such delivery.

@@ -8,6 +8,8 @@ pub const MACHINE: &str = "mch_";
 pub const VOLUME: &str = "vol_";
 /// A volume in a machine.
 pub const ATTACHMENT: &str = "vat_";
+/// A machine's state that is kept.
+pub const SNAPSHOT: &str = "snap_";
 /// A terminal.
 pub const PTY: &str = "pty_";
 /// An upload in parts.

@@ -23,6 +23,7 @@ pub mod preview;
 pub mod process;
 pub mod pty;
 pub mod search;
+pub mod snapshot;
 pub mod socket;
 pub mod ssh;
 pub mod time;

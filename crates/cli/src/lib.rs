@@ -77,6 +77,8 @@ enum Command {
     Volume(commands::volume::Args),
     /// Show what happens to machines, and tell others of it
     Lifecycle(commands::lifecycle::Args),
+    /// Keep machines' states, for others that are made of them
+    Snapshot(commands::snapshot::Args),
     /// Log in to a machine over SSH, or run a command there
     Ssh(commands::ssh::Args),
     /// See all machines as they change and what they use
@@ -161,6 +163,7 @@ fn dispatch(command: Command, app: &App) -> Outcome {
                     Command::Machine(args) => commands::machine::run(args, app).await,
                     Command::Volume(args) => commands::volume::run(args, app).await,
                     Command::Lifecycle(args) => commands::lifecycle::run(args, app).await,
+                    Command::Snapshot(args) => commands::snapshot::run(args, app).await,
                     Command::Ssh(args) => commands::ssh::run(&args, app).await,
                     Command::Monitor(args) => commands::monitor::run(&args, app).await,
                     Command::Auth(args) => commands::auth::run(&args, app),

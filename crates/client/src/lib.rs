@@ -30,6 +30,7 @@ pub mod monitor;
 mod previews;
 pub mod processes;
 pub mod pty;
+pub mod snapshots;
 pub mod socket;
 mod ssh;
 pub mod transport;

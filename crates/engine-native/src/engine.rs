@@ -29,8 +29,8 @@ use tokio::{
 
 use crate::{
     disk::Disks,
-    launcher, layer, usage,
-    wire::{self, Answer, LauncherConfig, Message, Meters, Refusal, Request, RequestBody},
+    freezer, launcher, layer, usage,
+    wire::{self, Answer, Counter, LauncherConfig, Message, Meters, Refusal, Request, RequestBody},
 };
 
 /// How often a launcher that goes away while it is spoken to for the first time is replaced.
@@ -174,6 +174,21 @@ impl NativeEngine {
                 "unexpected answer {other:?}"
             ))),
         }
+    }
+
+    /// The group that stops a machine's processes.
+    async fn freezer(&self, id: &str) -> Result<Counter, EngineError> {
+        if !is_id(id) {
+            return Err(EngineError::NotFound(id.to_owned()));
+        }
+        let meters = self.meters(id).await?;
+        if !lock(&self.link().await?.machines).contains(id) {
+            self.shared.forget(id);
+        }
+        meters.freezer.clone().ok_or(EngineError::Unsupported {
+            engine: "native",
+            what: "pause machines on a host without the freezer controller",
+        })
     }
 
     /// Where the kernel counts what a machine uses, asked once.
@@ -496,6 +511,17 @@ fn empty_bin(mut bin: mpsc::UnboundedReceiver<PathBuf>) {
     }
 }
 
+fn frozen(id: &str, result: io::Result<()>) -> Result<(), EngineError> {
+    result.map_err(|error| match error.kind() {
+        // Its group is gone, and so is it.
+        io::ErrorKind::NotFound => EngineError::NotFound(id.to_owned()),
+        _ => EngineError::Step {
+            step: "stop or start a machine's processes".into(),
+            reason: error.to_string(),
+        },
+    })
+}
+
 #[async_trait]
 impl Engine for NativeEngine {
     fn name(&self) -> &'static str {
@@ -505,7 +531,7 @@ impl Engine for NativeEngine {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             isolated: true,
-            pause: false,
+            pause: true,
             hibernate: false,
             fork: false,
         }
@@ -541,6 +567,16 @@ impl Engine for NativeEngine {
         self.end(id).await?;
         let _ = self.shared.trash.send(self.machine_dir(id));
         Ok(())
+    }
+
+    async fn pause(&self, id: &str) -> Result<(), EngineError> {
+        let group = self.freezer(id).await?;
+        frozen(id, freezer::freeze(&group).await)
+    }
+
+    async fn unpause(&self, id: &str) -> Result<(), EngineError> {
+        let group = self.freezer(id).await?;
+        frozen(id, freezer::write(&group, false))
     }
 
     async fn keep(&self, id: &str, target: &Path) -> Result<(), EngineError> {

@@ -12,6 +12,7 @@
 
 mod disk;
 mod engine;
+mod freezer;
 mod launcher;
 mod layer;
 mod usage;

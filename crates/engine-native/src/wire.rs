@@ -121,6 +121,8 @@ pub(crate) struct Meters {
     pub(crate) cpu: Option<Counter>,
     /// The group that counts memory.
     pub(crate) memory: Counter,
+    /// The group that stops its processes where they stand; `None` where the host has none.
+    pub(crate) freezer: Option<Counter>,
     /// The host's end of the machine's link.
     pub(crate) interface: String,
 }

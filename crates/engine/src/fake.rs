@@ -16,8 +16,8 @@ use nullspace_guest::{Config, Guest};
 use tokio::{sync::broadcast, task::JoinSet};
 
 use crate::{
-    Bind, BoxedIo, Capabilities, Denial, Engine, EngineError, ExitReason, LiveMachine, MachineExit,
-    MachineSpec, Usage, egress::Rules,
+    Afterwards, Bind, BoxedIo, Capabilities, Checkpoint, Denial, Engine, EngineError, ExitReason,
+    LiveMachine, MachineExit, MachineSpec, Usage, egress::Rules,
 };
 
 /// What machines could still write, in bytes.
@@ -32,6 +32,7 @@ pub struct FakeEngine {
     failing: Mutex<BTreeSet<String>>,
     /// Held while no machine may end.
     ending: tokio::sync::Mutex<()>,
+    keeps_memory: bool,
 }
 
 struct Machine {
@@ -82,7 +83,18 @@ impl FakeEngine {
             denials: broadcast::Sender::new(64),
             failing: Mutex::default(),
             ending: tokio::sync::Mutex::default(),
+            keeps_memory: false,
         })
+    }
+
+    /// One that says that it keeps memory. It keeps files, and no process.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn with_memory() -> io::Result<Self> {
+        let mut engine = Self::new()?;
+        engine.keeps_memory = true;
+        Ok(engine)
     }
 
     /// Ends a machine as if its guest had died.
@@ -131,6 +143,44 @@ impl FakeEngine {
     #[must_use]
     pub fn machine_root(&self, id: &str) -> PathBuf {
         self.root.path().join(id)
+    }
+
+    /// Makes every later [`Engine::checkpoint`] of this machine fail, or no longer.
+    pub fn fail_checkpoint(&self, id: &str, fails: bool) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let what = format!("checkpoint {id}");
+        if fails {
+            failing.insert(what);
+        } else {
+            failing.remove(&what);
+        }
+    }
+
+    /// A guest in a folder that is ready.
+    fn start(&self, spec: &MachineSpec, root: PathBuf) -> Result<(), EngineError> {
+        let mut env = spec.env.clone();
+        env.entry("PATH".into())
+            .or_insert_with(|| std::env::var("PATH").unwrap_or_default());
+        let config = Config {
+            env,
+            cwd: spec.cwd.clone(),
+            root: root.clone(),
+            init: false,
+        };
+        let guest = Guest::new(config).map_err(step("guest"))?;
+        self.lock().insert(
+            spec.id.clone(),
+            Machine {
+                guest,
+                root,
+                memory_limit_bytes: spec.memory_bytes,
+                counted: Counted::default(),
+                egress: spec.egress.clone(),
+                binds: spec.binds.clone(),
+                connections: JoinSet::new(),
+            },
+        );
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Machine>> {
@@ -203,6 +253,14 @@ fn show(root: &Path, bind: &Bind) -> io::Result<()> {
     std::os::unix::fs::symlink(shown(bind), at)
 }
 
+fn step(step: &str) -> impl FnOnce(io::Error) -> EngineError {
+    let step = step.to_owned();
+    move |e: io::Error| EngineError::Step {
+        step,
+        reason: e.to_string(),
+    }
+}
+
 fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {
@@ -238,7 +296,11 @@ impl Engine for FakeEngine {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::default()
+        Capabilities {
+            hibernate: self.keeps_memory,
+            fork: self.keeps_memory,
+            ..Capabilities::default()
+        }
     }
 
     async fn health(&self) -> Result<(), EngineError> {
@@ -247,13 +309,6 @@ impl Engine for FakeEngine {
 
     async fn create(&self, spec: &MachineSpec) -> Result<(), EngineError> {
         spec.validate()?;
-        let step = |step: &str| {
-            let step = step.to_owned();
-            move |e: io::Error| EngineError::Step {
-                step,
-                reason: e.to_string(),
-            }
-        };
         {
             let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
             if failing.contains(&spec.id) || failing.contains(&spec.hostname) {
@@ -279,29 +334,68 @@ impl Engine for FakeEngine {
             let _ = std::fs::remove_dir_all(&root);
             return Err(step("populate")(error));
         }
-        let mut env = spec.env.clone();
-        env.entry("PATH".into())
-            .or_insert_with(|| std::env::var("PATH").unwrap_or_default());
-        let config = Config {
-            env,
-            cwd: spec.cwd.clone(),
-            root: root.clone(),
-            init: false,
+        self.start(spec, root)
+    }
+
+    async fn checkpoint(
+        &self,
+        id: &str,
+        target: &Path,
+        afterwards: Afterwards,
+    ) -> Result<Checkpoint, EngineError> {
+        if !self.keeps_memory {
+            return Err(self.cannot("keep memory"));
+        }
+        let _may_end = self.ending.lock().await;
+        let root = self
+            .lock()
+            .get(id)
+            .map(|machine| machine.root.clone())
+            .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
+        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = match failing.contains(&format!("checkpoint {id}")) {
+            true => Err(io::Error::other("told to fail")),
+            false => copy_tree(&root, &target.join("root")),
         };
-        let guest = Guest::new(config).map_err(step("guest"))?;
-        self.lock().insert(
-            spec.id.clone(),
-            Machine {
-                guest,
-                root,
-                memory_limit_bytes: spec.memory_bytes,
-                counted: Counted::default(),
-                egress: spec.egress.clone(),
-                binds: spec.binds.clone(),
-                connections: JoinSet::new(),
-            },
-        );
-        Ok(())
+        drop(failing);
+        let checkpoint = Checkpoint {
+            engine: self.name().into(),
+            format: "1".into(),
+            bytes: size(target),
+            digest: "0".repeat(64),
+        };
+        if let Err(error) = kept.and_then(|()| checkpoint.write(target)) {
+            let _ = std::fs::remove_dir_all(target);
+            return Err(step("checkpoint")(error));
+        }
+        if afterwards == Afterwards::End
+            && let Some(machine) = self.lock().remove(id)
+        {
+            machine.end();
+        }
+        Ok(checkpoint)
+    }
+
+    async fn restore(&self, spec: &MachineSpec, from: &Path) -> Result<(), EngineError> {
+        if !self.keeps_memory {
+            return Err(self.cannot("keep memory"));
+        }
+        spec.validate()?;
+        if Checkpoint::read(from).is_none() {
+            return Err(EngineError::Checkpoint(format!(
+                "{} holds none",
+                from.display()
+            )));
+        }
+        if self.lock().contains_key(&spec.id) {
+            return Err(EngineError::Exists(spec.id.clone()));
+        }
+        let root = self.machine_root(&spec.id);
+        if let Err(error) = copy_tree(&from.join("root"), &root) {
+            let _ = std::fs::remove_dir_all(&root);
+            return Err(step("restore")(error));
+        }
+        self.start(spec, root)
     }
 
     async fn destroy(&self, id: &str) -> Result<(), EngineError> {
@@ -459,6 +553,8 @@ mod tests {
     async fn keeps_the_contract() -> Result<(), Box<dyn std::error::Error>> {
         let layer = tempfile::tempdir()?;
         let engine = FakeEngine::new()?;
+        crate::conformance::run(&engine, &[layer.path().to_owned()]).await;
+        let engine = FakeEngine::with_memory()?;
         crate::conformance::run(&engine, &[layer.path().to_owned()]).await;
         Ok(())
     }

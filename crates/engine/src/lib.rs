@@ -48,6 +48,12 @@ pub enum EngineError {
         /// The missing ability, as a verb phrase.
         what: &'static str,
     },
+    /// The disk is full. What was there before is unharmed.
+    #[error("the disk is full: {0}")]
+    NoSpace(String),
+    /// A checkpoint is not there, is not whole or was changed, or was written by an engine that is not like this one.
+    #[error("no machine can be made of the checkpoint: {0}")]
+    Checkpoint(String),
     /// A step of building or ending the machine failed.
     #[error("{step} failed: {reason}")]
     Step {
@@ -72,6 +78,11 @@ pub trait Engine: Send + Sync + 'static {
 
     /// What this engine can do beyond the basics.
     fn capabilities(&self) -> Capabilities;
+
+    /// The same for one machine, where several engines are behind one.
+    async fn capabilities_of(&self, _id: &str) -> Result<Capabilities, EngineError> {
+        Ok(self.capabilities())
+    }
 
     /// Whether a machine could be created now; the error says what is in the way.
     async fn health(&self) -> Result<(), EngineError>;
@@ -130,8 +141,8 @@ pub trait Engine: Send + Sync + 'static {
     ///
     /// As for [`Engine::create`], but what was started in the checkpoint has its environment and directory already.
     /// The caller guarantees that the layers are those of the machine that was kept. Id, host name and address may be
-    /// others; several machines may be built from one checkpoint, and share nothing that can change. The engine owes
-    /// besides: a clock that is right and random numbers that were not drawn before.
+    /// others; several machines may be built from one checkpoint, and share nothing that can change. Once this returns the
+    /// checkpoint may be removed. The engine owes besides: [`EngineError::Checkpoint`] when what is there is not what was written, a clock that is right and random numbers that were not drawn before.
     async fn restore(
         &self,
         _spec: &MachineSpec,

@@ -231,6 +231,12 @@ impl From<EngineError> for Error {
             )
             .with_context(text)
             .with_retry_after(1),
+            EngineError::NoSpace(_) => Self::new(Kind::Storage, code::INSUFFICIENT_STORAGE, text)
+                .with_action("free disk space on the server's host"),
+            EngineError::Checkpoint(_) => Self::conflict(code::INCOMPATIBLE_SNAPSHOT, text)
+                .with_action(
+                    "make a new machine; this state cannot be used on this server any more",
+                ),
             EngineError::Exists(_) | EngineError::Step { .. } => Self::new(
                 Kind::Internal,
                 code::INTERNAL_ERROR,

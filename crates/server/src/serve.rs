@@ -240,6 +240,8 @@ impl Server {
             agents: app::agent::Agents::default(),
             ssh,
             volumes: app::volume::State::new(options.volume_keeper),
+            snapshots: app::snapshot::Uses::default(),
+            spelling: app::key::Spelling::default(),
             uploads: app::upload::Uploads::default(),
             webhooks: app::webhook::Webhooks::default(),
             code: app::code::State::default(),
@@ -253,12 +255,16 @@ impl Server {
         app::volume::start(&app)
             .await
             .map_err(step("open the volumes"))?;
+        app::snapshot::open(&app).map_err(step("make the place for snapshots"))?;
         // Subscribed first: what ends while the record is compared is not missed.
         let exits = app.engine.exits();
         let denials = app.engine.denials();
         machine::adopt(&app)
             .await
             .map_err(step("compare the record with the engine"))?;
+        app::snapshot::sweep(&app)
+            .await
+            .map_err(step("remove unfinished snapshots"))?;
         tokio::spawn(machine::watch_exits(app.clone(), exits));
         tokio::spawn(app::egress::watch_denials(app.clone(), denials));
         preview::restore(&app)

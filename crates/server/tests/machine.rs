@@ -284,9 +284,7 @@ async fn the_end_of_a_machine_is_always_told() {
         "destroy/requested",
         "destroy/succeeded",
     ];
-    while world.events(&id).await != whole {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    until_told(&world, &id, &whole).await;
     let store = &world.server.as_ref().unwrap().app().store;
     store
         .write(|tx| {
@@ -298,11 +296,21 @@ async fn the_end_of_a_machine_is_always_told() {
     for _ in 0..2 {
         world.restart().await;
         world.exec(&lives, json!({"command": "true"})).await;
-        while world.events(&id).await.len() < whole.len() {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-        assert_eq!(world.events(&id).await, whole);
+        until_told(&world, &id, &whole).await;
         assert_eq!(world.events(&lives).await, whole[..2]);
+    }
+}
+
+async fn until_told(world: &World, id: &str, events: &[&str]) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        let told = world.events(id).await;
+        if told == events {
+            return;
+        }
+        let is_more = told.len() > events.len();
+        assert!(!is_more && std::time::Instant::now() < deadline, "{told:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
 }
 

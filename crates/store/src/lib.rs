@@ -30,6 +30,7 @@ pub mod machine;
 mod migrate;
 pub mod preview;
 mod reader;
+pub mod snapshot;
 pub mod ssh;
 pub mod upload;
 pub mod volume;

@@ -18,6 +18,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0010_previews.sql"),
     include_str!("../migrations/0011_webhooks.sql"),
     include_str!("../migrations/0012_code.sql"),
+    include_str!("../migrations/0013_snapshots.sql"),
     include_str!("../migrations/0015_volumes.sql"),
 ];
 

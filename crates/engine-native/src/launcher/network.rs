@@ -101,8 +101,9 @@ impl Network {
         let left: Option<Ipv4Addr> = fs::read_to_string(&note)
             .ok()
             .and_then(|text| text.parse().ok());
-        // The note is written first and removed last, so without it there is nothing.
-        let Some(left) = left else {
+        // The note is written first and removed last, so without it there is nothing; unless somebody removed the
+        // whole directory. What is added to an old table would stand behind its rules, which let nothing through.
+        let Some(left) = left.or_else(|| gateway_of(instance)) else {
             return Ok(());
         };
         remove(instance, left)?;
@@ -244,6 +245,18 @@ fn remove(instance: &str, gateway: Ipv4Addr) -> io::Result<()> {
     batch.delete_group(group(instance));
     let _ = netlink.send(&batch);
     Ok(())
+}
+
+/// The gateway that an old packet filter of the instance is for.
+fn gateway_of(instance: &str) -> Option<Ipv4Addr> {
+    let listed = Command::new("nft")
+        .args(["list", "table", "inet", &table(instance)])
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let rule = text.split_once("ip daddr ")?.1;
+    rule.split_whitespace().next()?.parse().ok()
 }
 
 /// Settings of the machine's network; called in its namespace before there is a link. `proc` is a mount of

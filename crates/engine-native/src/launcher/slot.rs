@@ -27,7 +27,10 @@ use super::{
     inside::{self, Common, Order, Preparation, RANGE},
     network::{self, Link},
 };
-use crate::wire::{Meters, Refusal};
+use crate::{
+    freezer,
+    wire::{Counter, Meters, Refusal},
+};
 
 /// First host id of the first range: far from those that people and packages use.
 const FIRST_ID: u32 = 0x1000_0000;
@@ -183,6 +186,7 @@ impl Slot {
         Some(Meters {
             cpu: self.group.cpu_counter(),
             memory: self.group.counter("memory")?,
+            freezer: self.group.freezer(),
             interface: self.link.name.clone(),
         })
     }
@@ -194,6 +198,10 @@ impl Slot {
 
     pub(super) fn kill(&self) {
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        // On v1 what stands still does not even end.
+        if let Some(group @ Counter::V1(_)) = self.group.freezer() {
+            let _ = freezer::write(&group, false);
+        }
     }
 
     /// Waits for the end of process 1, which is the end of every process of the machine.

@@ -32,6 +32,7 @@ pub mod process;
 pub mod pty;
 pub(crate) mod seal;
 pub mod search;
+pub mod snapshot;
 pub(crate) mod socket;
 pub mod ssh;
 pub mod template;
@@ -70,8 +71,12 @@ pub struct App {
     pub templates: template::Registry,
     /// The valid API keys.
     pub keys: key::Ring,
+    /// How they spell a machine.
+    pub spelling: key::Spelling,
     /// The live machines.
     pub machines: machine::Live,
+    /// States of machines that others are being made of.
+    pub(crate) snapshots: snapshot::Uses,
     /// Files of machines that are gone; set by the agent side at start-up.
     pub outputs: OnceLock<Arc<dyn output::Outputs>>,
     /// Seals what must not be readable in the record.

@@ -5,19 +5,10 @@ use axum::{Router, routing::any};
 use crate::{app::AppState, error::Error};
 
 /// Under a machine, by feature.
-const OF_A_MACHINE: &[(&str, &[&str])] = &[
-    (
-        "hibernating and resuming machines",
-        &["hibernate", "pause", "resume"],
-    ),
-    ("forking machines", &["fork"]),
-    ("snapshots", &["snapshots"]),
-    ("desktops", &["desktop", "desktop/{*rest}"]),
-];
+const OF_A_MACHINE: &[(&str, &[&str])] = &[("desktops", &["desktop", "desktop/{*rest}"])];
 
 /// Everywhere else.
 const ELSEWHERE: &[(&str, &[&str])] = &[
-    ("snapshots", &["snapshots", "snapshots/{id}"]),
     ("template builds", &["templates", "templates/{*rest}"]),
     (
         "warm pools",

@@ -22,7 +22,7 @@ use super::{
     fields::{self, project},
 };
 use crate::{
-    app::{AppState, Caller, machine, preview, template, volume},
+    app::{AppState, Caller, machine, preview, snapshot, template, volume},
     error::Result,
 };
 
@@ -56,6 +56,15 @@ async fn create(
     Json(mut request): Json<CreateMachineRequest>,
 ) -> Result<Response> {
     let claim = claim(&headers, &caller, CREATE.to_owned(), &request)?;
+    if request.snapshot_id.is_some() {
+        let (snapshot_id, row) = machine::plan_from_snapshot(&app, request, &caller.key_id)?;
+        let row = snapshot::make(&app, &snapshot_id, row, claim).await?;
+        let info = MachineInfo {
+            traffic_access_token: preview::traffic_token(&app, &row),
+            ..machine::info(&row)
+        };
+        return Ok((StatusCode::CREATED, Json(info)).into_response());
+    }
     if let Some(name) = &request.template {
         template::ensure(&app, name).await?;
     }

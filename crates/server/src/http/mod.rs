@@ -33,6 +33,7 @@ mod prometheus;
 mod pty;
 mod rest;
 mod search;
+mod snapshot;
 mod socket;
 mod ssh;
 mod trickle;
@@ -83,6 +84,7 @@ fn machine_routes() -> OpenApiRouter<AppState> {
         .merge(event::machine_routes())
         .merge(metrics::routes())
         .merge(event_stream::machine_routes())
+        .merge(snapshot::machine_routes())
 }
 
 /// Files, of machines and of volumes.
@@ -107,6 +109,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .merge(event::routes())
         .merge(monitor::routes())
         .merge(event_stream::routes())
+        .merge(snapshot::routes())
         .merge(webhook::routes())
         .merge(agent::routes())
         .merge(health::routes())
@@ -163,6 +166,9 @@ async fn edge(State(app): State<AppState>, request: Request, next: Next) -> Resp
     let response = match authenticate(&app, &request) {
         Ok(caller) => {
             if let Some(caller) = caller {
+                if let Some(noun) = Noun::said_in(request.uri().path()) {
+                    app.spelling.said(&caller, noun);
+                }
                 request.extensions_mut().insert(caller);
             }
             next.run(request).instrument(span.clone()).await

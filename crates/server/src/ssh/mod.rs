@@ -175,9 +175,6 @@ async fn end(
 
 async fn until_ended(app: &AppState, id: &str) {
     if let Some(handle) = app.machines.get(id) {
-        let _ = handle
-            .watch()
-            .wait_for(|row| row.state != machine::RUNNING)
-            .await;
+        let _ = handle.watch().wait_for(|row| !machine::lives(row)).await;
     }
 }

@@ -43,6 +43,14 @@ impl World {
         world
     }
 
+    /// On an engine that says that it keeps memory.
+    pub async fn with_memory() -> Self {
+        let mut world = Self::new_with(Config::default(), None);
+        world.engine = Arc::new(FakeEngine::with_memory().unwrap());
+        world.start().await;
+        world
+    }
+
     /// A server whose previews have names under this domain.
     pub async fn with_domain(config: Config, domain: &str) -> Self {
         let mut world = Self::new_with(config, Some(domain.parse().unwrap()));

@@ -17,6 +17,7 @@ mod preview_url;
 mod process;
 mod pty;
 mod readiness;
+mod state;
 mod sync;
 mod timeout;
 mod upload;
@@ -81,6 +82,12 @@ enum Command {
     Volume(volume::Args),
     /// Set how long a machine lives
     Timeout(timeout::Args),
+    /// Stop a machine and keep its memory
+    Hibernate(state::Hibernate),
+    /// Let a hibernated machine go on
+    Resume(state::Resume),
+    /// Make a copy of a running machine
+    Fork(state::Fork),
 }
 
 pub(crate) async fn run(args: Args, app: &App) -> Outcome {
@@ -107,5 +114,8 @@ pub(crate) async fn run(args: Args, app: &App) -> Outcome {
         Command::Git(args) => git::run(args, app).await,
         Command::Volume(args) => volume::run(args, app).await,
         Command::Timeout(args) => timeout::run(args, app).await,
+        Command::Hibernate(args) => state::hibernate(&args, app).await,
+        Command::Resume(args) => state::resume(&args, app).await,
+        Command::Fork(args) => state::fork(&args, app).await,
     }
 }

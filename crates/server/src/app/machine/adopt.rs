@@ -4,14 +4,20 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use nullspace_api::time;
-use nullspace_engine::{ExitReason, MachineExit};
+use nullspace_engine::{Checkpoint, ExitReason, MachineExit};
 use nullspace_lifecycle::machine::{self as lifecycle, Input, Loss, State};
 use nullspace_protocol::GuestClient;
-use nullspace_store::machine::{self as rows, MachineRow};
+use nullspace_store::{
+    machine::{self as rows, MachineRow},
+    snapshot::{self as snapshots, SnapshotRow},
+};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::owner;
-use crate::{app::AppState, error::Result};
+use super::owner::{self, Change};
+use crate::{
+    app::{AppState, snapshot},
+    error::Result,
+};
 
 /// Machines that are looked at together.
 const TOGETHER: usize = 32;
@@ -59,11 +65,36 @@ pub async fn adopt(app: &AppState) -> Result<()> {
     Ok(())
 }
 
-async fn adopt_one(app: &AppState, mut row: MachineRow, alive: bool) -> Result<()> {
+async fn adopt_one(app: &AppState, row: MachineRow, alive: bool) -> Result<()> {
     let state = State::parse(&row.state).unwrap_or(State::Error);
-    // One that was being created counts only if its guest answers.
-    let alive = alive && (state != State::Creating || answers(app, &row.id).await);
+    match state {
+        State::Paused => adopt_paused(app, row, alive).await,
+        State::Running => match begun_to_hibernate(app, &row).await? {
+            Some(snapshot) => adopt_half_kept(app, row, alive, snapshot).await,
+            None => settle(app, row, alive, Change::None).await,
+        },
+        // One that was being created counts only if its guest answers.
+        State::Creating => {
+            let alive = alive && answers(app, &row.id).await;
+            settle(app, row, alive, Change::None).await
+        }
+        State::Destroyed | State::Error => Ok(()),
+    }
+}
+
+/// Records what became of a machine, and gives it an owner if it lives.
+async fn settle(app: &AppState, row: MachineRow, alive: bool, change: Change) -> Result<()> {
     let input = if alive { Input::Alive } else { Input::Gone };
+    continue_with(app, row, input, change).await
+}
+
+async fn continue_with(
+    app: &AppState,
+    mut row: MachineRow,
+    input: Input,
+    change: Change,
+) -> Result<()> {
+    let state = State::parse(&row.state).unwrap_or(State::Error);
     let Ok(step) = lifecycle::step(state, input) else {
         tracing::error!(
             machine = row.id,
@@ -72,21 +103,109 @@ async fn adopt_one(app: &AppState, mut row: MachineRow, alive: bool) -> Result<(
         );
         return Ok(());
     };
-    let next = owner::stepped(&row, &step, time::now());
+    let mut next = owner::stepped(&row, &step, time::now());
+    if let (State::Paused, Change::Put(snapshot)) = (step.state, &change) {
+        next.snapshot_id = Some(snapshot.id.clone());
+    }
+    // What the machine does not need any more is removed from the disk by the sweep that follows.
+    let change = match (&row.snapshot_id, &next.snapshot_id) {
+        (Some(left), None) => Change::Forget(left.clone()),
+        _ => change,
+    };
     if next != row || !step.events.is_empty() {
         row = next;
-        owner::record_step(&app.store, &row, &step, None, None).await?;
+        owner::record_step(&app.store, &row, &step, None, None, change).await?;
     }
     if step.state.has_ended() {
         if let Err(error) = app.engine.destroy(&row.id).await {
             tracing::error!(machine = row.id, %error, "what is left of a machine could not be ended");
         }
-    } else {
-        // A lowered limit must not end machines that live: those that are there always have a place.
-        let place = app.machines.reserve(usize::MAX)?;
-        owner::spawn(app, row, place, owner::Start::Adopt);
+        return Ok(());
     }
+    // A lowered limit must not end machines that live: those that are there always have a place.
+    let alive = step.state == State::Running;
+    let place = alive
+        .then(|| app.machines.reserve(usize::MAX))
+        .transpose()?;
+    owner::spawn(app, row, place, owner::Start::Adopt);
     Ok(())
+}
+
+/// A machine that is recorded as paused stays so; the server may have died while it was woken.
+async fn adopt_paused(app: &AppState, row: MachineRow, alive: bool) -> Result<()> {
+    let Some(snapshot) = snapshot_of(app, &row).await? else {
+        return settle(app, row, false, Change::None).await;
+    };
+    if snapshot.in_place {
+        if !alive {
+            return settle(app, row, false, Change::None).await;
+        }
+        // Its memory is in place, whether it stands still or was let go a moment before it was recorded.
+        if let Err(error) = app.engine.pause(&row.id).await {
+            tracing::error!(machine = row.id, %error, "a paused machine does not stand still");
+        }
+        let place = app.machines.reserve(usize::MAX)?;
+        owner::spawn(app, row, Some(place), owner::Start::Adopt);
+        return Ok(());
+    }
+    if alive {
+        // It may have done something since: it must not do that again, so it is not taken back.
+        if answers(app, &row.id).await {
+            return settle(app, row, true, Change::None).await;
+        }
+        if let Err(error) = app.engine.destroy(&row.id).await {
+            tracing::error!(machine = row.id, %error, "a machine that was not woken could not be ended");
+        }
+    }
+    owner::spawn(app, row, None, owner::Start::Adopt);
+    Ok(())
+}
+
+/// The server died while it hibernated the machine: that is ended if all of it was kept, and undone if not.
+async fn adopt_half_kept(
+    app: &AppState,
+    row: MachineRow,
+    alive: bool,
+    mut snapshot: SnapshotRow,
+) -> Result<()> {
+    let kept = Checkpoint::read(&snapshot::directory(app, &snapshot.id));
+    if alive {
+        if snapshot.in_place
+            && let Err(error) = app.engine.unpause(&row.id).await
+        {
+            tracing::error!(machine = row.id, %error, "a machine that was half paused could not be let go");
+        }
+        let forget = Change::Forget(snapshot.id.clone());
+        return continue_with(app, row, Input::HibernateFailed, forget).await;
+    }
+    match kept {
+        Some(kept) if !snapshot.in_place => {
+            snapshot::describe(&mut snapshot, &kept);
+            snapshot.is_ready = true;
+            let put = Change::Put(Box::new(snapshot));
+            continue_with(app, row, Input::Hibernated, put).await
+        }
+        _ => settle(app, row, false, Change::Forget(snapshot.id)).await,
+    }
+}
+
+async fn snapshot_of(app: &AppState, row: &MachineRow) -> Result<Option<SnapshotRow>> {
+    let Some(id) = row.snapshot_id.clone() else {
+        return Ok(None);
+    };
+    Ok(app.store.read(move |db| snapshots::get(db, &id)).await?)
+}
+
+/// The snapshot that the server was at when it died.
+async fn begun_to_hibernate(app: &AppState, row: &MachineRow) -> Result<Option<SnapshotRow>> {
+    let id = row.id.clone();
+    let found = app
+        .store
+        .read(move |db| snapshots::list(db, Some(&id)))
+        .await?;
+    Ok(found
+        .into_iter()
+        .find(|s| !s.is_ready && s.kind == snapshot::Kind::Hibernate.as_str()))
 }
 
 async fn answers(app: &AppState, id: &str) -> bool {
@@ -109,7 +228,7 @@ async fn end_stray(app: &AppState, id: &str) -> Result<bool> {
     if let Some(row) = row {
         let state = State::parse(&row.state).unwrap_or(State::Error);
         if let Ok(step) = lifecycle::step(state, Input::Alive) {
-            owner::record_step(&app.store, &row, &step, None, None).await?;
+            owner::record_step(&app.store, &row, &step, None, None, Change::None).await?;
         }
     }
     let ended = app.engine.destroy(id).await;
