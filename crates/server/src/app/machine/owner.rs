@@ -26,12 +26,7 @@ use tracing::{Instrument, Span};
 use self::clock::Clock;
 use super::{Handle, Place};
 use crate::{
-    app::{
-        App, AppState, egress, event,
-        metrics::Meter,
-        snapshot,
-        volume::mount::{self, Change},
-    },
+    app::{App, AppState, egress, event, metrics::Meter, snapshot, volume::mount},
     error::{Error, Result},
 };
 
@@ -82,7 +77,7 @@ pub(in crate::app) enum Message {
     /// Change what volumes it has.
     Volume {
         /// How.
-        change: Change,
+        change: mount::Change,
         /// The way back.
         reply: oneshot::Sender<Result<AttachmentRow>>,
     },
