@@ -152,6 +152,11 @@ impl Owner {
         if !able {
             return Err(snapshot::cannot(&self.app, wanted.kind.verb()));
         }
+        // Its mounts would be in the other machine without being on record as that one's.
+        if !self.row.volumes.is_empty() {
+            let what = format!("{} while the machine has volumes", wanted.kind.verb());
+            return Err(Error::not_implemented(what).with_action("take its volumes out first"));
+        }
         let mut snapshot = self.snapshot(wanted.kind, &wanted.by)?;
         let recorded = self.record_wanted(&wanted, &snapshot).await?;
         match recorded {
