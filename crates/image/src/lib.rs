@@ -117,20 +117,3 @@ impl Images {
         })
     }
 }
-
-/// Unpacks a layer as it comes, compressed or not, beneath `root`. Whether it is one.
-#[cfg(fuzzing)]
-pub fn fuzz(layer: &[u8], root: &Path) -> bool {
-    use rustix::fd::AsFd;
-
-    let limits = Limits {
-        unpacked_bytes: 1 << 20,
-        entries: 1000,
-        path_bytes: 1000,
-        depth: 20,
-        ..Limits::default()
-    };
-    beneath::root(root).is_ok_and(|root| {
-        layer::unpack(layer, root.as_fd(), &limits::Allowance::new(&limits)).is_ok()
-    })
-}
