@@ -176,9 +176,10 @@ async fn time_limits() {
     assert!(body["remaining_ms"].as_u64().unwrap() <= 50);
     world.until(id, "destroyed").await;
     assert_eq!(
-        world.events(id).await[2..5],
+        world.events(id).await[2..6],
         [
             "timeout_updated/succeeded",
+            "timeout_expired/requested",
             "timeout_expired/succeeded",
             "destroy/requested"
         ]

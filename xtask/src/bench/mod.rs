@@ -19,6 +19,7 @@ mod nginx;
 mod peers;
 mod rows;
 mod service;
+mod sleep;
 mod socket;
 mod ssh;
 mod stream;
@@ -90,6 +91,8 @@ pub(crate) enum Group {
     Upload,
     /// Many files listed, much text searched.
     Tree,
+    /// Machines that are stopped in place and go on.
+    Sleep,
     /// A change of a file on its way to who watches.
     Watch,
     /// Volumes mounted, and written to.

@@ -15,7 +15,7 @@ use super::{
     api::{Client, Server},
     artifact, crowd, density, follow, gateway,
     peers::{self, Bundle, Live, Peer},
-    service, ssh, stream,
+    service, sleep, ssh, stream,
     table::{Samples, Table},
     template, tree, upload, volume, watch, webhook,
 };
@@ -85,6 +85,9 @@ pub(crate) async fn all(args: &Args, server: &mut Server, table: &mut Table) -> 
     }
     if args.wants(Group::Watch) {
         watch::run(server, table).await.context("watch")?;
+    }
+    if args.wants(Group::Sleep) {
+        sleep::run(server, table).await.context("sleep")?;
     }
     if args.wants(Group::Volume) {
         volume::run(server, table).await.context("volume")?;

@@ -8,13 +8,10 @@
 //! What is on disk lies in `snapshots/<id>/`, for root alone: it holds the machine's memory, and so whatever secrets
 //! its programs have.
 
-use std::{
-    collections::HashMap,
-    fs,
-    os::unix::fs::DirBuilderExt,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-};
+mod shape;
+mod uses;
+
+use std::{fs, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc};
 
 use nullspace_api::{
     Noun,
@@ -32,9 +29,12 @@ use nullspace_store::{
     machine::MachineRow,
     snapshot::{self as rows, SnapshotRow},
 };
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+pub(crate) use self::{
+    shape::{Shape, shape},
+    uses::Uses,
+};
 use super::{App, AppState, egress, event, machine};
 use crate::error::{Error, Result};
 
@@ -133,112 +133,6 @@ pub(crate) enum Kept {
     New(Box<SnapshotRow>),
     /// The same request made this before.
     Replay(String),
-}
-
-/// What a machine that is made of a state is like.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Shape {
-    /// Without the values of environment variables.
-    pub(crate) spec: MachineSpec,
-    template: String,
-    layer_digest: String,
-    vcpus: u32,
-    memory_mb: u64,
-    disk_mb: Option<u64>,
-    allow_public_traffic: bool,
-    mask_request_host: Option<String>,
-}
-
-impl Shape {
-    /// That of a machine.
-    pub(crate) fn of(row: &MachineRow) -> Result<Self> {
-        let spec = row.spec.as_deref().ok_or_else(|| {
-            Error::conflict(
-                code::CONFLICT,
-                format!("machine {} was made by an older server, which did not record what it is made of", row.id),
-            )
-            .with_action("make a new machine")
-        })?;
-        let spec: MachineSpec = serde_json::from_str(spec)
-            .map_err(|e| Error::internal(format!("the recorded spec of {}: {e}", row.id)))?;
-        Ok(Self {
-            spec: MachineSpec {
-                egress: egress::recorded(row),
-                ..spec
-            },
-            template: row.template.clone(),
-            layer_digest: row.layer_digest.clone(),
-            vcpus: row.vcpus,
-            memory_mb: row.memory_mb,
-            disk_mb: row.disk_mb,
-            allow_public_traffic: row.allow_public_traffic,
-            mask_request_host: row.mask_request_host.clone(),
-        })
-    }
-
-    /// As it is recorded.
-    pub(crate) fn to_json(&self) -> Result<String> {
-        serde_json::to_string(self)
-            .map_err(|e| Error::internal(format!("writing a shape as JSON: {e}")))
-    }
-
-    /// Gives its likeness to a machine that will be made.
-    pub(crate) fn put(self, row: &mut MachineRow) -> MachineSpec {
-        row.template = self.template;
-        row.layer_digest = self.layer_digest;
-        row.vcpus = self.vcpus;
-        row.memory_mb = self.memory_mb;
-        row.disk_mb = self.disk_mb;
-        row.cwd.clone_from(&self.spec.cwd);
-        row.allow_public_traffic = self.allow_public_traffic;
-        row.mask_request_host = self.mask_request_host;
-        self.spec
-    }
-}
-
-/// The recorded shape of a state.
-pub(crate) fn shape(row: &SnapshotRow) -> Result<Shape> {
-    serde_json::from_str(&row.shape)
-        .map_err(|e| Error::internal(format!("the recorded shape of {}: {e}", row.id)))
-}
-
-/// Snapshots that machines are being made of, which must stay meanwhile.
-#[derive(Debug, Default)]
-pub(crate) struct Uses(Arc<Mutex<HashMap<String, usize>>>);
-
-/// One of them; over when dropped.
-#[derive(Debug)]
-pub(crate) struct Use {
-    all: Arc<Mutex<HashMap<String, usize>>>,
-    id: String,
-}
-
-impl Uses {
-    fn begin(&self, id: &str) -> Use {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *all.entry(id.to_owned()).or_default() += 1;
-        Use {
-            all: self.0.clone(),
-            id: id.to_owned(),
-        }
-    }
-
-    fn contain(&self, id: &str) -> bool {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.contains_key(id)
-    }
-}
-
-impl Drop for Use {
-    fn drop(&mut self) {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = all.get_mut(&self.id) {
-            *count -= 1;
-            if *count == 0 {
-                all.remove(&self.id);
-            }
-        }
-    }
 }
 
 /// Where a state is on disk.
