@@ -253,8 +253,10 @@ async fn a_step_that_fails_says_how_and_leaves_nothing() {
 
 #[tokio::test]
 async fn a_build_is_cancelled_and_one_that_hangs_is_ended() {
-    let mut config = Config::default();
-    config.template_build_secs = 2;
+    let config = Config {
+        template_build_secs: 2,
+        ..Config::default()
+    };
     let world = World::with(config).await;
     let id = world
         .begin(steps("slow", json!([run("echo on; sleep 60")])))

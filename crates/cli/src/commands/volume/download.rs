@@ -56,7 +56,7 @@ pub(super) async fn run(args: &Args, id: &str, client: &Client, ui: Ui) -> Resul
         false => name.to_owned(),
     };
     let to = match &args.to {
-        Some(to) if to.is_dir() && !(info.is_dir && !args.archive) => to.join(&name),
+        Some(to) if to.is_dir() && (args.archive || !info.is_dir) => to.join(&name),
         Some(to) => to.clone(),
         None => PathBuf::from(&name),
     };

@@ -132,15 +132,12 @@ fn documents(rest: &str) -> Vec<(String, bool, bool)> {
     while at < bytes.len() {
         let byte = bytes[at];
         match quote {
-            Some(open) => {
-                if byte == open {
-                    quote = None;
-                }
-            }
+            Some(open) if byte == open => quote = None,
+            Some(_) => {}
             None if byte == b'"' || byte == b'\'' => quote = Some(byte),
             // `<<<` is something else.
-            None if rest[at..].starts_with("<<<") => at += 2,
-            None if rest[at..].starts_with("<<") => {
+            None if bytes[at..].starts_with(b"<<<") => at += 2,
+            None if bytes[at..].starts_with(b"<<") => {
                 let mut word = &rest[at + 2..];
                 let strips = word.starts_with('-');
                 word = word.strip_prefix('-').unwrap_or(word);
@@ -165,4 +162,16 @@ fn documents(rest: &str) -> Vec<(String, bool, bool)> {
         at += 1;
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn here_documents_stand_among_any_letters() {
+        let found = documents("cat 'é <<no' ü <<A <<-\"B b\" <<<no é");
+        let names: Vec<_> = found.iter().map(|(n, e, s)| (n.as_str(), *e, *s)).collect();
+        assert_eq!(names, [("A", true, false), ("B b", false, true)]);
+    }
 }
