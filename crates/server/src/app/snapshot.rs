@@ -173,9 +173,7 @@ pub(crate) fn cannot(app: &App, what: &str) -> Error {
         code::NOT_IMPLEMENTED,
         format!("the {} engine cannot {what}", app.engine.name()),
     )
-    .with_action(
-        "machines of the gvisor engine can: start the server with `isolation = \"gvisor\"`",
-    )
+    .with_action("that takes an engine that keeps memory, as gvisor will; this server has none yet")
 }
 
 /// Where a state is, when what is there is what is on record.

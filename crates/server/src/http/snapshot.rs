@@ -44,7 +44,7 @@ fn by(caller: &Caller, noun: Noun) -> By {
 #[utoipa::path(post, path = "/{id}/snapshots", tag = "snapshots",
     params(("id" = String, Path), ("Idempotency-Key" = Option<String>, Header, description = "The same key gives the same snapshot")),
     responses((status = 201, body = SnapshotInfo), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
-        (status = 501, body = ErrorBody, description = "The machine's engine cannot; the hint names one that can"), (status = 507, body = ErrorBody)))]
+        (status = 501, body = ErrorBody, description = "The machine's engine cannot"), (status = 507, body = ErrorBody)))]
 async fn create_snapshot(
     State(app): State<AppState>,
     Extension(caller): Extension<Caller>,
@@ -105,7 +105,7 @@ async fn resume(
 #[utoipa::path(post, path = "/{id}/fork", tag = "snapshots",
     params(("id" = String, Path), ("Idempotency-Key" = Option<String>, Header, description = "The same key gives the same machine")),
     responses((status = 201, body = MachineInfo), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 429, body = ErrorBody),
-        (status = 501, body = ErrorBody, description = "The machine's engine cannot; the hint names one that can"), (status = 507, body = ErrorBody)))]
+        (status = 501, body = ErrorBody, description = "The machine's engine cannot"), (status = 507, body = ErrorBody)))]
 async fn fork(
     State(app): State<AppState>,
     Extension(caller): Extension<Caller>,
