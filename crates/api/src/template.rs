@@ -109,6 +109,49 @@ pub enum Readiness {
     },
 }
 
+/// How a [`Readiness`] is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// When it is given up, in seconds.
+    pub timeout_secs: u64,
+    /// Pause between two looks, in milliseconds.
+    pub interval_ms: u64,
+    /// Pause before the first look, in seconds.
+    pub startup_grace_secs: u64,
+}
+
+impl Readiness {
+    /// How it is looked for; `None` for a while that passes.
+    #[must_use]
+    pub fn pace(&self) -> Option<Pace> {
+        match *self {
+            Self::Tcp {
+                timeout_secs,
+                interval_ms,
+                startup_grace_secs,
+                ..
+            }
+            | Self::Http {
+                timeout_secs,
+                interval_ms,
+                startup_grace_secs,
+                ..
+            }
+            | Self::Command {
+                timeout_secs,
+                interval_ms,
+                startup_grace_secs,
+                ..
+            } => Some(Pace {
+                timeout_secs,
+                interval_ms,
+                startup_grace_secs,
+            }),
+            Self::Timeout { .. } => None,
+        }
+    }
+}
+
 fn thirty() -> u64 {
     30
 }

@@ -7,6 +7,7 @@ mod common;
 use std::path::PathBuf;
 
 use common::{World, answer};
+use nullspace_engine::Engine;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -483,6 +484,44 @@ async fn a_server_that_died_in_between() {
     assert_eq!(sh(&world, &id, "cat file").await, "two");
     let (_, all) = world.get("/v1/snapshots").await;
     assert_eq!(all, json!([]));
+}
+
+/// A fork that a server died in can be asked for again with the same key; one that came to be is found by it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fork_that_was_cut_off() {
+    let mut world = World::with_memory().await;
+    let id = make(&world, json!({})).await;
+    let path = format!("/v1/machines/{id}/fork");
+    let request = |world: &World| {
+        world
+            .request(Method::POST, &path)
+            .header("idempotency-key", "k")
+    };
+    let (_, child) = answer(request(&world)).await;
+    let child = child["id"].as_str().unwrap().to_owned();
+    let cut_off = |world: &World| {
+        let db = rusqlite(world);
+        db.execute(
+            "INSERT INTO snapshot (id, machine_id, kind, state, in_place, size_bytes, shape, metadata, child_id, noun, created_at) \
+             VALUES ('snap_cut', ?1, 'fork', 'writing', 0, 0, '{}', '{}', ?2, 'machine', 1)",
+            [&id, &child],
+        )
+        .unwrap();
+        db
+    };
+    world.stop().await;
+    cut_off(&world);
+    world.start().await;
+    assert_eq!(answer(request(&world)).await.1["id"], *child);
+    world.stop().await;
+    cut_off(&world)
+        .execute("DELETE FROM machine WHERE id = ?1", [&child])
+        .unwrap();
+    world.engine.destroy(&child).await.unwrap();
+    world.start().await;
+    let (status, again) = answer(request(&world)).await;
+    assert_eq!(status, StatusCode::CREATED, "{again}");
+    assert_ne!(again["id"], *child);
 }
 
 fn rusqlite(world: &World) -> nullspace_store::rusqlite::Connection {

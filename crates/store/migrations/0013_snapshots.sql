@@ -19,6 +19,8 @@ CREATE TABLE snapshot (
     shape         TEXT NOT NULL,
     metadata      TEXT NOT NULL,
     key_id        TEXT,
+    -- The machine that a fork makes of it.
+    child_id      TEXT,
     -- How whoever asked for it spells a machine: sandbox or machine.
     noun          TEXT NOT NULL,
     created_at    INTEGER NOT NULL

@@ -27,13 +27,15 @@ pub struct SnapshotRow {
     pub metadata: String,
     /// The key that asked for it.
     pub key_id: Option<String>,
+    /// The machine that a fork makes of it.
+    pub child_id: Option<String>,
     /// How whoever asked for it spells a machine: `sandbox` or `machine`.
     pub noun: String,
     /// When it was asked for.
     pub created_at: i64,
 }
 
-const COLUMNS: &str = "id, machine_id, kind, state, in_place, size_bytes, digest, shape, metadata, key_id, noun, created_at";
+const COLUMNS: &str = "id, machine_id, kind, state, in_place, size_bytes, digest, shape, metadata, key_id, noun, created_at, child_id";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<SnapshotRow> {
     Ok(SnapshotRow {
@@ -49,6 +51,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<SnapshotRow> {
         key_id: row.get(9)?,
         noun: row.get(10)?,
         created_at: row.get(11)?,
+        child_id: row.get(12)?,
     })
 }
 
@@ -58,8 +61,8 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<SnapshotRow> {
 /// Those of the database.
 pub fn put(tx: &Tx<'_>, row: &SnapshotRow) -> Result<(), StoreError> {
     tx.prepare_cached(
-        "INSERT INTO snapshot (id, machine_id, kind, state, in_place, size_bytes, digest, shape, metadata, key_id, noun, created_at) \
-         VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12) \
+        "INSERT INTO snapshot (id, machine_id, kind, state, in_place, size_bytes, digest, shape, metadata, key_id, noun, created_at, \
+         child_id) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13) \
          ON CONFLICT (id) DO UPDATE SET state = ?4, size_bytes = ?6, digest = ?7, metadata = ?9",
     )?
     .execute(params![
@@ -75,6 +78,7 @@ pub fn put(tx: &Tx<'_>, row: &SnapshotRow) -> Result<(), StoreError> {
         row.key_id,
         row.noun,
         row.created_at,
+        row.child_id,
     ])?;
     Ok(())
 }

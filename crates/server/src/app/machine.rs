@@ -48,7 +48,7 @@ use crate::error::{Error, Result};
 
 pub use adopt::{adopt, watch_exits};
 pub(super) use plan::check_envs;
-pub use plan::{NewMachine, RESERVED, check_cwd, is_reserved, plan, plan_from_snapshot};
+pub use plan::{NewMachine, RESERVED, absolute, check_cwd, is_reserved, plan, plan_from_snapshot};
 pub(super) use port::Port;
 
 /// How the record calls a machine that runs.

@@ -26,7 +26,7 @@ use nullspace_store::{
     StoreError,
     event::{self as event_rows, NewEvent},
     idempotency::{self, Claim},
-    machine::MachineRow,
+    machine::{self as machine_rows, MachineRow},
     snapshot::{self as rows, SnapshotRow},
 };
 use serde_json::{Map, Value, json};
@@ -220,22 +220,12 @@ pub(crate) async fn record_failed(
     machine: &MachineRow,
     wanted: &Wanted,
     snapshot: &SnapshotRow,
-    error: &EngineError,
+    error: &Error,
 ) {
     let mut event = wanted.event(machine, &snapshot.id, "failed");
-    event.error_code = Some(Error::from(error_copy(error)).code.to_owned());
-    event.error_message = Some(error.to_string());
+    event.error_code = Some(error.code.to_owned());
+    event.error_message = Some(error.message.clone());
     forget(app, snapshot, Some(event), wanted.child.as_deref()).await;
-}
-
-fn error_copy(error: &EngineError) -> EngineError {
-    match error {
-        EngineError::NoSpace(text) => EngineError::NoSpace(text.clone()),
-        other => EngineError::Step {
-            step: String::new(),
-            reason: other.to_string(),
-        },
-    }
 }
 
 /// Forgets a state, with the event that says why, and the idempotency keys that led to it.
@@ -420,14 +410,15 @@ async fn make_of(
 ) -> Result<Arc<MachineRow>> {
     let use_ = app.snapshots.begin(&snapshot.id);
     let from = whole(app, snapshot)?;
-    let spec = shape(snapshot)?.put(&mut row);
+    let shape = shape(snapshot)?;
+    let user = shape.user.clone();
+    let spec = shape.put(&mut row);
     egress::record(&mut row, &spec.egress);
     let spec = MachineSpec {
         hostname: row.id.replace('_', "-"),
         id: row.id.clone(),
         ..spec
     };
-    let user = app.templates.user(&snapshot.machine_id);
     let made = machine::create_from(app, row, spec, from, user, claim).await;
     drop(use_);
     made
@@ -554,7 +545,11 @@ pub(crate) async fn sweep(app: &App) -> Result<()> {
             .write(move |tx| {
                 for row in &left {
                     rows::delete(tx, &row.id)?;
-                    idempotency::release(tx, &row.id)?;
+                    // What did not come to be can be asked for again with the same key.
+                    let subject = row.child_id.as_ref().unwrap_or(&row.id);
+                    if machine_rows::get(tx, subject)?.is_none() {
+                        idempotency::release(tx, subject)?;
+                    }
                 }
                 Ok::<_, StoreError>(())
             })

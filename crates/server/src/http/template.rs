@@ -6,20 +6,21 @@ use axum::{Extension, extract::State, response::IntoResponse, response::Response
 use http::StatusCode;
 use nullspace_api::{
     ErrorBody,
-    error::code,
     template::{
         AssignTagsRequest, ClaimNameRequest, RenameTemplateRequest, SetVisibilityRequest,
         TEMPLATE_FIELDS, TemplateAlias, TemplateInfo, TemplateNameClaim, TemplateNamespace,
         TemplateQuery, TemplateTag,
     },
 };
-use serde_json::{Map, Value};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::extract::{Json, Path, Query};
+use super::{
+    extract::{Json, Path, Query},
+    fields,
+};
 use crate::{
     app::{AppState, Caller, template::named},
-    error::{Error, Kind, Result},
+    error::Result,
 };
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
@@ -44,12 +45,14 @@ async fn list_templates(
     State(app): State<AppState>,
     Query(query): Query<TemplateQuery>,
 ) -> Result<Response> {
-    let fields = fields(query.fields.as_deref())?;
+    let fields = fields::asked_for(query.fields.as_deref(), "template", &TEMPLATE_FIELDS)?;
     let templates = named::list(&app).await?;
     Ok(match fields {
         None => Json(templates).into_response(),
         Some(fields) => {
-            let projected = templates.iter().map(|template| project(template, &fields));
+            let projected = templates
+                .iter()
+                .map(|template| fields::project(template, &fields));
             Json(projected.collect::<Result<Vec<_>>>()?).into_response()
         }
     })
@@ -63,11 +66,11 @@ async fn get_template(
     Path(reference): Path<String>,
     Query(query): Query<TemplateQuery>,
 ) -> Result<Response> {
-    let fields = fields(query.fields.as_deref())?;
+    let fields = fields::asked_for(query.fields.as_deref(), "template", &TEMPLATE_FIELDS)?;
     let template = named::get(&app, &reference).await?;
     Ok(match fields {
         None => Json(template).into_response(),
-        Some(fields) => Json(project(&template, &fields)?).into_response(),
+        Some(fields) => Json(fields::project(&template, &fields)?).into_response(),
     })
 }
 
@@ -199,35 +202,4 @@ async fn release_template_name(
     responses((status = 200, body = TemplateNamespace), (status = 404, body = ErrorBody)))]
 async fn get_template_namespace(Path(slug): Path<String>) -> Result<Json<TemplateNamespace>> {
     named::namespace(&slug).map(Json)
-}
-
-fn fields(text: Option<&str>) -> Result<Option<Vec<String>>> {
-    let Some(text) = text.filter(|text| !text.trim().is_empty()) else {
-        return Ok(None);
-    };
-    let mut fields: Vec<String> = Vec::new();
-    for field in text.split(',').map(str::trim).filter(|f| !f.is_empty()) {
-        if !TEMPLATE_FIELDS.contains(&field) {
-            return Err(Error::new(
-                Kind::Invalid,
-                code::INVALID_FIELDS,
-                format!("fields: a template has no field {field:?}"),
-            )
-            .with_action(format!("choose of {}", TEMPLATE_FIELDS.join(", "))));
-        }
-        if !fields.iter().any(|known| known == field) {
-            fields.push(field.to_owned());
-        }
-    }
-    Ok(Some(fields))
-}
-
-fn project(template: &TemplateInfo, fields: &[String]) -> Result<Map<String, Value>> {
-    let whole = serde_json::to_value(template)
-        .map_err(|e| Error::internal(format!("writing a template as JSON: {e}")))?;
-    let pick = |name: &String| {
-        let value = whole.get(name).cloned().unwrap_or(Value::Null);
-        (name.clone(), value)
-    };
-    Ok(fields.iter().map(pick).collect())
 }

@@ -1,6 +1,10 @@
 //! Start-up and mishaps: bringing the record and what is alive together.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::StreamExt;
 use nullspace_api::time;
@@ -36,10 +40,12 @@ pub async fn adopt(app: &AppState) -> Result<()> {
     let alive: HashSet<String> = app.engine.list().await?.into_iter().map(|m| m.id).collect();
     let known: HashSet<String> = rows.iter().map(|row| row.id.clone()).collect();
     let count = rows.len();
+    let mut kept = hibernated(app).await?;
     let adopted: Vec<Result<()>> = futures_util::stream::iter(rows)
         .map(|row| {
             let alive = alive.contains(&row.id);
-            adopt_one(app, row, alive)
+            let snapshot = kept.remove(&row.id);
+            adopt_one(app, row, alive, snapshot)
         })
         .buffer_unordered(TOGETHER)
         .collect()
@@ -65,11 +71,17 @@ pub async fn adopt(app: &AppState) -> Result<()> {
     Ok(())
 }
 
-async fn adopt_one(app: &AppState, row: MachineRow, alive: bool) -> Result<()> {
+/// `snapshot` is what it is kept as, or is being kept as.
+async fn adopt_one(
+    app: &AppState,
+    row: MachineRow,
+    alive: bool,
+    snapshot: Option<SnapshotRow>,
+) -> Result<()> {
     let state = State::parse(&row.state).unwrap_or(State::Error);
     match state {
-        State::Paused => adopt_paused(app, row, alive).await,
-        State::Running => match begun_to_hibernate(app, &row).await? {
+        State::Paused => adopt_paused(app, row, alive, snapshot).await,
+        State::Running => match snapshot.filter(|snapshot| !snapshot.is_ready) {
             Some(snapshot) => adopt_half_kept(app, row, alive, snapshot).await,
             None => settle(app, row, alive, Change::None).await,
         },
@@ -132,8 +144,13 @@ async fn continue_with(
 }
 
 /// A machine that is recorded as paused stays so; the server may have died while it was woken.
-async fn adopt_paused(app: &AppState, row: MachineRow, alive: bool) -> Result<()> {
-    let Some(snapshot) = snapshot_of(app, &row).await? else {
+async fn adopt_paused(
+    app: &AppState,
+    row: MachineRow,
+    alive: bool,
+    snapshot: Option<SnapshotRow>,
+) -> Result<()> {
+    let Some(snapshot) = snapshot else {
         return settle(app, row, false, Change::None).await;
     };
     if snapshot.in_place {
@@ -189,23 +206,14 @@ async fn adopt_half_kept(
     }
 }
 
-async fn snapshot_of(app: &AppState, row: &MachineRow) -> Result<Option<SnapshotRow>> {
-    let Some(id) = row.snapshot_id.clone() else {
-        return Ok(None);
-    };
-    Ok(app.store.read(move |db| snapshots::get(db, &id)).await?)
-}
-
-/// The snapshot that the server was at when it died.
-async fn begun_to_hibernate(app: &AppState, row: &MachineRow) -> Result<Option<SnapshotRow>> {
-    let id = row.id.clone();
-    let found = app
-        .store
-        .read(move |db| snapshots::list(db, Some(&id)))
-        .await?;
-    Ok(found
+/// What machines are hibernated as, or are being hibernated as, by machine.
+async fn hibernated(app: &AppState) -> Result<HashMap<String, SnapshotRow>> {
+    let all = app.store.read(|db| snapshots::list(db, None)).await?;
+    Ok(all
         .into_iter()
-        .find(|s| !s.is_ready && s.kind == snapshot::Kind::Hibernate.as_str()))
+        .filter(|row| row.kind == snapshot::Kind::Hibernate.as_str())
+        .map(|row| (row.machine_id.clone(), row))
+        .collect())
 }
 
 async fn answers(app: &AppState, id: &str) -> bool {

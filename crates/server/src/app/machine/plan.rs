@@ -512,9 +512,9 @@ pub fn check_cwd(cwd: &str) -> Result<String> {
     Ok(path.to_owned())
 }
 
-/// Whether a path, started at `base` if it is relative, is the platform's own folder or in it.
+/// A path that may start at a directory, without `.`, `..` and empty parts. Links are not followed.
 #[must_use]
-pub fn is_reserved(base: &str, path: &str) -> bool {
+pub fn absolute(base: &str, path: &str) -> String {
     let base = if path.starts_with('/') { "" } else { base };
     let mut parts: Vec<&str> = Vec::new();
     for part in base.split('/').chain(path.split('/')) {
@@ -526,11 +526,13 @@ pub fn is_reserved(base: &str, path: &str) -> bool {
             name => parts.push(name),
         }
     }
-    let mut reserved = RESERVED.split('/').skip(1);
-    reserved.all({
-        let mut parts = parts.into_iter();
-        move |wanted| parts.next() == Some(wanted)
-    })
+    format!("/{}", parts.join("/"))
+}
+
+/// Whether a path, started at `base` if it is relative, is the platform's own folder or in it.
+#[must_use]
+pub fn is_reserved(base: &str, path: &str) -> bool {
+    std::path::Path::new(&absolute(base, path)).starts_with(RESERVED)
 }
 
 fn check_disk(app: &App, disk_mb: u64) -> Result<()> {
@@ -572,6 +574,13 @@ mod tests {
         ] {
             assert!(!is_reserved("/", path), "{path}");
         }
+    }
+
+    #[test]
+    fn paths_start_at_a_directory() {
+        assert_eq!(absolute("/app", "src/../x"), "/app/x");
+        assert_eq!(absolute("/app", "/etc//./x"), "/etc/x");
+        assert_eq!(absolute("/", "../.."), "/");
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::{
 pub(crate) struct Shape {
     /// Without the values of environment variables.
     pub(crate) spec: MachineSpec,
+    /// Who runs commands in it, unless they say so.
+    #[serde(default)]
+    pub(crate) user: Option<String>,
     template: String,
     layer_digest: String,
     vcpus: u32,
@@ -26,7 +29,7 @@ pub(crate) struct Shape {
 
 impl Shape {
     /// That of a machine.
-    pub(crate) fn of(row: &MachineRow) -> Result<Self> {
+    pub(crate) fn of(row: &MachineRow, user: Option<String>) -> Result<Self> {
         let spec = row.spec.as_deref().ok_or_else(|| {
             Error::conflict(
                 code::CONFLICT,
@@ -41,6 +44,7 @@ impl Shape {
                 egress: egress::recorded(row),
                 ..spec
             },
+            user,
             template: row.template.clone(),
             layer_digest: row.layer_digest.clone(),
             vcpus: row.vcpus,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use nullspace_api::{
-    template::Readiness,
+    template::{Pace, Readiness},
     template_build::{
         BuildBackend, BuildConfig, BuildRequest, BuildSecret, NamedRegistryAuth, RegistryAuth,
     },
@@ -292,14 +292,14 @@ fn check_config(app: &App, config: Option<&BuildConfig>) -> Result<()> {
 
 fn check_readiness(readiness: &Readiness) -> Result<()> {
     let bad = |why: &str| Err(Error::invalid(format!("runtime_config.readiness.{why}")));
-    let times = |timeout: u64, interval: u64, grace: u64| {
-        if timeout == 0 || timeout > MAX_READY_SECS {
+    let times = |pace: Pace| {
+        if pace.timeout_secs == 0 || pace.timeout_secs > MAX_READY_SECS {
             return bad("timeout_secs: must be 1 to 600");
         }
-        if !(10..=60_000).contains(&interval) {
+        if !(10..=60_000).contains(&pace.interval_ms) {
             return bad("interval_ms: must be 10 to 60000");
         }
-        if grace > MAX_READY_SECS {
+        if pace.startup_grace_secs > MAX_READY_SECS {
             return bad("startup_grace_secs: must be at most 600");
         }
         Ok(())
@@ -316,28 +316,10 @@ fn check_readiness(readiness: &Readiness) -> Result<()> {
         Readiness::Command { command, .. } if command.is_empty() || command.contains('\0') => {
             bad("command: must be a command")
         }
-        Readiness::Tcp {
-            timeout_secs,
-            interval_ms,
-            startup_grace_secs,
-            ..
-        }
-        | Readiness::Http {
-            timeout_secs,
-            interval_ms,
-            startup_grace_secs,
-            ..
-        }
-        | Readiness::Command {
-            timeout_secs,
-            interval_ms,
-            startup_grace_secs,
-            ..
-        } => times(*timeout_secs, *interval_ms, *startup_grace_secs),
         Readiness::Timeout { timeout_ms } if *timeout_ms > MAX_READY_SECS * 1000 => {
             bad("timeout_ms: must be at most 600000")
         }
-        Readiness::Timeout { .. } => Ok(()),
+        _ => readiness.pace().map_or(Ok(()), times),
     }
 }
 

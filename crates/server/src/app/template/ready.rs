@@ -29,35 +29,18 @@ pub(in crate::app) async fn up(guest: &GuestClient, runtime: &Runtime) -> Result
     let Some(check) = &runtime.readiness else {
         return Ok(());
     };
-    let (timeout, interval, grace) = match check {
-        Readiness::Timeout { timeout_ms } => {
-            tokio::time::sleep(Duration::from_millis(*timeout_ms)).await;
-            return Ok(());
-        }
-        Readiness::Tcp {
-            timeout_secs,
-            interval_ms,
-            startup_grace_secs,
-            ..
-        }
-        | Readiness::Http {
-            timeout_secs,
-            interval_ms,
-            startup_grace_secs,
-            ..
-        }
-        | Readiness::Command {
-            timeout_secs,
-            interval_ms,
-            startup_grace_secs,
-            ..
-        } => (*timeout_secs, *interval_ms, *startup_grace_secs),
+    if let Readiness::Timeout { timeout_ms } = check {
+        tokio::time::sleep(Duration::from_millis(*timeout_ms)).await;
+    }
+    let Some(pace) = check.pace() else {
+        return Ok(());
     };
     let (timeout, interval) = (
-        Duration::from_secs(timeout),
-        Duration::from_millis(interval),
+        Duration::from_secs(pace.timeout_secs),
+        Duration::from_millis(pace.interval_ms),
     );
-    let end = Instant::now() + Duration::from_secs(grace) + timeout;
+    let grace = Duration::from_secs(pace.startup_grace_secs);
+    let end = Instant::now() + grace + timeout;
     // A look during the time of grace that finds it ready is as good as one after it.
     loop {
         let patience = LOOK.min(end.saturating_duration_since(Instant::now()));
@@ -73,7 +56,7 @@ pub(in crate::app) async fn up(guest: &GuestClient, runtime: &Runtime) -> Result
             };
             return Err(format!(
                 "not ready after {} s: {why}{command}",
-                grace + timeout.as_secs()
+                (grace + timeout).as_secs()
             ));
         }
         tokio::time::sleep(interval).await;

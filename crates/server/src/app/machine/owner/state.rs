@@ -45,8 +45,8 @@ impl Owner {
                 self.must_with(Input::Hibernated, None, put).await;
                 if !snapshot.in_place {
                     *self.handle.guest.lock().await = None;
-                    self.place = None;
                 }
+                self.free_place(&snapshot);
                 Ok(snapshot)
             }
             Err(error) => {
@@ -100,24 +100,29 @@ impl Owner {
         let asked = self
             .step_with(Input::Resume, key_id, None, about.clone())
             .await;
-        let woken = match asked {
-            Ok(()) => self.go_on(&snapshot).await,
-            Err(error) => Err(error),
-        };
-        if woken.is_err() && !snapshot.in_place {
-            self.place = None;
+        if asked.is_err() {
+            self.free_place(&snapshot);
+            return asked;
         }
-        match woken {
+        match self.go_on(&snapshot).await {
             Ok(()) => {
                 self.must(Input::Resumed, None).await;
                 Ok(())
             }
             Err(error) => {
+                self.free_place(&snapshot);
                 tracing::warn!(machine = self.row.id, code = error.code, context = ?error.context, "a machine could not be woken");
                 self.must_with(Input::ResumeFailed, Some(error.message.clone()), about)
                     .await;
                 Err(error)
             }
+        }
+    }
+
+    /// One that sleeps on disk takes no place of those that are alive.
+    fn free_place(&mut self, snapshot: &SnapshotRow) {
+        if !snapshot.in_place {
+            self.place = None;
         }
     }
 
@@ -158,6 +163,7 @@ impl Owner {
             return Err(Error::not_implemented(what).with_action("take its volumes out first"));
         }
         let mut snapshot = self.snapshot(wanted.kind, &wanted.by)?;
+        snapshot.child_id.clone_from(&wanted.child);
         let recorded = self.record_wanted(&wanted, &snapshot).await?;
         match recorded {
             idempotency::Outcome::New => {}
@@ -179,8 +185,9 @@ impl Owner {
             }
             Err(error) => {
                 tracing::warn!(machine = self.row.id, %error, "a machine's state could not be kept");
+                let error = Error::from(error);
                 snapshot::record_failed(&self.app, &self.row, &wanted, &snapshot, &error).await;
-                Err(error.into())
+                Err(error)
             }
         }
     }
@@ -226,7 +233,7 @@ impl Owner {
 
     /// The record of a state that is going to be kept.
     fn snapshot(&self, kind: Kind, by: &By) -> Result<SnapshotRow> {
-        let shape = Shape::of(&self.row)?;
+        let shape = Shape::of(&self.row, self.app.templates.user(&self.row.id))?;
         Ok(SnapshotRow {
             id: nullspace_api::id::new(nullspace_api::id::SNAPSHOT),
             machine_id: self.row.id.clone(),

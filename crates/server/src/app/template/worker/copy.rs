@@ -9,11 +9,7 @@ use nullspace_protocol::{
     UnpackQuery, frame::Frame,
 };
 
-use super::{
-    End, Worker,
-    instruction::{State, below},
-    of_machine,
-};
+use super::{End, Worker, instruction::State, of_machine};
 use crate::app::{
     machine,
     template::{
@@ -91,7 +87,7 @@ impl Worker {
         }
         let id = self.step_machine(state).await?;
         let guest = own(self, &id).await?;
-        let to = below(&cwd, &copy.to);
+        let to = machine::absolute(&cwd, &copy.to);
         let source_name = (copy.sources.first())
             .map(|source| {
                 source
@@ -276,13 +272,13 @@ impl Worker {
         copy: &Copy,
         cwd: &str,
     ) -> Result<(), End> {
-        let to = below(cwd, &copy.to);
+        let to = machine::absolute(cwd, &copy.to);
         let id = self.step_machine(state).await?;
         let (source, target) = (own(self, from).await?, own(self, &id).await?);
         let mut sources = Vec::new();
         for pattern in &copy.sources {
             sources.extend(
-                self.matching(&source, instruction, &below("/", pattern))
+                self.matching(&source, instruction, &machine::absolute("/", pattern))
                     .await?,
             );
         }

@@ -180,7 +180,7 @@ impl Worker {
             }
             Action::Workdir(path) => {
                 let path = state.expand(instruction, path)?;
-                let path = below(&state.artifact.cwd, &path);
+                let path = machine::absolute(&state.artifact.cwd, &path);
                 let path = machine::check_cwd(&path).map_err(|e| bad(instruction, &e.message))?;
                 self.workdir_step(state, instruction, &path).await?;
                 state.artifact.cwd = path;
@@ -352,32 +352,9 @@ impl Worker {
     }
 }
 
-/// A path that may start at a directory.
-pub(super) fn below(directory: &str, path: &str) -> String {
-    let base = if path.starts_with('/') { "" } else { directory };
-    let mut parts: Vec<&str> = Vec::new();
-    for part in base.split('/').chain(path.split('/')) {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            name => parts.push(name),
-        }
-    }
-    format!("/{}", parts.join("/"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_start_at_the_working_directory() {
-        assert_eq!(below("/app", "src/../x"), "/app/x");
-        assert_eq!(below("/app", "/etc//./x"), "/etc/x");
-        assert_eq!(below("/", "../.."), "/");
-    }
 
     #[test]
     fn what_runs_in_machines() {
