@@ -394,10 +394,8 @@ def terminals(box):
 
 def later(box):
     """What belongs to later is refused by name."""
-    raises(NotImplementedError, "not_implemented", box.hibernate)
     raises(NotImplementedError, "not_implemented", box.fork)
-    raises(NotImplementedError, "not_implemented", lambda: Sandbox.create(template="host", on_timeout="pause"))
-    raises(NotImplementedError, "not_implemented", lambda: Sandbox.create(snapshot_id="snap_x"))
+    raises(NotFoundError, "snapshot_not_found", lambda: Sandbox.create(snapshot_id="snap_x"))
 
 
 async def asynchronous():

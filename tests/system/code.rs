@@ -257,70 +257,120 @@ async fn the_command_lines_agree() {
     }
 }
 
-/// A server that dies while it makes the template leaves nothing that counts, and the next one makes it.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_template_that_was_not_finished() {
+/// Where a test makes templates of its own: with `base` as it is, and nothing above it.
+fn cache_with_base() -> tempfile::TempDir {
     let cache = tempfile::tempdir().unwrap();
-    let shared = std::path::Path::new("/var/cache/nullspace");
-    // `base` as it is; what is made above it stays in this cache.
     for part in ["layers", "templates"] {
         std::fs::create_dir(cache.path().join(part)).unwrap();
     }
-    // The first server makes `base` if there is none.
-    drop(World::start().await);
-    for entry in std::fs::read_dir(shared.join("templates"))
-        .unwrap()
-        .flatten()
-    {
+    let shared = std::path::Path::new("/var/cache/nullspace/templates");
+    for entry in std::fs::read_dir(shared).unwrap().flatten() {
         if entry.file_name().to_string_lossy().starts_with("base-") {
             let target = cache.path().join("templates").join(entry.file_name());
             std::fs::copy(entry.path(), target).unwrap();
         }
     }
-    let settings = cache.path().join("settings.toml");
-    let text = format!("template_cache_dir = {:?}\n", cache.path());
-    std::fs::write(&settings, text).unwrap();
-    let mut world = World::with(&["--config", settings.to_str().unwrap()]).await;
-    let request = json!({"template": "code-interpreter"});
-    let create = world
-        .request(Method::POST, "/v1/machines")
-        .json(&request)
-        .send();
-    let making = async {
-        loop {
-            let listed = world.listed().await;
-            if let Some(id) = listed.first() {
-                return id.clone();
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+    cache
+}
+
+/// A request for a machine of the template, under way until it is dropped, and the machine that makes the template: in
+/// the middle of it.
+async fn making(world: &World) -> (tokio::task::JoinHandle<reqwest::StatusCode>, String) {
+    let request = world.request(Method::POST, "/v1/machines");
+    let request = request.json(&json!({"template": "code-interpreter"}));
+    let create = tokio::spawn(async move {
+        match request.send().await {
+            Ok(answer) => answer.status(),
+            Err(_) => reqwest::StatusCode::IM_A_TEAPOT,
         }
+    });
+    let maker = loop {
+        assert!(!create.is_finished(), "{:?}", create.await);
+        if let Some(id) = world.listed().await.first() {
+            break id.clone();
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     };
-    let maker = tokio::select! {
-        maker = making => maker,
-        answer = create => panic!("{answer:?}"),
-    };
-    // Somewhere in the middle of it.
     world
         .until_at(&format!("/v1/machines/{maker}/processes"), |list| {
             list.as_array().is_some_and(|list| !list.is_empty())
         })
         .await;
-    world.kill();
-    let names = |part: &str| -> Vec<String> {
-        std::fs::read_dir(cache.path().join(part))
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .filter(|name| name.starts_with("code-"))
-            .collect()
+    (create, maker)
+}
+
+/// A server or a launcher that is killed while it makes the template leaves nothing that counts, and the next one makes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_that_was_not_finished() {
+    // The first server makes `base` if there is none.
+    drop(World::start().await);
+    let cache = cache_with_base();
+    let settings = cache.path().join("settings.toml");
+    let text = format!("template_cache_dir = {:?}\n", cache.path());
+    std::fs::write(&settings, text).unwrap();
+    let mut world = World::with(&["--config", settings.to_str().unwrap()]).await;
+    let left = |world: &World| {
+        let names = |part: std::path::PathBuf, prefix: &str| -> Vec<String> {
+            std::fs::read_dir(part)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .filter(|name| name.starts_with(prefix))
+                .collect()
+        };
+        [
+            names(cache.path().join("templates"), "code-"),
+            names(cache.path().join("layers"), ".building"),
+            names(world.data().join("layers"), ".building"),
+        ]
+        .concat()
     };
-    assert_eq!(names("templates"), Vec::<String>::new());
+    let nothing = Vec::<String>::new();
+
+    let (create, _) = making(&world).await;
+    world.kill();
+    create.await.unwrap();
+    let rest = left(&world);
+    assert!(
+        rest.iter().all(|name| name.starts_with(".building")),
+        "{rest:?}"
+    );
     world.serve().await;
     world.until_empty().await;
-    let layers = std::fs::read_dir(world.data().join("layers")).unwrap();
-    let unfinished: Vec<_> = layers
-        .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(".building"))
-        .collect();
-    assert!(unfinished.is_empty(), "{unfinished:?}");
-    assert_eq!(names("templates"), Vec::<String>::new());
+    assert_eq!(left(&world), nothing);
+
+    let (create, maker) = making(&world).await;
+    let launcher = world.host.launcher().unwrap();
+    crate::host::run("kill", &["-9", &launcher.to_string()]);
+    let answered = create.await.unwrap();
+    assert!(
+        answered.is_server_error() || answered.is_client_error(),
+        "{answered}"
+    );
+    let is_over = |row: &Value| row["status"] == "error" || row["status"] == "destroyed";
+    world.until(&maker, is_over).await;
+    world.until_empty().await;
+    assert_eq!(left(&world), nothing);
+
+    // While it is made the answer is to ask again.
+    let deadline = std::time::Instant::now() + Duration::from_secs(600);
+    let id = loop {
+        let request = json!({"template": "code-interpreter"});
+        let (status, made) = world.post("/v1/machines", request).await;
+        if status == reqwest::StatusCode::CREATED {
+            break made["id"].as_str().unwrap().to_owned();
+        }
+        assert_eq!(made["code"], "transition_in_progress", "{made}");
+        assert!(std::time::Instant::now() < deadline, "{made}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    let request = json!({"code": "6 * 7"});
+    let ran = world
+        .request(Method::POST, &format!("/v1/machines/{id}/code/execute"))
+        .json(&request)
+        .send()
+        .await
+        .unwrap();
+    let text = ran.text().await.unwrap();
+    assert!(text.contains("42"), "{text}");
+    assert_eq!(left(&world).len(), 1, "the template: {:?}", left(&world));
 }

@@ -173,15 +173,24 @@ async fn networks_are_allowed_and_denied() {
     world
         .post(&format!("/v1/machines/{free}/exec"), listening)
         .await;
+    // Where clouds keep their metadata there is somebody: the host itself reaches it.
+    let link_local = internet.link_local().to_string();
+    assert!(std::net::TcpStream::connect((internet.link_local(), 80)).is_ok());
     let never = [
         gateway.as_str(),
         neighbour.trim(),
         "169.254.169.254",
+        link_local.as_str(),
         a.as_str(),
     ];
-    let results = world.opens(&greedy, &never).await;
-    assert_eq!(results[3], "open");
-    for (host, result) in never.iter().zip(&results[..3]) {
+    for id in [&greedy, &free] {
+        let results = world.opens(id, &never[1..]).await;
+        assert_eq!(results[3], "open");
+        for (host, result) in never[2..4].iter().zip(&results[1..3]) {
+            assert_ne!(result, "open", "{host}");
+        }
+    }
+    for (host, result) in never.iter().zip(world.opens(&greedy, &never[..2]).await) {
         assert_ne!(result, "open", "{host}");
     }
 
@@ -312,6 +321,15 @@ async fn names_are_allowed_and_open_their_addresses_alone() {
     assert_eq!(event["metadata"]["port"], 80);
     assert_eq!(event["metadata"]["protocol"], "tcp");
     assert!(event["metadata"]["count"].as_u64().unwrap() >= 1);
+    let ping = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP); \
+         s.sendto(bytes([8, 0, 247, 255, 0, 0, 0, 0]), (\"PLACE\", 0))";
+    let ping = ping.replace("PLACE", &at(21));
+    world.shell(&one, &format!("python3 -c '{ping}'")).await;
+    let event = world
+        .until_event(&one, "egress_denied", |m| m["protocol"] == "icmp")
+        .await;
+    assert_eq!(event["metadata"]["address"], at(21));
+    assert_eq!(event["metadata"].get("port"), None);
     let told = |more: &[&str]| {
         let listing = ["lifecycle", "events", "--machine-id", &one];
         let output = world.nullspace(&[&listing, more].concat());
@@ -555,6 +573,138 @@ async fn a_killed_launcher_leaves_no_rules() {
     world.kill();
     world.serve().await;
     assert_eq!(world.opens(&next, &[&a]).await, ["open"]);
+}
+
+/// Whoever gets the address of a machine that is gone gets nothing else of it. A launcher that starts anew gives the same
+/// addresses again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_comes_without_what_its_last_owner_had() {
+    let internet = Internet::start();
+    let world = world_on(&internet).await;
+    internet.names.set("a.test", &[internet.at(10)]);
+    let (a, b) = (internet.at(10).to_string(), internet.at(20).to_string());
+    let old = world
+        .with_rules(json!({"egress": {"mode": "custom", "allow_domains": ["a.test"]}}))
+        .await;
+    assert_eq!(world.opens(&old, &["a.test"]).await, ["open"]);
+    hold(&world, &old, &a).await;
+    let address = world.out(&old, "hostname -I").await;
+    let followed = || {
+        let all = std::fs::read_to_string("/proc/net/nf_conntrack").unwrap();
+        let from = format!("src={address} dst={a} ");
+        all.lines().filter(|line| line.contains(&from)).count()
+    };
+    assert!(followed() > 0);
+    let pid = world.host.launcher().unwrap();
+    run("kill", &["-9", &pid.to_string()]);
+    world.until(&old, |row| row["status"] == "error").await;
+
+    let deadline = Instant::now() + LIMIT;
+    let next = loop {
+        let next = world.machine(json!({"template": "base"})).await;
+        if world.out(&next, "hostname -I").await == address {
+            break next;
+        }
+        assert!(Instant::now() < deadline, "{address} does not come back");
+    };
+    assert_eq!(followed(), 0);
+    assert_eq!(world.opens(&next, &[&a, &b]).await, ["open"; 2]);
+    world.until_filter_is_bare().await;
+    // Not what a name opened for the other one either.
+    world
+        .set_egress(
+            &next,
+            json!({"mode": "custom", "allow_domains": ["c.test"]}),
+        )
+        .await;
+    assert_eq!(world.opens(&next, &[&a]).await, ["ECONNREFUSED"]);
+    assert_eq!(world.resolves(&next, "a.test").await, "no such name");
+}
+
+/// A host whose packet filter takes no changes while a file is there.
+struct Refusing(tempfile::TempDir);
+
+impl Refusing {
+    fn new() -> Self {
+        use std::os::unix::fs::PermissionsExt as _;
+        let place = tempfile::tempdir().unwrap();
+        let nft = run("sh", &["-c", "command -v nft"]);
+        let script = format!(
+            "#!/bin/sh\nif [ -e {0}/refuses ]; then echo refused by the test >&2; exit 1; fi\nexec {1} \"$@\"\n",
+            place.path().display(),
+            nft.trim()
+        );
+        let program = place.path().join("nft");
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Self(place)
+    }
+
+    fn path(&self) -> String {
+        let rest = std::env::var("PATH").unwrap();
+        format!("{}:{rest}", self.0.path().display())
+    }
+
+    fn refuses(&self, refuses: bool) {
+        let file = self.0.path().join("refuses");
+        match refuses {
+            true => std::fs::write(file, "").unwrap(),
+            false => std::fs::remove_file(file).unwrap(),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filter_that_refuses_a_change_closes_the_machine() {
+    let internet = Internet::start();
+    let filter = Refusing::new();
+    let world = World::behind_in_surroundings(
+        |directory| internet.resolv_conf(directory),
+        vec![("PATH", filter.path())],
+    )
+    .await;
+    internet.names.set("a.test", &[internet.at(10)]);
+    let (a, b) = (internet.at(10).to_string(), internet.at(20).to_string());
+    let id = world.machine(json!({"template": "base"})).await;
+    let held = hold(&world, &id, &a).await;
+    let before = world.listed().await.len();
+
+    filter.refuses(true);
+    let patch = |egress: Value| {
+        let request = world.request(Method::PATCH, &format!("/v1/machines/{id}/egress"));
+        crate::world::answer(request.json(&json!({"egress": egress})))
+    };
+    let only_a = json!({"mode": "custom", "allow_cidrs": [a]});
+    let (status, body) = patch(only_a.clone()).await;
+    assert!(status.is_server_error(), "{status}: {body}");
+    assert_eq!(body["code"], "internal_error", "{body}");
+    // Nothing, not even what the rules before and the rules now allow.
+    let reached = world.opens(&id, &[&a, &b, "a.test"]).await;
+    assert!(reached.iter().all(|how| how != "open"), "{reached:?}");
+    let (_, logs) = world.get(&held).await;
+    let seen = lines(&logs);
+    assert_eq!(world.out(&id, "echo well").await, "well");
+    // Nor is a machine made without the rules that it was to have.
+    let request = json!({"template": "base", "network": {"egress": only_a}});
+    let (status, body) = world.post("/v1/machines", request.clone()).await;
+    assert!(status.is_server_error(), "{status}: {body}");
+    assert_eq!(world.listed().await.len(), before);
+    let (_, logs) = world.get(&held).await;
+    assert!(lines(&logs) <= seen + 1, "{logs}");
+
+    // The same call again, once the filter takes it.
+    filter.refuses(false);
+    let (status, body) = patch(only_a).await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    assert_eq!(world.opens(&id, &[&a, &b]).await, ["open", "ECONNREFUSED"]);
+    let made = world.machine(request).await;
+    assert_eq!(
+        world.opens(&made, &[&a, &b]).await,
+        ["open", "ECONNREFUSED"]
+    );
+    let (status, body) = patch(json!({"mode": "allow_all"})).await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    assert_eq!(world.opens(&id, &["a.test", &b]).await, ["open"; 2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

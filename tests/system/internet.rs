@@ -177,7 +177,12 @@ impl Internet {
             datagrams: Arc::default(),
         };
         // Public ones, and private ones that only a router should lead to.
-        for net in [format!("198.18.{n}.0/24"), internet.private_net()] {
+        let link_local = format!("{}/32", internet.link_local());
+        for net in [
+            format!("198.18.{n}.0/24"),
+            internet.private_net(),
+            link_local,
+        ] {
             inside(&["route", "add", "local", &net, "dev", "lo"]);
             run(
                 "ip",
@@ -196,6 +201,11 @@ impl Internet {
     /// One of its addresses that looks like one of somebody's own network.
     pub fn private(&self, last: u8) -> Ipv4Addr {
         Ipv4Addr::new(192, 168, self.n, last)
+    }
+
+    /// One of its addresses in the range where clouds keep their metadata.
+    pub fn link_local(&self) -> Ipv4Addr {
+        Ipv4Addr::new(169, 254, self.n, 77)
     }
 
     fn private_net(&self) -> String {

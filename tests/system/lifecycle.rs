@@ -113,7 +113,9 @@ async fn killed_again_and_again_the_server_delivers_everything() {
     let log = world
         .until_at("/v1/lifecycle/events?order=asc&limit=200", |page| {
             let events = page["events"].as_array().unwrap();
-            let ended = |event: &&Value| event["operation"] == "destroy";
+            // Also of those whose end the server before could not say any more.
+            let ended =
+                |event: &&Value| event["operation"] == "destroy" && event["status"] == "succeeded";
             events.iter().filter(ended).count() >= 12
         })
         .await;
@@ -122,7 +124,18 @@ async fn killed_again_and_again_the_server_delivers_everything() {
         let all = all.as_array().unwrap();
         all.iter().all(|d| d["delivery_status"] == "succeeded")
     };
-    world.until_at(&deliveries, is_done).await;
+    let all = world.until_at(&deliveries, is_done).await;
+    // The attempt that was cut off first is listed, and another one follows.
+    let oldest = all.as_array().unwrap().last().unwrap();
+    let path = format!(
+        "/v1/lifecycle/webhooks/{webhook}/deliveries/{}",
+        oldest["id"].as_str().unwrap()
+    );
+    let (_, detail) = world.get(&path).await;
+    let attempts = detail["attempts"].as_array().unwrap();
+    assert_eq!(attempts[0]["error_code"], "interrupted", "{detail}");
+    assert_eq!(attempts.last().unwrap()["response_status"], 204, "{detail}");
+    assert_eq!(oldest["attempt_count"], attempts.len(), "{detail}");
     let wanted: Vec<&str> = log["events"]
         .as_array()
         .unwrap()
@@ -140,6 +153,103 @@ async fn killed_again_and_again_the_server_delivers_everything() {
         came.len()
     );
     assert!(!world.serve_log().contains(SECRET));
+}
+
+/// Receivers over TLS: one that the authorities of the server's surroundings vouch for, one that they do not, and one
+/// that is somebody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn receivers_prove_who_they_are() {
+    let place = tempfile::tempdir().unwrap();
+    let at = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    let openssl = |arguments: &str| {
+        let done = std::process::Command::new("openssl")
+            .args(arguments.split(' '))
+            .current_dir(place.path())
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{arguments}: {}", said(&done));
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2";
+    for authority in ["known", "unknown"] {
+        openssl(&format!(
+            "req -x509 {key} -subj /CN={authority} -keyout {authority}.key -out {authority}.crt"
+        ));
+    }
+    let certified = [
+        ("fine", "known", "IP:127.0.0.1"),
+        ("stranger", "unknown", "IP:127.0.0.1"),
+        ("other", "known", "DNS:elsewhere.test"),
+    ];
+    for (name, authority, alternative) in certified {
+        openssl(&format!(
+            "req -x509 {key} -subj /CN={name} -CA {authority}.crt -CAkey {authority}.key \
+             -addext subjectAltName={alternative} -addext basicConstraints=critical,CA:FALSE \
+             -keyout {name}.key -out {name}.crt"
+        ));
+    }
+    std::fs::write(
+        at("settings.toml"),
+        "[limits]\nwebhook_private_receivers = true\nwebhook_retry_pause_ms = 50\n",
+    )
+    .unwrap();
+    let world = World::in_surroundings_with(
+        vec![("SSL_CERT_FILE", at("known.crt"))],
+        &["--config", &at("settings.toml")],
+    )
+    .await;
+    let mut hooks = Vec::new();
+    for (name, ..) in certified {
+        let mut receiver = std::process::Command::new("python3")
+            .arg(repository().join("tests/python/tls_receiver.py"))
+            .args([at(&format!("{name}.crt")), at(&format!("{name}.key"))])
+            .args([SECRET])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(receiver.stdout.take().unwrap()).lines();
+        let port = lines.next().unwrap().unwrap();
+        let body = json!({"url": format!("https://127.0.0.1:{port}/hook"), "operations": ["create"],
+            "signing_secret": SECRET});
+        let (status, made) = world.post("/v1/lifecycle/webhooks", body).await;
+        assert_eq!(status, StatusCode::CREATED, "{made}");
+        hooks.push((made["id"].as_str().unwrap().to_owned(), receiver, lines));
+    }
+    let machine = world.machine(json!({"template": "host"})).await;
+    let path = |hook: &str| format!("/v1/lifecycle/webhooks/{hook}/deliveries");
+    let delivered = |all: &Value| {
+        let all = all.as_array().unwrap();
+        all.len() == 2 && all.iter().all(|d| d["delivery_status"] == "succeeded")
+    };
+    world.until_at(&path(&hooks[0].0), delivered).await;
+    for (hook, ..) in &hooks[1..] {
+        let all = world
+            .until_at(&path(hook), |all| {
+                let all = all.as_array().unwrap();
+                all.last().is_some_and(|d| d["last_error"].is_string())
+            })
+            .await;
+        let delivery = all.as_array().unwrap().last().unwrap()["id"]
+            .as_str()
+            .unwrap();
+        let (_, detail) = world.get(&format!("{}/{delivery}", path(hook))).await;
+        let attempt = &detail["attempts"][0];
+        assert_eq!(attempt["error_code"], "connection_failed", "{detail}");
+        let why = attempt["error_message"].as_str().unwrap();
+        assert!(why.contains("certificate"), "{detail}");
+        assert_ne!(detail["delivery"]["delivery_status"], "succeeded");
+    }
+    world.delete(&format!("/v1/machines/{machine}")).await;
+    // A receiver ends with its input and has said what it was sent: whether it was signed, and about which machine.
+    let came = hooks.into_iter().map(|(_, mut receiver, lines)| {
+        drop(receiver.stdin.take());
+        let told: Vec<String> = lines.map(Result::unwrap).collect();
+        receiver.wait().unwrap();
+        told
+    });
+    let came: Vec<Vec<String>> = tokio::task::block_in_place(|| came.collect());
+    assert_eq!(came[0], vec![format!("signed {machine}"); 2]);
+    assert!(came[1].is_empty() && came[2].is_empty(), "{came:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,8 +3,12 @@
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    net::TcpStream,
+    net::{SocketAddr, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -498,23 +502,36 @@ async fn clients_whose_network_is_gone() {
         start(&["machine", "process", "stream", &id, "--", "sleep", "86397"]),
         start(&["ssh", &id, "--", "exec sleep 86395"]),
         start(&["ssh", &id, "--", "while :; do echo 86394; done"]),
+        // Output waits for it, so that it owes no pong.
+        start(&[
+            "machine",
+            "process",
+            "stream",
+            &id,
+            "--",
+            "sh",
+            "-c",
+            "while :; do echo 86393; done",
+        ]),
     ];
     for line in [
         "pgrep -f 'sleep 8639[7]'",
         "pgrep -f 'sleep 8639[5]'",
         "pgrep -f 'echo 8639[4]'",
+        "pgrep -f 'echo 8639[3]'",
     ] {
         until(&world, &id, line).await;
     }
     let deadline = Instant::now() + LIMIT;
     let serve = world.serve_pid();
     let mut pairs = connections(clients[0].0.id());
+    pairs.extend(connections(clients[3].0.id()));
     pairs.extend(
         connections(serve)
             .into_iter()
             .filter(|(own, _)| *own == ssh),
     );
-    assert_eq!(pairs.len(), 3, "{pairs:?}");
+    assert_eq!(pairs.len(), 4, "{pairs:?}");
     let gone: Vec<u16> = pairs.iter().flat_map(|(a, b)| [*a, *b]).collect();
     let lost = Lost::new(&pairs);
     // Who had logged in is hung up.
@@ -535,7 +552,99 @@ async fn clients_whose_network_is_gone() {
     }
     drop(lost);
     // What was started over a WebSocket outlives it.
+    assert_eq!(world.out(&id, "pgrep -c -f 'echo 8639[3]'").await, "1");
     assert_eq!(world.out(&id, "pgrep -c -f 'sleep 8639[7]'").await, "1");
+}
+
+/// Something between a client and the server that answers for both, and can stop to pass anything on.
+struct Between {
+    address: SocketAddr,
+    cuts: Arc<AtomicUsize>,
+}
+
+impl Between {
+    fn new(server: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let between = Self {
+            address: listener.local_addr().unwrap(),
+            cuts: Arc::default(),
+        };
+        let (server, cuts) = (server.to_owned(), between.cuts.clone());
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let Ok(server) = TcpStream::connect(&server) else {
+                    continue;
+                };
+                let own = cuts.load(Ordering::SeqCst);
+                for (from, to) in [(&client, &server), (&server, &client)] {
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let cuts = cuts.clone();
+                    std::thread::spawn(move || {
+                        pass(from, to, || cuts.load(Ordering::SeqCst) > own)
+                    });
+                }
+            }
+        });
+        between
+    }
+
+    /// What is open stays open, and nothing comes through it any more.
+    fn cut(&self) {
+        self.cuts.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream, is_cut: impl Fn() -> bool) {
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        if !is_cut() && to.write_all(&buffer[..length]).is_err() {
+            break;
+        }
+    }
+    // Not even that it ended.
+    if is_cut() {
+        std::mem::forget(to);
+    } else {
+        let _ = to.shutdown(std::net::Shutdown::Write);
+    }
+}
+
+/// The same seen from the client: our command line notices that nothing comes any more, and goes on over another
+/// connection with what happened meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_stream_that_hears_nothing() {
+    let world = World::start().await;
+    let between = Between::new(world.base_url().trim_start_matches("http://"));
+    let mut program = world.program();
+    program
+        .args([
+            "lifecycle",
+            "stream",
+            "--operation",
+            "create",
+            "--max-events",
+            "4",
+        ])
+        .env("NULLSPACE_API_URL", format!("http://{}", between.address));
+    let mut stream = Running(program.stdout(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(stream.0.stdout.take().unwrap()).lines();
+    let first = machine(&world).await;
+    let read = |lines: &mut std::io::Lines<_>| -> Vec<String> {
+        let two = lines.by_ref().take(2).map(Result::unwrap);
+        two.map(|line| {
+            let event: Value = serde_json::from_str(&line).unwrap();
+            event["machine_id"].as_str().unwrap().to_owned()
+        })
+        .collect()
+    };
+    let told = tokio::task::block_in_place(|| read(&mut lines));
+    assert_eq!(told, [first.as_str(); 2]);
+    between.cut();
+    let second = machine(&world).await;
+    let read = tokio::task::spawn_blocking(move || read(&mut lines));
+    let told = tokio::time::timeout(LIMIT, read).await.unwrap().unwrap();
+    assert_eq!(told, [second.as_str(); 2]);
+    assert!(stream.0.wait().unwrap().success());
 }
 
 /// A client that is stopped, not gone: its system answers for it, and it goes on where it was.

@@ -72,6 +72,18 @@ impl World {
         world
     }
 
+    /// The same with these variables besides.
+    pub async fn behind_in_surroundings(
+        resolv_conf: impl FnOnce(&Path) -> PathBuf,
+        variables: Vec<(&'static str, String)>,
+    ) -> Self {
+        let mut world = Self::new(&std::env::temp_dir(), &[]);
+        world.resolv_conf = Some(resolv_conf(world.dir.path()));
+        world.surroundings = variables;
+        world.serve().await;
+        world
+    }
+
     /// A server that was given no key.
     pub async fn without_key() -> Self {
         let mut world = Self::new(&std::env::temp_dir(), &[]);
@@ -82,7 +94,15 @@ impl World {
 
     /// A server with these variables besides.
     pub async fn in_surroundings(variables: Vec<(&'static str, String)>) -> Self {
-        let mut world = Self::new(&std::env::temp_dir(), &[]);
+        Self::in_surroundings_with(variables, &[]).await
+    }
+
+    /// The same with further arguments for `serve`.
+    pub async fn in_surroundings_with(
+        variables: Vec<(&'static str, String)>,
+        arguments: &[&str],
+    ) -> Self {
+        let mut world = Self::new(&std::env::temp_dir(), arguments);
         world.surroundings = variables;
         world.serve().await;
         world

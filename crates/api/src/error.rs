@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::upload::UploadFailure;
+use crate::{template_build::BuildFailure, upload::UploadFailure};
 
 /// Error codes. Clients decide by these words, not by the HTTP status.
 pub mod code {
@@ -27,6 +27,10 @@ pub mod code {
     pub const MACHINE_NOT_READY: &str = "machine_not_ready";
     /// No such snapshot.
     pub const SNAPSHOT_NOT_FOUND: &str = "snapshot_not_found";
+    /// A machine, or one that is being made, needs the snapshot (409).
+    pub const SNAPSHOT_IN_USE: &str = "snapshot_in_use";
+    /// No machine can be made of the snapshot: it is not whole, was changed, or is another engine's (409).
+    pub const INCOMPATIBLE_SNAPSHOT: &str = "incompatible_snapshot";
     /// No such webhook.
     pub const WEBHOOK_NOT_FOUND: &str = "webhook_not_found";
     /// The webhook has no such delivery.
@@ -35,6 +39,22 @@ pub mod code {
     pub const TEMPLATE_NOT_FOUND: &str = "template_not_found";
     /// The template is being made; ask again.
     pub const TEMPLATE_NOT_READY: &str = "template_not_ready";
+    /// Another template has the name, or somebody keeps it.
+    pub const TEMPLATE_NAME_CONFLICT: &str = "template_name_conflict";
+    /// No such build of a template.
+    pub const TEMPLATE_BUILD_NOT_FOUND: &str = "template_build_not_found";
+    /// The build is not ready, so no tag can mean it.
+    pub const TEMPLATE_BUILD_CONFLICT: &str = "template_build_conflict";
+    /// The template has no such tag.
+    pub const TEMPLATE_TAG_NOT_FOUND: &str = "template_tag_not_found";
+    /// The template has no such alias.
+    pub const TEMPLATE_ALIAS_NOT_FOUND: &str = "template_alias_not_found";
+    /// No such claim, or it is over its time.
+    pub const TEMPLATE_NAME_CLAIM_NOT_FOUND: &str = "template_name_claim_not_found";
+    /// No such namespace.
+    pub const TEMPLATE_NAMESPACE_NOT_FOUND: &str = "template_namespace_not_found";
+    /// No such blob of a build context.
+    pub const TEMPLATE_BLOB_NOT_FOUND: &str = "template_blob_not_found";
     /// The idempotency key was used with another body.
     pub const IDEMPOTENCY_CONFLICT: &str = "idempotency_conflict";
     /// The first request with this idempotency key is still under way.
@@ -57,6 +77,20 @@ pub mod code {
     pub const FILE_ERROR: &str = "file_error";
     /// An upload in parts failed; `error_detail.reason` says why.
     pub const FILE_UPLOAD_ERROR: &str = "file_upload_error";
+    /// Machines have the volume.
+    pub const VOLUME_BUSY: &str = "volume_busy";
+    /// A volume cannot be mounted at that path, or that part of it.
+    pub const VOLUME_INVALID_MOUNT_PATH: &str = "volume_invalid_mount_path";
+    /// Two volumes at one path, or one inside the other.
+    pub const VOLUME_OVERLAPPING_MOUNTS: &str = "volume_overlapping_mounts";
+    /// Too many volumes.
+    pub const VOLUME_LIMIT_EXCEEDED: &str = "volume_limit_exceeded";
+    /// The volume has all that it may have.
+    pub const VOLUME_QUOTA_EXCEEDED: &str = "volume_quota_exceeded";
+    /// The volume's files cannot be reached now.
+    pub const VOLUME_BACKEND_UNAVAILABLE: &str = "volume_backend_unavailable";
+    /// The machine's engine cannot do that with volumes.
+    pub const VOLUME_BACKEND_CAPABILITY_UNSUPPORTED: &str = "volume_backend_capability_unsupported";
     /// The request body is too large.
     pub const BODY_TOO_LARGE: &str = "body_too_large";
     /// The client took too long.
@@ -180,7 +214,27 @@ pub struct ErrorBody {
     /// More facts, by code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<serde_json::Value>,
-    /// Why an upload in parts failed, with the code `file_upload_error`.
+    /// Why an upload in parts, or a file of a build, was not taken, with the code `file_upload_error`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error_detail: Option<UploadFailure>,
+    pub error_detail: Option<ErrorDetail>,
+}
+
+/// More about an error, in the form that its area has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum ErrorDetail {
+    /// Of an upload in parts.
+    Upload(UploadFailure),
+    /// Of a build of a template.
+    Build(Box<BuildFailure>),
+}
+
+impl ErrorDetail {
+    /// Says which request it is about.
+    pub fn set_request_id(&mut self, id: &str) {
+        match self {
+            Self::Upload(failure) => failure.request_id = Some(id.to_owned()),
+            Self::Build(failure) => failure.request_id = Some(id.to_owned()),
+        }
+    }
 }

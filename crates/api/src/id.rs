@@ -4,6 +4,12 @@ use rand::Rng;
 
 /// A machine.
 pub const MACHINE: &str = "mch_";
+/// A volume.
+pub const VOLUME: &str = "vol_";
+/// A volume in a machine.
+pub const ATTACHMENT: &str = "vat_";
+/// A machine's state that is kept.
+pub const SNAPSHOT: &str = "snap_";
 /// A terminal.
 pub const PTY: &str = "pty_";
 /// An upload in parts.
@@ -18,6 +24,16 @@ pub const CODE_CONTEXT: &str = "ctx_";
 pub const CODE_RUN: &str = "crun_";
 /// A file that came out of code.
 pub const CODE_ARTIFACT: &str = "cart_";
+/// A template.
+pub const TEMPLATE: &str = "tmpl_";
+/// A build of one.
+pub const TEMPLATE_BUILD: &str = "tb_";
+/// A layer that a step of a build wrote, kept.
+pub const TEMPLATE_LAYER: &str = "tly_";
+/// The bytes of a file of a build.
+pub const TEMPLATE_BLOB: &str = "tblob_";
+/// A name of a template that is kept for somebody.
+pub const TEMPLATE_CLAIM: &str = "tclm_";
 /// An API key (not the key itself).
 pub const KEY: &str = "key_";
 /// One HTTP request.

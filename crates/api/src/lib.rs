@@ -23,10 +23,14 @@ pub mod preview;
 pub mod process;
 pub mod pty;
 pub mod search;
+pub mod snapshot;
 pub mod socket;
 pub mod ssh;
+pub mod template;
+pub mod template_build;
 pub mod time;
 pub mod upload;
+pub mod volume;
 pub mod webhook;
 
 pub use error::ErrorBody;

@@ -221,16 +221,19 @@ pub struct MachineInfo {
     pub metadata: Map<String, Value>,
     /// RFC 3339.
     pub created_at: String,
-    /// When it first ran; null before.
+    /// When it first ran; absent before, for the same reason as `timeout_at`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<String>,
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<String>,
     /// Time limit; null when it has none.
     pub timeout_ms: Option<u64>,
-    /// When the time limit is reached.
+    /// When the time limit is reached; absent when no time runs. Never null: the published client 1.0.3 ends at that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_at: Option<String>,
     /// The same as `timeout_at`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<String>,
     /// Milliseconds left.
     pub remaining_ms: Option<u64>,
@@ -248,6 +251,9 @@ pub struct MachineInfo {
     /// Why `status` is `error`, as one word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure_reason: Option<String>,
+    /// What a paused machine goes on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_id: Option<String>,
     /// What requests to its previews need in the header `x-nullspace-traffic-access-token`, if it takes no public
     /// traffic; only in the answer to create.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -27,6 +27,22 @@ impl Noun {
         }
     }
 
+    /// The noun that a path is about, when it is about machines.
+    #[must_use]
+    pub fn said_in(path: &str) -> Option<Self> {
+        let said = Self::of_path(path);
+        (said == Self::Sandbox || path.starts_with("/v1/machines")).then_some(said)
+    }
+
+    /// Reads [`Noun::word`].
+    #[must_use]
+    pub fn parse(word: &str) -> Self {
+        match word {
+            "sandbox" => Self::Sandbox,
+            _ => Self::Machine,
+        }
+    }
+
     /// `sandbox` or `machine`.
     #[must_use]
     pub fn word(self) -> &'static str {

@@ -223,6 +223,9 @@ pub struct UploadLimits {
     /// The same under `/v1/sandboxes`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox_staging_quota_bytes: Option<u64>,
+    /// The same of a volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staging_quota_bytes: Option<u64>,
 }
 
 /// Answer to [`CreateUploadRequest`].

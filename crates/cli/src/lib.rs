@@ -10,6 +10,7 @@ pub mod commands;
 pub mod error;
 pub mod exit;
 mod fields;
+mod files;
 mod follow;
 mod input;
 mod reference;
@@ -72,8 +73,14 @@ enum Command {
     /// Make machines, run commands in them, move files
     #[command(alias = "sandbox")]
     Machine(commands::machine::Args),
+    /// Directories that outlive machines, and their files
+    Volume(commands::volume::Args),
     /// Show what happens to machines, and tell others of it
     Lifecycle(commands::lifecycle::Args),
+    /// Keep machines' states, for others that are made of them
+    Snapshot(commands::snapshot::Args),
+    /// Build what machines start from, and name it
+    Template(commands::template::Args),
     /// Log in to a machine over SSH, or run a command there
     Ssh(commands::ssh::Args),
     /// See all machines as they change and what they use
@@ -156,7 +163,10 @@ fn dispatch(command: Command, app: &App) -> Outcome {
                 match command {
                     Command::Agent(args) => commands::agent::run(args, app).await,
                     Command::Machine(args) => commands::machine::run(args, app).await,
+                    Command::Volume(args) => commands::volume::run(args, app).await,
                     Command::Lifecycle(args) => commands::lifecycle::run(args, app).await,
+                    Command::Snapshot(args) => commands::snapshot::run(args, app).await,
+                    Command::Template(args) => commands::template::run(args, app).await,
                     Command::Ssh(args) => commands::ssh::run(&args, app).await,
                     Command::Monitor(args) => commands::monitor::run(&args, app).await,
                     Command::Auth(args) => commands::auth::run(&args, app),

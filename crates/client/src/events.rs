@@ -59,7 +59,7 @@ impl EventStream {
     /// The next event; `None` when the server has closed the connection.
     ///
     /// # Errors
-    /// [`Error::Transport`] when the connection breaks.
+    /// [`Error::Transport`] when the connection breaks, or nothing is heard from the server for a minute.
     pub async fn next(&mut self) -> Result<Option<EventInfo>, Error> {
         loop {
             match self.0.next().await? {

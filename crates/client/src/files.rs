@@ -1,4 +1,4 @@
-//! Files of a machine.
+//! Files of a machine, or of a volume.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -15,24 +15,24 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::Error;
-use crate::machines::machine_path;
 use crate::transport::{Call, Client, Download, Retry, UPLOAD_TIMEOUT, body_from};
+use crate::volumes::owner_path;
 
-/// The files of one machine, on behalf of one of its users.
+/// The files of one machine, on behalf of one of its users, or those of a volume.
 #[derive(Clone, Copy, Debug)]
 pub struct Files<'a> {
     client: &'a Client,
-    machine: &'a str,
+    owner: &'a str,
     user: Option<&'a str>,
 }
 
 impl Client {
-    /// The files of a machine, on behalf of root.
+    /// The files of a machine, on behalf of root, or of a volume: its id says which.
     #[must_use]
-    pub fn files<'a>(&'a self, machine: &'a str) -> Files<'a> {
+    pub fn files<'a>(&'a self, owner: &'a str) -> Files<'a> {
         Files {
             client: self,
-            machine,
+            owner,
             user: None,
         }
     }
@@ -50,7 +50,7 @@ impl<'a> Files<'a> {
     /// # Errors
     /// See [`Error`].
     pub async fn list(&self, path: &str, depth: Option<u32>) -> Result<Vec<FileInfo>, Error> {
-        let call = Call::get(machine_path(self.machine) + "/files")
+        let call = Call::get(owner_path(self.owner) + "/files")
             .query("path", Some(path))
             .query("depth", depth)
             .query("user", self.user);
@@ -149,7 +149,7 @@ impl<'a> Files<'a> {
         self.client.fetch(call).await
     }
 
-    /// Replaces what a regular expression matches.
+    /// Replaces what a regular expression matches, or only counts it.
     ///
     /// # Errors
     /// See [`Error`].
@@ -158,12 +158,13 @@ impl<'a> Files<'a> {
         files: Vec<String>,
         pattern: &str,
         replacement: &str,
+        dry_run: bool,
     ) -> Result<ReplaceResponse, Error> {
         let request = ReplaceRequest {
             files,
             pattern: pattern.to_owned(),
             replacement: replacement.to_owned(),
-            dry_run: false,
+            dry_run,
             user: self.user.map(str::to_owned),
         };
         let call = Call::post(self.path("replace"))
@@ -206,7 +207,7 @@ impl<'a> Files<'a> {
         S: Stream<Item = std::io::Result<Bytes>> + Send + 'static,
     {
         let content = Mutex::new(Some(content));
-        let mut call = Call::new(Method::PUT, machine_path(self.machine) + "/file")
+        let mut call = Call::new(Method::PUT, owner_path(self.owner) + "/file")
             .query("path", Some(path))
             .query("user", self.user)
             .limit(UPLOAD_TIMEOUT)
@@ -232,8 +233,22 @@ impl<'a> Files<'a> {
     /// # Errors
     /// See [`Error`].
     pub async fn download(&self, path: &str) -> Result<Download, Error> {
-        let call = Call::get(machine_path(self.machine) + "/file")
+        let call = Call::get(owner_path(self.owner) + "/file")
             .query("path", Some(path))
+            .query("user", self.user)
+            .limit(UPLOAD_TIMEOUT)
+            .retry(Retry::Never);
+        self.client.send(&call).await
+    }
+
+    /// Reads a directory as a tar.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn download_archive(&self, path: &str) -> Result<Download, Error> {
+        let call = Call::get(owner_path(self.owner) + "/file")
+            .query("path", Some(path))
+            .query("archive_format", Some("tar"))
             .query("user", self.user)
             .limit(UPLOAD_TIMEOUT)
             .retry(Retry::Never);
@@ -255,7 +270,7 @@ impl<'a> Files<'a> {
     }
 
     fn path(&self, what: &str) -> String {
-        format!("{}/files/{what}", machine_path(self.machine))
+        format!("{}/files/{what}", owner_path(self.owner))
     }
 
     fn at(&self, path: &str) -> PathRequest {

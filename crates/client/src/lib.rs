@@ -30,10 +30,13 @@ pub mod monitor;
 mod previews;
 pub mod processes;
 pub mod pty;
+pub mod snapshots;
 pub mod socket;
 mod ssh;
+pub mod templates;
 pub mod transport;
 pub mod uploads;
+pub mod volumes;
 pub mod webhooks;
 
 pub use error::{ApiError, Error};

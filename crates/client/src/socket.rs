@@ -1,17 +1,23 @@
 //! WebSockets: a machine's, with the messages of [`nullspace_api::socket`], and what all of them have in common.
 
+use std::time::Duration;
+
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use futures_util::{SinkExt as _, StreamExt as _};
 use nullspace_api::socket::{ClientMessage, ServerMessage};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_tungstenite::{
     WebSocketStream,
-    tungstenite::{self, Message, protocol::Role},
+    tungstenite::{Message, protocol::Role},
 };
 
 use crate::error::Error;
-use crate::machines::machine_path;
 use crate::transport::{Call, Client, Retry};
+use crate::volumes::owner_path;
+
+/// A server of which nothing came for that long is gone, or the network between: it asks every 15 seconds whether this
+/// side is there.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// A connection to a machine. Processes and terminals outlive it.
 #[derive(Debug)]
@@ -25,12 +31,12 @@ pub(crate) struct Frames {
 }
 
 impl Client {
-    /// Opens a machine's WebSocket.
+    /// Opens a machine's WebSocket, or a volume's, which only watches files: the id says which.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn socket(&self, machine: &str) -> Result<Socket, Error> {
-        let path = format!("{}/ws", machine_path(machine));
+    pub async fn socket(&self, owner: &str) -> Result<Socket, Error> {
+        let path = format!("{}/ws", owner_path(owner));
         self.frames(path).await.map(Socket)
     }
 
@@ -80,7 +86,13 @@ impl Frames {
 
     /// The next message that is a `T`.
     pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Error> {
-        while let Some(frame) = self.stream.next().await {
+        loop {
+            let frame = tokio::time::timeout(SILENCE, self.stream.next())
+                .await
+                .map_err(|_| self.lost(&"nothing is heard from the server"))?;
+            let Some(frame) = frame else {
+                return Ok(None);
+            };
             let text = match frame.map_err(|error| self.lost(&error))? {
                 Message::Text(text) => text,
                 Message::Close(_) => return Ok(None),
@@ -90,10 +102,9 @@ impl Frames {
                 return Ok(Some(message));
             }
         }
-        Ok(None)
     }
 
-    fn lost(&self, error: &tungstenite::Error) -> Error {
+    fn lost(&self, error: &dyn std::fmt::Display) -> Error {
         Error::Transport {
             method: http::Method::GET,
             path: self.path.clone(),

@@ -1,4 +1,4 @@
-//! Uploads in parts: see [`nullspace_api::upload`].
+//! Uploads in parts, to a machine or a volume: see [`nullspace_api::upload`].
 
 use std::ops::RangeInclusive;
 
@@ -10,8 +10,8 @@ use nullspace_api::upload::{
 };
 
 use crate::error::Error;
-use crate::machines::machine_path;
 use crate::transport::{Call, Client, Retry, UPLOAD_TIMEOUT, segment};
+use crate::volumes::owner_path;
 
 /// An upload, and which of its parts are there already.
 #[derive(Clone, Debug)]
@@ -38,10 +38,10 @@ impl Client {
     /// See [`Error`].
     pub async fn create_upload(
         &self,
-        machine: &str,
+        owner: &str,
         request: &CreateUploadRequest,
     ) -> Result<Upload, Error> {
-        let call = Call::post(machine_path(machine) + "/uploads")
+        let call = Call::post(owner_path(owner) + "/uploads")
             .idempotent(None)
             .json(request)?
             .limit(UPLOAD_TIMEOUT)
@@ -57,8 +57,8 @@ impl Client {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn get_upload(&self, machine: &str, upload: &str) -> Result<Upload, Error> {
-        let call = Call::get(upload_path(machine, upload)).retry(Retry::Upload);
+    pub async fn get_upload(&self, owner: &str, upload: &str) -> Result<Upload, Error> {
+        let call = Call::get(upload_path(owner, upload)).retry(Retry::Upload);
         let answer = self.send(&call).await?;
         let accepted = answer.header(PARTS_HEADER).map(ranges).unwrap_or_default();
         Ok(Upload {
@@ -73,13 +73,13 @@ impl Client {
     /// See [`Error`].
     pub async fn put_part(
         &self,
-        machine: &str,
+        owner: &str,
         upload: &str,
         part: u32,
         sha256: String,
         data: Bytes,
     ) -> Result<(), Error> {
-        let path = format!("{}/parts/{part}", upload_path(machine, upload));
+        let path = format!("{}/parts/{part}", upload_path(owner, upload));
         let call = Call::new(Method::PUT, path)
             .header("content-type", "application/octet-stream")
             .header("x-nullspace-part-sha256", sha256)
@@ -95,14 +95,14 @@ impl Client {
     /// See [`Error`].
     pub async fn complete_upload(
         &self,
-        machine: &str,
+        owner: &str,
         upload: &str,
         whole_sha256: Option<String>,
     ) -> Result<CompleteUploadResponse, Error> {
         let request = CompleteUploadRequest {
             whole_checksum_sha256: whole_sha256,
         };
-        let call = Call::post(upload_path(machine, upload) + "/complete")
+        let call = Call::post(upload_path(owner, upload) + "/complete")
             .json(&request)?
             .limit(UPLOAD_TIMEOUT)
             .retry(Retry::Upload);
@@ -110,8 +110,8 @@ impl Client {
     }
 }
 
-fn upload_path(machine: &str, upload: &str) -> String {
-    format!("{}/uploads/{}", machine_path(machine), segment(upload))
+fn upload_path(owner: &str, upload: &str) -> String {
+    format!("{}/uploads/{}", owner_path(owner), segment(upload))
 }
 
 /// `0-11,13`; what makes no sense counts as not there.

@@ -144,7 +144,7 @@ impl GvisorEngine {
 
     /// Refuses what cannot be read here.
     fn readable(&self, from: &Path) -> Result<(Checkpoint, Origin), EngineError> {
-        let damaged = EngineError::Damaged;
+        let damaged = EngineError::Checkpoint;
         let Some(made) = Checkpoint::read(from) else {
             return Err(damaged("its record is not there, or is no record".into()));
         };

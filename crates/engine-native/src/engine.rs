@@ -4,7 +4,7 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use nullspace_engine::{
-    BoxedIo, Capabilities, Denial, Engine, EngineError, LiveMachine, MachineExit, MachineSpec,
+    Bind, BoxedIo, Capabilities, Denial, Engine, EngineError, LiveMachine, MachineExit, MachineSpec,
     Usage, egress::Rules,
 };
 use nullspace_sys::stream::LocalStream;
@@ -46,7 +46,7 @@ impl Engine for NativeEngine {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             isolated: true,
-            pause: false,
+            pause: true,
             hibernate: false,
             fork: false,
         }
@@ -66,6 +66,14 @@ impl Engine for NativeEngine {
 
     async fn keep(&self, id: &str, target: &Path) -> Result<(), EngineError> {
         self.host.keep(id, target).await
+    }
+
+    async fn pause(&self, id: &str) -> Result<(), EngineError> {
+        self.host.pause(id).await
+    }
+
+    async fn unpause(&self, id: &str) -> Result<(), EngineError> {
+        self.host.unpause(id).await
     }
 
     async fn list(&self) -> Result<Vec<LiveMachine>, EngineError> {
@@ -92,6 +100,18 @@ impl Engine for NativeEngine {
 
     async fn set_egress(&self, id: &str, rules: &Rules) -> Result<(), EngineError> {
         self.host.set_egress(id, rules).await
+    }
+
+    async fn attach(&self, id: &str, bind: &Bind) -> Result<(), EngineError> {
+        self.host.attach(id, bind).await
+    }
+
+    async fn detach(&self, id: &str, target: &Path) -> Result<(), EngineError> {
+        self.host.detach(id, target).await
+    }
+
+    async fn attached(&self, id: &str) -> Result<Vec<Bind>, EngineError> {
+        self.host.attached(id).await
     }
 
     fn denials(&self) -> broadcast::Receiver<Denial> {

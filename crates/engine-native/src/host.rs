@@ -18,7 +18,7 @@ use std::{
 };
 
 use nullspace_engine::{
-    BoxedIo, Denial, EngineError, ExitReason, LiveMachine, MachineExit, MachineSpec, Usage,
+    Bind, BoxedIo, Denial, EngineError, ExitReason, LiveMachine, MachineExit, MachineSpec, Usage,
     egress::Rules,
 };
 use nullspace_sys::stream::LocalStream;
@@ -31,9 +31,9 @@ use tokio::{
 
 use crate::{
     disk::Disks,
-    launcher, layer, usage,
+    freezer, launcher, layer, usage,
     wire::{
-        self, Answer, GvisorConfig, Kind, LauncherConfig, Message, Meters, Origin, Refusal,
+        self, Answer, Counter, GvisorConfig, Kind, LauncherConfig, Message, Meters, Origin, Refusal,
         Request, RequestBody,
     },
 };
@@ -532,6 +532,17 @@ fn empty_bin(mut bin: mpsc::UnboundedReceiver<PathBuf>) {
     }
 }
 
+fn frozen(id: &str, result: io::Result<()>) -> Result<(), EngineError> {
+    result.map_err(|error| match error.kind() {
+        // Its group is gone, and so is it.
+        io::ErrorKind::NotFound => EngineError::NotFound(id.to_owned()),
+        _ => EngineError::Step {
+            step: "stop or start a machine's processes".into(),
+            reason: error.to_string(),
+        },
+    })
+}
+
 impl Host {
     /// Whether a machine could be made now.
     ///
@@ -743,6 +754,74 @@ impl Host {
         // It may be on the network now, or off it.
         lock(&link.addresses).remove(id);
         done.map(drop)
+    }
+
+    /// The group that stops a machine's processes.
+    async fn freezer(&self, id: &str) -> Result<Counter, EngineError> {
+        if !is_id(id) {
+            return Err(EngineError::NotFound(id.to_owned()));
+        }
+        let meters = self.meters(id).await?;
+        if !lock(&self.link().await?.machines).contains_key(id) {
+            self.shared.forget(id);
+        }
+        meters.freezer.clone().ok_or(EngineError::Unsupported {
+            engine: "launcher",
+            what: "pause machines on a host without the freezer controller",
+        })
+    }
+
+    /// Stops a machine's processes where they stand.
+    ///
+    /// # Errors
+    /// Those of [`nullspace_engine::Engine::pause`].
+    pub async fn pause(&self, id: &str) -> Result<(), EngineError> {
+        let group = self.freezer(id).await?;
+        frozen(id, freezer::freeze(&group).await)
+    }
+
+    /// Lets them go on.
+    ///
+    /// # Errors
+    /// Those of [`nullspace_engine::Engine::unpause`].
+    pub async fn unpause(&self, id: &str) -> Result<(), EngineError> {
+        let group = self.freezer(id).await?;
+        frozen(id, freezer::write(&group, false))
+    }
+
+    /// Shows a directory of the host in a machine.
+    ///
+    /// # Errors
+    /// Those of [`nullspace_engine::Engine::attach`].
+    pub async fn attach(&self, id: &str, bind: &Bind) -> Result<(), EngineError> {
+        bind.validate()?;
+        let (id, bind) = (id.to_owned(), Box::new(bind.clone()));
+        self.ask(RequestBody::Attach { id, bind }).await.map(drop)
+    }
+
+    /// Takes it away.
+    ///
+    /// # Errors
+    /// Those of [`nullspace_engine::Engine::detach`].
+    pub async fn detach(&self, id: &str, target: &Path) -> Result<(), EngineError> {
+        let (id, target) = (id.to_owned(), target.to_owned());
+        self.ask(RequestBody::Detach { id, target }).await.map(drop)
+    }
+
+    /// What a machine is shown.
+    ///
+    /// # Errors
+    /// Those of [`nullspace_engine::Engine::attached`].
+    pub async fn attached(&self, id: &str) -> Result<Vec<Bind>, EngineError> {
+        match self
+            .ask(RequestBody::Attached { id: id.to_owned() })
+            .await?
+        {
+            Answer::Attached { binds } => Ok(binds),
+            other => Err(EngineError::Unavailable(format!(
+                "unexpected answer {other:?}"
+            ))),
+        }
     }
 
     /// What machines of one kind were kept from.

@@ -15,6 +15,7 @@
 
 mod disk;
 mod engine;
+mod freezer;
 mod host;
 mod launcher;
 pub mod layer;

@@ -4,7 +4,7 @@
 use std::{net::Ipv4Addr, path::PathBuf};
 
 use crate::launcher::pack::Pack;
-use nullspace_engine::{Denial, EngineError, ExitReason, MachineSpec, egress::Rules};
+use nullspace_engine::{Bind, Denial, EngineError, ExitReason, MachineSpec, egress::Rules};
 use serde::{Deserialize, Serialize};
 
 /// The most bytes one message may have: a spec with a large environment.
@@ -103,6 +103,20 @@ pub(crate) enum RequestBody {
         id: String,
         rules: Box<Rules>,
     },
+    /// Show a directory of the host in a machine.
+    Attach {
+        id: String,
+        bind: Box<Bind>,
+    },
+    /// Take it away.
+    Detach {
+        id: String,
+        target: PathBuf,
+    },
+    /// What a machine is shown.
+    Attached {
+        id: String,
+    },
     /// End every machine and the launcher.
     Shutdown,
 }
@@ -139,6 +153,9 @@ pub(crate) enum Answer {
     Address {
         address: Option<Ipv4Addr>,
     },
+    Attached {
+        binds: Vec<Bind>,
+    },
     /// `None` for a machine that is not alive.
     Meters {
         meters: Option<Meters>,
@@ -152,6 +169,8 @@ pub(crate) struct Meters {
     pub(crate) cpu: Option<Counter>,
     /// The group that counts memory.
     pub(crate) memory: Counter,
+    /// The group that stops its processes where they stand; `None` where the host has none.
+    pub(crate) freezer: Option<Counter>,
     /// The host's end of the machine's link.
     pub(crate) interface: String,
 }

@@ -56,6 +56,37 @@ async fn the_next_launcher_clears_what_a_killed_one_left() {
     assert_eq!(world.remains(&gateway), Vec::<String>::new());
 }
 
+/// Somebody removed the data directory, and begins again in the same place: the old packet filter must not stand in
+/// front of the new one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_that_was_removed_leaves_no_rules() {
+    let Some((world, gateway, _network)) = abandoned().await else {
+        return;
+    };
+    std::fs::remove_dir_all(world.path().join("run")).expect("remove");
+    let engine = world.engine().await;
+    create(&engine, &world, "two").await;
+    let new = world.gateway().expect("a gateway");
+    let rules = std::process::Command::new("nft")
+        .args(["list", "ruleset"])
+        .output()
+        .expect("nft");
+    let rules = String::from_utf8_lossy(&rules.stdout).into_owned();
+    // One rule for machines with rules of their own, one for the others.
+    assert_eq!(
+        rules.matches(&format!("ip daddr {new} ")).count(),
+        2,
+        "{rules}"
+    );
+    assert!(
+        new == gateway || !rules.contains(&format!("{gateway} ")),
+        "{rules}"
+    );
+    shutdown(world.path()).expect("shutdown");
+    assert_eq!(world.remains(&gateway), Vec::<String>::new());
+    assert_eq!(world.remains(&new), Vec::<String>::new());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shutdown_needs_no_launcher() {
     let Some((world, gateway, _network)) = abandoned().await else {

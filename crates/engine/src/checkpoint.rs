@@ -73,14 +73,14 @@ impl Checkpoint {
     /// Proves that the rest of a checkpoint's directory is what was written. Blocks while it reads all of it.
     ///
     /// # Errors
-    /// [`EngineError::Damaged`].
+    /// [`EngineError::Checkpoint`].
     pub fn prove(&self, directory: &Path) -> Result<(), EngineError> {
         match describe(directory) {
             Ok((digest, _)) if digest == self.digest => Ok(()),
-            Ok(_) => Err(EngineError::Damaged(
+            Ok(_) => Err(EngineError::Checkpoint(
                 "its files are not what was written".into(),
             )),
-            Err(error) => Err(EngineError::Damaged(format!("it cannot be read: {error}"))),
+            Err(error) => Err(EngineError::Checkpoint(format!("it cannot be read: {error}"))),
         }
     }
 
@@ -265,7 +265,7 @@ mod tests {
         };
         let damaged = |what: &str| {
             let refused = made.prove(&at);
-            assert!(matches!(refused, Err(EngineError::Damaged(_))), "{what}");
+            assert!(matches!(refused, Err(EngineError::Checkpoint(_))), "{what}");
         };
         flip(&at.join("memory"));
         damaged("one bit");

@@ -4,6 +4,7 @@
 //! checked only on engines that say that they have one.
 
 mod memory;
+mod pause;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -12,7 +13,7 @@ use nullspace_protocol::{
     Retain, WriteQuery, frame::Frame,
 };
 
-use crate::{Engine, EngineError, MachineSpec, egress::Rules};
+use crate::{Bind, Engine, EngineError, MachineSpec, egress::Rules};
 
 /// How long a check waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -46,7 +47,186 @@ pub async fn run(engine: &dyn Engine, lower: &[PathBuf]) {
     many_at_once(engine, lower).await;
     keeps_what_was_written(engine, lower).await;
     changes_rules(engine, lower).await;
+    shows_directories(engine, lower).await;
+    if engine.capabilities().pause {
+        pause::pauses(engine, lower).await;
+    }
     memory::run(engine, lower).await;
+}
+
+/// Directories of the host in two machines: at their making and later, with links in the way on both sides.
+async fn shows_directories(engine: &dyn Engine, lower: &[PathBuf]) {
+    let host = tempfile::tempdir().expect("a directory");
+    let source = host.path().join("source");
+    std::fs::create_dir_all(source.join("inner/deep")).expect("a directory");
+    std::fs::create_dir(host.path().join("secret")).expect("a directory");
+    std::os::unix::fs::symlink("../secret", source.join("out")).expect("a link");
+    let bind = |target: &str| Bind {
+        source: source.clone(),
+        beneath: None,
+        target: target.into(),
+        read_only: false,
+    };
+    let first = MachineSpec {
+        binds: vec![bind("/shared/one")],
+        ..spec("c-binds-1", lower)
+    };
+    engine.create(&first).await.expect("create with a bind");
+    let second = spec("c-binds-2", lower);
+    engine.create(&second).await.expect("create");
+    let (one, two) = (
+        connect(engine, "c-binds-1").await,
+        connect(engine, "c-binds-2").await,
+    );
+    if let Err(EngineError::Unsupported { .. }) =
+        engine.attach("c-binds-2", &bind("/deep/late")).await
+    {
+        println!("{} attaches nothing to a machine that runs", engine.name());
+        for id in ["c-binds-1", "c-binds-2"] {
+            engine.destroy(id).await.expect("destroy");
+        }
+        return;
+    }
+    engine
+        .attach("c-binds-2", &bind("/deep/late"))
+        .await
+        .expect("the same again is fine");
+    assert_eq!(
+        engine.attached("c-binds-1").await.expect("attached"),
+        [bind("/shared/one")]
+    );
+    // What one writes the other sees, with the same owners.
+    let isolated = engine.capabilities().isolated;
+    let place = |guest: &str| match isolated {
+        true => guest.to_owned(),
+        // Commands of the fake run on the host, in the machine's folder.
+        false => format!(".{guest}"),
+    };
+    let (shared, late) = (place("/shared/one"), place("/deep/late"));
+    let top = if isolated { "/" } else { ".." };
+    let at = |script: &str| format!("cd {top}; {script}");
+    // Without a boundary they are whoever runs this.
+    let owner = if isolated {
+        "stat -c %u:%g"
+    } else {
+        "echo 0:0 #"
+    };
+    let done = sh(
+        &one,
+        &at(&format!("echo one > {shared}/a && {owner} {shared}/a")),
+    )
+    .await;
+    assert_eq!((done.0, done.1.as_str()), (0, "0:0\n"), "{done:?}");
+    let done = sh(&two, &at(&format!("cat {late}/a && {owner} {late}/a"))).await;
+    assert_eq!((done.0, done.1.as_str()), (0, "one\n0:0\n"), "{done:?}");
+    // Nothing else can be put there, and nothing that leads out is shown.
+    let inner = |beneath: &str| Bind {
+        beneath: Some(beneath.into()),
+        ..bind("/deep/late")
+    };
+    for wrong in [
+        inner("inner"),
+        Bind {
+            target: "/other".into(),
+            ..inner("../secret")
+        },
+        Bind {
+            target: "/other".into(),
+            ..inner("nothing")
+        },
+    ] {
+        let refused = engine.attach("c-binds-2", &wrong).await;
+        assert!(
+            matches!(refused, Err(EngineError::InvalidSpec(_))),
+            "{wrong:?}: {refused:?}"
+        );
+    }
+    let nobody = engine.attach("c-nobody", &bind("/deep/late")).await;
+    assert!(
+        matches!(nobody, Err(EngineError::NotFound(_))),
+        "{nobody:?}"
+    );
+    if isolated {
+        let refused = engine
+            .attach(
+                "c-binds-2",
+                &Bind {
+                    target: "/other".into(),
+                    ..inner("out")
+                },
+            )
+            .await;
+        assert!(
+            matches!(refused, Err(EngineError::InvalidSpec(_))),
+            "{refused:?}"
+        );
+        // A link of the machine's own is not followed either.
+        let done = sh(&two, "ln -s /etc /link").await;
+        assert_eq!(done.0, 0, "{done:?}");
+        for target in ["/link", "/link/inner"] {
+            let refused = engine.attach("c-binds-2", &bind(target)).await;
+            assert!(
+                matches!(refused, Err(EngineError::InvalidSpec(_))),
+                "{target}: {refused:?}"
+            );
+        }
+        // Read-only by the kernel; a part of it; set-user-id bits without effect.
+        let read_only = Bind {
+            read_only: true,
+            target: "/look".into(),
+            ..inner("inner")
+        };
+        engine
+            .attach("c-binds-2", &read_only)
+            .await
+            .expect("attach a part");
+        let done = sh(&two, "ls /look; touch /look/x; mount -o remount,rw /look").await;
+        assert_ne!(done.0, 0, "{done:?}");
+        assert_eq!(done.1, "deep\n", "{done:?}");
+        assert!(!source.join("inner/x").exists());
+        // Its directory goes by another name now, and it is detached all the same; what is open stays open.
+        let done = sh(
+            &two,
+            "mv /deep /moved && cd /moved/late && (exec 3>>open && mkdir /go && while [ ! -e /go/on ]; do sleep 0.01; done; \
+             echo written >&3) >/dev/null 2>&1 & while [ ! -e /go ]; do sleep 0.01; done",
+        )
+        .await;
+        assert_eq!(done.0, 0, "{done:?}");
+    }
+    engine
+        .detach("c-binds-2", "/deep/late".as_ref())
+        .await
+        .expect("detach");
+    engine
+        .detach("c-binds-2", "/deep/late".as_ref())
+        .await
+        .expect("again is fine");
+    let late = if isolated { "/moved/late" } else { &late };
+    let done = sh(&two, &at(&format!("ls {late}"))).await;
+    assert_eq!((done.0, done.1.as_str()), (0, ""), "{done:?}");
+    if isolated {
+        sh(&two, "touch /go/on").await;
+        let start = std::time::Instant::now();
+        while std::fs::read(source.join("open")).is_ok_and(|text| text != b"written\n") {
+            assert!(
+                start.elapsed() < PATIENCE,
+                "what was open can be written to"
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    engine
+        .detach("c-binds-1", "/shared/one".as_ref())
+        .await
+        .expect("detach what the machine was made with");
+    assert_eq!(engine.attached("c-binds-1").await.expect("attached"), []);
+    let done = sh(&one, &at(&format!("ls {shared}"))).await;
+    assert_eq!((done.0, done.1.as_str()), (0, ""), "{done:?}");
+    for id in ["c-binds-1", "c-binds-2"] {
+        engine.destroy(id).await.expect("destroy");
+    }
+    // Machines go, what they wrote stays.
+    assert_eq!(std::fs::read(source.join("a")).expect("the file"), b"one\n");
 }
 
 /// Runs a shell script to its end: (exit code, stdout, stderr).

@@ -2,8 +2,7 @@
 //!
 //! Good enough to develop the whole platform on: commands really run (on the host, in the folder), files
 //! are real, the guest protocol is the real one. It keeps the same promises as the others where they do
-//! not need a kernel boundary, and it can be told to fail. A checkpoint holds files and no memory: processes are not
-//! there when a machine is restored.
+//! not need a kernel boundary, and it can be told to fail.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -17,7 +16,7 @@ use nullspace_guest::{Config, Guest};
 use tokio::{sync::broadcast, task::JoinSet};
 
 use crate::{
-    Afterwards, BoxedIo, Capabilities, Checkpoint, Denial, Engine, EngineError, ExitReason,
+    Afterwards, Bind, BoxedIo, Capabilities, Checkpoint, Denial, Engine, EngineError, ExitReason,
     LiveMachine, MachineExit, MachineSpec, Usage, egress::Rules,
 };
 
@@ -36,6 +35,7 @@ pub struct FakeEngine {
     failing: Mutex<BTreeSet<String>>,
     /// Held while no machine may end.
     ending: tokio::sync::Mutex<()>,
+    keeps_memory: bool,
 }
 
 struct Machine {
@@ -46,8 +46,8 @@ struct Machine {
     counted: Counted,
     /// Kept and told, not enforced: commands run on the host.
     egress: Rules,
-    /// Told, not enforced: commands run on the host.
-    paused: bool,
+    /// Links in the folder: what is in them is the real thing, but nothing keeps a machine from writing to it.
+    binds: Vec<Bind>,
     /// Open connections; they end with the machine.
     connections: JoinSet<()>,
 }
@@ -95,7 +95,18 @@ impl FakeEngine {
             denials: broadcast::Sender::new(64),
             failing: Mutex::default(),
             ending: tokio::sync::Mutex::default(),
+            keeps_memory: false,
         })
+    }
+
+    /// One that says that it keeps memory. It keeps files, and no process.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn with_memory() -> io::Result<Self> {
+        let mut engine = Self::new()?;
+        engine.keeps_memory = true;
+        Ok(engine)
     }
 
     /// Ends a machine as if its guest had died.
@@ -109,8 +120,7 @@ impl FakeEngine {
         }
     }
 
-    /// Makes every later [`Engine::create`] and [`Engine::restore`] whose hostname or id is this one fail, and every
-    /// [`Engine::checkpoint`] of this id.
+    /// Makes every later [`Engine::create`] whose hostname or id is this one fail.
     pub fn fail_create(&self, id_or_hostname: &str) {
         self.failing
             .lock()
@@ -147,17 +157,19 @@ impl FakeEngine {
         self.root.path().join(id)
     }
 
-    /// Makes a machine of the folder that `fill` fills.
-    fn start(
-        &self,
-        spec: &MachineSpec,
-        fill: impl FnOnce(&Path) -> io::Result<()>,
-    ) -> Result<(), EngineError> {
-        let root = self.machine_root(&spec.id);
-        if let Err(error) = fill(&root) {
-            let _ = std::fs::remove_dir_all(&root);
-            return Err(step("populate")(error));
+    /// Makes every later [`Engine::checkpoint`] of this machine fail, or no longer.
+    pub fn fail_checkpoint(&self, id: &str, fails: bool) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let what = format!("checkpoint {id}");
+        if fails {
+            failing.insert(what);
+        } else {
+            failing.remove(&what);
         }
+    }
+
+    /// A guest in a folder that is ready.
+    fn start(&self, spec: &MachineSpec, root: PathBuf) -> Result<(), EngineError> {
         let mut env = spec.env.clone();
         env.entry("PATH".into())
             .or_insert_with(|| std::env::var("PATH").unwrap_or_default());
@@ -176,25 +188,11 @@ impl FakeEngine {
                 memory_limit_bytes: spec.memory_bytes,
                 counted: Counted::default(),
                 egress: spec.egress.clone(),
-                paused: false,
+                binds: spec.binds.clone(),
                 connections: JoinSet::new(),
             },
         );
         Ok(())
-    }
-
-    fn set_paused(&self, id: &str, paused: bool) -> Result<(), EngineError> {
-        let mut machines = self.lock();
-        let machine = machines
-            .get_mut(id)
-            .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
-        machine.paused = paused;
-        Ok(())
-    }
-
-    fn is_told_to_fail(&self, words: &[&str]) -> bool {
-        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        words.iter().any(|word| failing.contains(*word))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Machine>> {
@@ -225,18 +223,6 @@ impl Drop for FakeEngine {
     }
 }
 
-fn step(step: &str) -> impl FnOnce(io::Error) -> EngineError {
-    let step = step.to_owned();
-    move |error| EngineError::Step {
-        step,
-        reason: error.to_string(),
-    }
-}
-
-fn told_to_fail(at: &str) -> EngineError {
-    step(at)(io::Error::other("told to fail"))
-}
-
 /// Copies the layers, lowest first, so that the folder looks like the overlay would.
 fn populate(root: &Path, spec: &MachineSpec) -> io::Result<()> {
     for dir in ["tmp", "etc", "root", "workspace"] {
@@ -251,7 +237,40 @@ fn populate(root: &Path, spec: &MachineSpec) -> io::Result<()> {
         }
         copy_tree(layer, root)?;
     }
+    for bind in &spec.binds {
+        show(root, bind)?;
+    }
     std::fs::create_dir_all(root.join(spec.cwd.trim_start_matches('/')))
+}
+
+/// What a bind shows.
+fn shown(bind: &Bind) -> PathBuf {
+    match &bind.beneath {
+        Some(beneath) => bind.source.join(beneath),
+        None => bind.source.clone(),
+    }
+}
+
+fn place(root: &Path, target: &Path) -> PathBuf {
+    root.join(target.strip_prefix("/").unwrap_or(target))
+}
+
+fn show(root: &Path, bind: &Bind) -> io::Result<()> {
+    let at = place(root, &bind.target);
+    if let Some(parent) = at.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    // An empty directory is covered, as a mount covers it.
+    let _ = std::fs::remove_dir(&at);
+    std::os::unix::fs::symlink(shown(bind), at)
+}
+
+fn step(step: &str) -> impl FnOnce(io::Error) -> EngineError {
+    let step = step.to_owned();
+    move |e: io::Error| EngineError::Step {
+        step,
+        reason: e.to_string(),
+    }
 }
 
 fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
@@ -290,10 +309,9 @@ impl Engine for FakeEngine {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            isolated: false,
-            pause: true,
-            hibernate: true,
-            fork: true,
+            hibernate: self.keeps_memory,
+            fork: self.keeps_memory,
+            ..Capabilities::default()
         }
     }
 
@@ -303,8 +321,14 @@ impl Engine for FakeEngine {
 
     async fn create(&self, spec: &MachineSpec) -> Result<(), EngineError> {
         spec.validate()?;
-        if self.is_told_to_fail(&[&spec.id, &spec.hostname]) {
-            return Err(told_to_fail("create"));
+        {
+            let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+            if failing.contains(&spec.id) || failing.contains(&spec.hostname) {
+                return Err(EngineError::Step {
+                    step: "create".into(),
+                    reason: "told to fail".into(),
+                });
+            }
         }
         for layer in &spec.lower {
             if !layer.is_dir() {
@@ -317,7 +341,78 @@ impl Engine for FakeEngine {
         if self.lock().contains_key(&spec.id) {
             return Err(EngineError::Exists(spec.id.clone()));
         }
-        self.start(spec, |root| populate(root, spec))
+        let root = self.machine_root(&spec.id);
+        if let Err(error) = populate(&root, spec) {
+            let _ = std::fs::remove_dir_all(&root);
+            return Err(step("populate")(error));
+        }
+        self.start(spec, root)
+    }
+
+    async fn checkpoint(
+        &self,
+        id: &str,
+        target: &Path,
+        afterwards: Afterwards,
+    ) -> Result<Checkpoint, EngineError> {
+        if !self.keeps_memory {
+            return Err(self.cannot("keep memory"));
+        }
+        let _may_end = self.ending.lock().await;
+        let root = self
+            .lock()
+            .get(id)
+            .map(|machine| machine.root.clone())
+            .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
+        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let fails = failing.contains(&format!("checkpoint {id}"));
+        drop(failing);
+        let work = || -> io::Result<Checkpoint> {
+            if fails {
+                return Err(io::Error::other("told to fail"));
+            }
+            std::fs::create_dir(target)?;
+            copy_tree(&root, &target.join("root"))?;
+            std::fs::write(target.join("memory"), format!("there is none: {id}\n"))?;
+            let made = Checkpoint::of(target, self.name, FORMAT)?;
+            made.write(target)?;
+            Ok(made)
+        };
+        let checkpoint = work().map_err(|error| {
+            let _ = std::fs::remove_dir_all(target);
+            step("checkpoint")(error)
+        })?;
+        if afterwards == Afterwards::End
+            && let Some(machine) = self.lock().remove(id)
+        {
+            machine.end();
+        }
+        Ok(checkpoint)
+    }
+
+    async fn restore(&self, spec: &MachineSpec, from: &Path) -> Result<(), EngineError> {
+        if !self.keeps_memory {
+            return Err(self.cannot("keep memory"));
+        }
+        spec.validate()?;
+        if self.lock().contains_key(&spec.id) {
+            return Err(EngineError::Exists(spec.id.clone()));
+        }
+        let made = Checkpoint::read(from)
+            .ok_or_else(|| EngineError::Checkpoint("its record is not there".into()))?;
+        if made.engine != self.name || made.format != FORMAT {
+            return Err(EngineError::Checkpoint(format!(
+                "it is of {} {}",
+                made.engine, made.format
+            )));
+        }
+        made.prove(from)?;
+        let root = self.machine_root(&spec.id);
+        if let Err(error) = copy_tree(&from.join("root"), &root) {
+            let _ = std::fs::remove_dir_all(&root);
+            return Err(step("restore")(error));
+        }
+        self.start(spec, root)
     }
 
     async fn destroy(&self, id: &str) -> Result<(), EngineError> {
@@ -344,68 +439,6 @@ impl Engine for FakeEngine {
         })
     }
 
-    async fn pause(&self, id: &str) -> Result<(), EngineError> {
-        self.set_paused(id, true)
-    }
-
-    async fn unpause(&self, id: &str) -> Result<(), EngineError> {
-        self.set_paused(id, false)
-    }
-
-    async fn checkpoint(
-        &self,
-        id: &str,
-        target: &Path,
-        afterwards: Afterwards,
-    ) -> Result<Checkpoint, EngineError> {
-        let root = self
-            .lock()
-            .get(id)
-            .map(|machine| machine.root.clone())
-            .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
-        if self.is_told_to_fail(&[id]) {
-            return Err(told_to_fail("checkpoint"));
-        }
-        let work = || -> io::Result<Checkpoint> {
-            std::fs::create_dir(target)?;
-            copy_tree(&root, &target.join("layer"))?;
-            std::fs::write(target.join("memory"), format!("there is none: {id}\n"))?;
-            let made = Checkpoint::of(target, self.name, FORMAT)?;
-            made.write(target)?;
-            Ok(made)
-        };
-        let made = work().map_err(|error| {
-            let _ = std::fs::remove_dir_all(target);
-            step("checkpoint")(error)
-        })?;
-        if afterwards == Afterwards::End
-            && let Some(machine) = self.lock().remove(id)
-        {
-            machine.end();
-        }
-        Ok(made)
-    }
-
-    async fn restore(&self, spec: &MachineSpec, from: &Path) -> Result<(), EngineError> {
-        spec.validate()?;
-        if self.is_told_to_fail(&[&spec.id, &spec.hostname]) {
-            return Err(told_to_fail("restore"));
-        }
-        if self.lock().contains_key(&spec.id) {
-            return Err(EngineError::Exists(spec.id.clone()));
-        }
-        let made = Checkpoint::read(from)
-            .ok_or_else(|| EngineError::Damaged("its record is not there".into()))?;
-        if made.engine != self.name || made.format != FORMAT {
-            return Err(EngineError::Damaged(format!(
-                "it is of {} {}",
-                made.engine, made.format
-            )));
-        }
-        made.prove(from)?;
-        self.start(spec, |root| copy_tree(&from.join("layer"), root))
-    }
-
     async fn list(&self) -> Result<Vec<LiveMachine>, EngineError> {
         Ok(self
             .lock()
@@ -422,15 +455,6 @@ impl Engine for FakeEngine {
         let machine = machines
             .get_mut(id)
             .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
-        if machine.paused {
-            // It does not answer: this end is held, and nobody reads.
-            let (ours, theirs) = tokio::io::duplex(64 << 10);
-            machine.connections.spawn(async move {
-                let _held = theirs;
-                std::future::pending::<()>().await;
-            });
-            return Ok(Box::new(ours));
-        }
         let (ours, theirs) = tokio::io::duplex(64 << 10);
         let guest = machine.guest.clone();
         machine
@@ -462,8 +486,16 @@ impl Engine for FakeEngine {
     }
 
     async fn set_egress(&self, id: &str, rules: &Rules) -> Result<(), EngineError> {
-        if self.is_told_to_fail(&[id]) {
-            return Err(told_to_fail("set the rules"));
+        if self
+            .failing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(id)
+        {
+            return Err(EngineError::Step {
+                step: "set the rules".into(),
+                reason: "told to fail".into(),
+            });
         }
         let mut machines = self.lock();
         let machine = machines
@@ -471,6 +503,57 @@ impl Engine for FakeEngine {
             .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
         machine.egress = rules.clone();
         Ok(())
+    }
+
+    async fn attach(&self, id: &str, bind: &Bind) -> Result<(), EngineError> {
+        bind.validate()?;
+        let mut machines = self.lock();
+        let machine = machines
+            .get_mut(id)
+            .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
+        if machine.binds.contains(bind) {
+            return Ok(());
+        }
+        if machine.binds.iter().any(|b| b.target == bind.target) {
+            let what = format!("{} has a bind already", bind.target.display());
+            return Err(EngineError::InvalidSpec(what));
+        }
+        if !shown(bind).is_dir() {
+            let what = format!("{} is no directory", shown(bind).display());
+            return Err(EngineError::InvalidSpec(what));
+        }
+        show(&machine.root, bind).map_err(|e| {
+            let what = format!("bind target {}: {e}", bind.target.display());
+            EngineError::InvalidSpec(what)
+        })?;
+        machine.binds.push(bind.clone());
+        Ok(())
+    }
+
+    async fn detach(&self, id: &str, target: &Path) -> Result<(), EngineError> {
+        let mut machines = self.lock();
+        let machine = machines
+            .get_mut(id)
+            .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
+        if let Some(n) = machine.binds.iter().position(|b| b.target == target) {
+            machine.binds.remove(n);
+            let at = place(&machine.root, target);
+            std::fs::remove_file(&at)
+                .and_then(|()| std::fs::create_dir(&at))
+                .map_err(|e| EngineError::Step {
+                    step: "detach".into(),
+                    reason: e.to_string(),
+                })?;
+        }
+        Ok(())
+    }
+
+    async fn attached(&self, id: &str) -> Result<Vec<Bind>, EngineError> {
+        let machines = self.lock();
+        let machine = machines
+            .get(id)
+            .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
+        Ok(machine.binds.clone())
     }
 
     fn denials(&self) -> broadcast::Receiver<Denial> {
@@ -490,6 +573,8 @@ mod tests {
     async fn keeps_the_contract() -> Result<(), Box<dyn std::error::Error>> {
         let layer = tempfile::tempdir()?;
         let engine = FakeEngine::new()?;
+        crate::conformance::run(&engine, &[layer.path().to_owned()]).await;
+        let engine = FakeEngine::with_memory()?;
         crate::conformance::run(&engine, &[layer.path().to_owned()]).await;
         Ok(())
     }

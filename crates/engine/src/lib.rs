@@ -19,8 +19,8 @@ pub use checkpoint::{Afterwards, Checkpoint};
 pub use nullspace_egress as egress;
 pub use nullspace_protocol::BoxedIo;
 pub use spec::{
-    Bind, Capabilities, Denial, DeniedTarget, ExitReason, LiveMachine, MachineExit, MachineSpec,
-    Usage,
+    Bind, Capabilities, Denial, DeniedTarget, ExitReason, LiveMachine, MAX_BINDS, MachineExit,
+    MachineSpec, Usage,
 };
 
 use async_trait::async_trait;
@@ -49,9 +49,12 @@ pub enum EngineError {
         /// The missing ability, as a verb phrase.
         what: &'static str,
     },
-    /// A checkpoint is not what was written, or cannot be proven to be: nothing was made of it.
-    #[error("the checkpoint cannot be used: {0}")]
-    Damaged(String),
+    /// The disk is full. What was there before is unharmed.
+    #[error("the disk is full: {0}")]
+    NoSpace(String),
+    /// A checkpoint is not there, is not whole or was changed, or was written by an engine that is not like this one.
+    #[error("no machine can be made of the checkpoint: {0}")]
+    Checkpoint(String),
     /// A step of building or ending the machine failed.
     #[error("{step} failed: {reason}")]
     Step {
@@ -78,9 +81,9 @@ pub trait Engine: Send + Sync + 'static {
     /// ask for none by name.
     fn capabilities(&self) -> Capabilities;
 
-    /// What is done for machines that ask for this engine; `None` when there is none of that name here.
-    fn capabilities_of(&self, engine: &str) -> Option<Capabilities> {
-        (engine == self.name()).then(|| self.capabilities())
+    /// The same for one machine, where several engines are behind one.
+    async fn capabilities_of(&self, _id: &str) -> Result<Capabilities, EngineError> {
+        Ok(self.capabilities())
     }
 
     /// Whether a machine could be created now; the error says what is in the way.
@@ -139,8 +142,9 @@ pub trait Engine: Send + Sync + 'static {
     /// listening ports. Returns once its guest answers.
     ///
     /// As for [`Engine::create`], but what was started in the checkpoint has its environment and directory already.
-    /// Before anything of it runs the engine proves the checkpoint by the digest in its record; the caller compares
-    /// that with the one it was given. It is only read: afterwards it is as it was.
+    /// Before anything of it runs the engine proves the checkpoint by the digest in its record ([`EngineError::Checkpoint`]
+    /// when it is not what was written); the caller compares that with the one it was given. It is only read, and once this
+    /// returns it may be removed.
     /// The caller guarantees that the layers and binds are those of the machine that was kept. Id, host name and address may be
     /// others; several machines may be built from one checkpoint, and share nothing that can change. The engine owes
     /// besides: a clock that is right and random numbers that were not drawn before.
@@ -187,6 +191,44 @@ pub trait Engine: Send + Sync + 'static {
     ///
     /// What no rules open: the host's own services, other machines, link-local and metadata addresses.
     async fn set_egress(&self, id: &str, rules: &egress::Rules) -> Result<(), EngineError>;
+
+    /// Shows a host directory in a live machine. When this returns every process of the machine sees it.
+    ///
+    /// The caller guarantees that `bind.source` is a directory that stays in place until it was detached or the machine is
+    /// gone. The engine owes: all or nothing; the same bind again is fine; nothing that is in the source or in the machine
+    /// (links, directories that are swapped meanwhile) leads to another place of the host or the machine; owners in it are
+    /// those that other machines see, whatever ids each has; writes to a read-only one are refused by the kernel.
+    ///
+    /// [`EngineError::NotFound`] when the machine is not alive, [`EngineError::InvalidSpec`] when the target cannot be a
+    /// directory or has another bind already, or `bind.beneath` is no directory or leads through a link.
+    async fn attach(&self, _id: &str, _bind: &Bind) -> Result<(), EngineError> {
+        Err(EngineError::Unsupported {
+            engine: self.name(),
+            what: "attach volumes to a machine that runs",
+        })
+    }
+
+    /// Takes a bind away, one that [`Engine::create`] made or [`Engine::attach`]. When this returns nobody can open anything
+    /// in it any more; what processes have open (files, working directories) they keep until they close it, so that nothing
+    /// that is busy refuses. One that is not there is fine. The (empty) directory at the target stays.
+    ///
+    /// [`EngineError::NotFound`] when the machine is not alive.
+    async fn detach(&self, _id: &str, _target: &std::path::Path) -> Result<(), EngineError> {
+        Err(EngineError::Unsupported {
+            engine: self.name(),
+            what: "detach volumes from a machine that runs",
+        })
+    }
+
+    /// The binds that a live machine has now: those of its spec and those attached since, less those detached.
+    ///
+    /// [`EngineError::NotFound`] when it is not alive.
+    async fn attached(&self, _id: &str) -> Result<Vec<Bind>, EngineError> {
+        Err(EngineError::Unsupported {
+            engine: self.name(),
+            what: "say what is attached to a machine",
+        })
+    }
 
     /// What machines with rules were kept from, from now on, within seconds and bounded for each machine. A lagging
     /// receiver misses some.

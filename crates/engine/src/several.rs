@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use tokio::sync::broadcast;
 
 use crate::{
-    Afterwards, BoxedIo, Capabilities, Checkpoint, Denial, Engine, EngineError, LiveMachine,
+    Afterwards, Bind, BoxedIo, Capabilities, Checkpoint, Denial, Engine, EngineError, LiveMachine,
     MachineExit, MachineSpec, Usage, egress::Rules,
 };
 
@@ -144,8 +144,8 @@ impl Engine for Several {
         self.engines[0].capabilities()
     }
 
-    fn capabilities_of(&self, engine: &str) -> Option<Capabilities> {
-        self.engines.iter().find_map(|e| e.capabilities_of(engine))
+    async fn capabilities_of(&self, id: &str) -> Result<Capabilities, EngineError> {
+        Ok(self.of(id).await?.capabilities())
     }
 
     async fn health(&self) -> Result<(), EngineError> {
@@ -228,6 +228,18 @@ impl Engine for Several {
         self.of(id).await?.connect(id, port).await
     }
 
+    async fn attach(&self, id: &str, bind: &Bind) -> Result<(), EngineError> {
+        self.of(id).await?.attach(id, bind).await
+    }
+
+    async fn detach(&self, id: &str, target: &Path) -> Result<(), EngineError> {
+        self.of(id).await?.detach(id, target).await
+    }
+
+    async fn attached(&self, id: &str) -> Result<Vec<Bind>, EngineError> {
+        self.of(id).await?.attached(id).await
+    }
+
     async fn usage(&self, id: &str) -> Result<Usage, EngineError> {
         self.of(id).await?.usage(id).await
     }
@@ -278,8 +290,8 @@ mod tests {
         assert!(matches!(again, Err(EngineError::Exists(_))), "{again:?}");
         let nobody = door.create(&spec("c", Some("microvm"))).await;
         assert!(matches!(nobody, Err(EngineError::InvalidSpec(_))));
-        assert_eq!(door.capabilities_of("microvm"), None);
-        assert!(door.capabilities_of("other").is_some());
+        assert!(door.capabilities_of("c").await.is_err());
+        assert!(door.capabilities_of("b").await.is_ok());
 
         let next = both();
         let mut live: Vec<_> = next.list().await.unwrap();

@@ -5,16 +5,51 @@ use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
 use nullspace_egress::{Name, Rules};
 use serde::{Deserialize, Serialize};
 
-/// A host path shown inside a machine.
+/// A host path shown inside a machine. Programs in it get no rights by set-user-id bits, and device nodes are ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
     /// Absolute host path, opened by the engine.
     pub source: PathBuf,
-    /// Absolute path inside the machine; made if missing.
+    /// A directory beneath `source` that is shown instead of it: a clean relative path. What is in `source` may be hostile
+    /// then (a volume, which machines write to): the engine opens this path beneath `source` and through no link.
+    #[serde(default)]
+    pub beneath: Option<PathBuf>,
+    /// Absolute path inside the machine; made if missing. No link on the way is followed.
     pub target: PathBuf,
     /// Whether writes are refused.
     pub read_only: bool,
 }
+
+impl Bind {
+    /// Checks what [`MachineSpec::validate`] checks of its binds. Engines call it before they attach one.
+    ///
+    /// # Errors
+    /// [`crate::EngineError::InvalidSpec`] with what is wrong.
+    pub fn validate(&self) -> Result<(), crate::EngineError> {
+        let bad = |what: String| Err(crate::EngineError::InvalidSpec(what));
+        let source = self.source.to_string_lossy();
+        if !self.source.is_absolute() || source.contains([':', ',', '\\', '\0']) {
+            return bad(format!(
+                "bind source {source:?} is not absolute or holds one of : , \\"
+            ));
+        }
+        let target = self.target.to_string_lossy();
+        if !clean_absolute(&target) || target == "/" {
+            return bad(format!(
+                "bind target {target:?} is not a clean absolute path"
+            ));
+        }
+        match &self.beneath {
+            Some(beneath) if !clean_absolute(&format!("/{}", beneath.to_string_lossy())) => bad(
+                format!("bind beneath {beneath:?} is not a clean relative path"),
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Binds of one machine.
+pub const MAX_BINDS: usize = 64;
 
 /// Everything an engine needs to build one machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,11 +103,7 @@ impl MachineSpec {
         if self.lower.is_empty() || self.lower.len() > 32 {
             return bad("lower must name 1 to 32 layers".into());
         }
-        for path in self
-            .lower
-            .iter()
-            .chain(self.binds.iter().map(|b| &b.source))
-        {
+        for path in &self.lower {
             let text = path.to_string_lossy();
             if !path.is_absolute() || text.contains([':', ',', '\\', '\0']) {
                 return bad(format!(
@@ -80,13 +111,11 @@ impl MachineSpec {
                 ));
             }
         }
+        if self.binds.len() > MAX_BINDS {
+            return bad(format!("binds must be at most {MAX_BINDS}"));
+        }
         for bind in &self.binds {
-            if !crate::spec::clean_absolute(&bind.target.to_string_lossy()) {
-                return bad(format!(
-                    "bind target {:?} is not a clean absolute path",
-                    bind.target
-                ));
-            }
+            bind.validate()?;
         }
         if !clean_absolute(&self.cwd) {
             return bad(format!("cwd {:?} is not a clean absolute path", self.cwd));
@@ -158,9 +187,9 @@ pub enum DeniedTarget {
     Address {
         /// Where to.
         address: Ipv4Addr,
-        /// The protocol's number: 6 is TCP, 17 UDP.
+        /// The protocol's number: 1 is ICMP, 6 TCP, 17 UDP.
         protocol: u8,
-        /// The port.
+        /// The port; 0 where there are none.
         port: u16,
     },
 }

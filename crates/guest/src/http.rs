@@ -20,7 +20,7 @@ use crate::{
     files,
     output::{FIRST_FOLLOWER, Next},
     process::{self, Process},
-    search, sftp, staging, tunnel, watch,
+    search, sftp, staging, tunnel, unpack, watch,
 };
 
 /// The most JSON a request may carry: a command line and its environment.
@@ -163,6 +163,9 @@ async fn answer(
             Ok(response)
         }
         (&Method::PUT, ["files", "raw"]) => ok(&files::write(guest, form(query)?, body).await?),
+        (&Method::PUT, ["files", "unpack"]) => {
+            ok(&unpack::unpack(guest, form(query)?, body).await?)
+        }
         (&Method::GET, ["files", "tar"]) => Ok(Response::new(chunked(
             files::tar(guest, form(query)?).await?,
         ))),

@@ -24,6 +24,7 @@ mod sftp;
 mod staging;
 mod terminal;
 mod tunnel;
+mod unpack;
 mod users;
 mod watch;
 

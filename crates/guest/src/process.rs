@@ -1,7 +1,7 @@
 //! Commands: starting them, reading their output, ending their trees.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::{CString, OsStr},
     fs::File,
     io,
@@ -34,6 +34,7 @@ use crate::{
     login::Login,
     output::{Exit, Log},
     terminal::Terminal,
+    users::Names,
 };
 
 /// Ended processes that are remembered; the oldest are forgotten first.
@@ -238,7 +239,16 @@ pub(crate) fn start(
     if request.argv.is_empty() || request.argv[0].is_empty() {
         return Err(Error::invalid("the command is empty"));
     }
+    let wanted = request.user.take().filter(|_| login.is_none());
+    let user = match &wanted {
+        Some(user) => Some(Names::read(&guest.host_path("/etc")).identity(user)?),
+        None => None,
+    };
     let mut env = defaults.env.clone();
+    if let Some(user) = &user {
+        // The machine's own word for its root's home is not theirs.
+        env.insert("HOME".to_owned(), user.home.clone());
+    }
     env.extend(request.env);
     let cwd = request.cwd.unwrap_or_else(|| defaults.cwd.clone());
     let cwd_path = guest.host_path(&cwd);
@@ -272,7 +282,10 @@ pub(crate) fn start(
         None => Wires::pipes(request.stdin),
     };
     let wires = wires.map_err(|e| Error::io("standard input and output", &e))?;
-    let user = login.as_ref().and_then(Login::other_than_root);
+    let user = match &login {
+        Some(login) => login.other_than_root(),
+        None => user.as_ref().filter(|user| user.uid != 0 || user.gid != 0),
+    };
     if let (Some(user), Some(_)) = (user, &wires.terminal) {
         // It is opened by name, too. Where that is not to be had the three that are open still serve.
         let owner = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
@@ -516,28 +529,38 @@ fn drain_once(
     }
 }
 
-/// Kills a process, its group, its session and everything below it. Children are looked for again until
-/// none is new, so that a tree that forks while it dies does not get away.
+/// Kills a process, its group, its session and everything below it. All of it is found before any of it is killed:
+/// what a process that is dead has started belongs to process 1. Then it is looked for again until none is new, so that
+/// a tree that forks while it dies does not get away; what it forks is in a session that is known.
 fn kill_tree(root: u32) {
-    let mut killed = std::collections::BTreeSet::new();
-    if let Some(pid) = Pid::from_raw(root as i32) {
-        let _ = kill_process_group(pid, Signal::KILL);
-        let _ = kill_process(pid, Signal::KILL);
-    }
-    killed.insert(root);
+    let mut tree = BTreeSet::from([root]);
+    let mut killed = BTreeSet::new();
     for _ in 0..16 {
-        let mut grew = false;
-        for (pid, parent, session) in processes() {
-            if (session == root || killed.contains(&parent)) && killed.insert(pid) {
-                grew = true;
-                if let Some(pid) = Pid::from_raw(pid as i32) {
-                    let _ = kill_process(pid, Signal::KILL);
-                }
+        let living = processes();
+        // A child may be listed before its parent.
+        loop {
+            let is_new = |&&(pid, parent, session): &&(u32, u32, u32)| {
+                !tree.contains(&pid) && (tree.contains(&parent) || tree.contains(&session))
+            };
+            let new: Vec<u32> = living.iter().filter(is_new).map(|(pid, ..)| *pid).collect();
+            if new.is_empty() {
+                break;
             }
+            tree.extend(new);
         }
-        if !grew {
+        let new: Vec<u32> = tree.difference(&killed).copied().collect();
+        if new.is_empty() {
             return;
         }
+        if killed.is_empty()
+            && let Some(group) = Pid::from_raw(root as i32)
+        {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        for pid in new.iter().filter_map(|pid| Pid::from_raw(*pid as i32)) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        killed.extend(new);
     }
 }
 

@@ -388,3 +388,27 @@ pub(crate) async fn discard(guest: &Guest, request: DiscardRequest) -> Result<()
         })
         .await
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_appears_at_the_last_moment_is_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = |name: &str| Target {
+            shown: format!("/{name}"),
+            real: directory.path().join(name),
+        };
+        let (staging, there) = (target("staged"), target("there"));
+        for (conflict, kept) in [(Conflict::Error, "old"), (Conflict::Replace, "new")] {
+            fs::write(&staging.real, "new").unwrap();
+            fs::write(&there.real, "old").unwrap();
+            let file = File::open(&staging.real).unwrap();
+            let published = publish_file(&file, &staging, &there, conflict);
+            assert_eq!(published.is_err(), kept == "old");
+            assert_eq!(fs::read_to_string(&there.real).unwrap(), kept);
+        }
+    }
+}

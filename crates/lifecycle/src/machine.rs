@@ -1,21 +1,25 @@
 //! The life of a machine.
 //!
 //! ```text
-//!            Requested                 Built                     
-//!   (none) ────────────▶ creating ───────────────▶ running ──────────┐ TimeLimit(destroy)
-//!                          │   │                    │    │           │ Destroy
-//!                BuildFailed   │ Destroy      Ended │    └───────────┤
-//!                     Gone │   │               Gone │                ▼
-//!                          ▼   └───────────────────────────────▶ destroyed
-//!                        error ◀────────────────────┘                ▲
-//!                          └─────────────────────── Destroy ─────────┘
+//!            Requested                 Built                       Hibernated
+//!   (none) ────────────▶ creating ───────────────▶ running ───────────────────▶ paused
+//!                          │   │                    │ │ │ ◀──────────────────── │  │ │
+//!                BuildFailed   │ Destroy      Ended │ │ │ Destroy    Resumed    │  │ │ Ended
+//!                     Gone │   │               Gone │ │ │ TimeLimit(destroy)    │  │ │ Gone
+//!                          │   │                    │ │ ▼               Destroy │  │ │
+//!                          │   └────────────────────┼─┴─▶ destroyed ◀──────────┴──┘ │
+//!                          ▼                        │         ▲                     │
+//!                        error ◀────────────────────┴─────────┼─────────────────────┘
+//!                          └──────────────────────── Destroy ─┘
 //! ```
-//! `paused` has its place (hibernate, a later piece of work) but nothing leads there yet.
-//!
 //! The happy path: `Requested` records `creating`; the engine builds; `Built` records `running` and arms
 //! the time limit; `Destroy` records `destroyed` while the engine ends the machine. Facts found at
 //! start-up (`Alive`, `Gone`) bring record and reality together again: the record follows reality, except
 //! that what was recorded as ended is ended.
+//!
+//! Stopping with memory kept takes two steps each way: `Hibernate` is recorded as asked for, the engine acts, and
+//! `Hibernated` or `HibernateFailed` says what came of it; `Resume`, `Resumed` and `ResumeFailed` likewise. Until the second step
+//! the machine is what it was: one that could not be kept goes on running, one that could not be woken stays paused.
 
 /// Where a machine stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -112,6 +116,22 @@ pub enum Input {
     SetTimeLimit,
     /// Its time limit, with action destroy, is reached.
     TimeLimit,
+    /// Its time limit, with action hibernate, is reached.
+    TimeLimitHibernate,
+    /// Its time limit is near.
+    TimeLimitNear,
+    /// Somebody wants it stopped with its memory kept.
+    Hibernate,
+    /// The engine has kept it; nothing of it runs.
+    Hibernated,
+    /// The engine could not keep it; it runs as before.
+    HibernateFailed,
+    /// Somebody wants a paused one to go on, or uses it.
+    Resume,
+    /// It goes on.
+    Resumed,
+    /// It could not go on; what was kept is as before.
+    ResumeFailed,
     /// The engine says that it ended by itself.
     Ended(Loss),
     /// At start-up: the engine keeps it alive and its guest answers.
@@ -128,6 +148,14 @@ pub enum Action {
     StartClock,
     /// Count the recorded time limit on.
     KeepClock,
+    /// Count the whole time limit again, from now.
+    RestartClock,
+    /// Count no more.
+    StopClock,
+    /// Have the engine stop it and keep its memory.
+    Hibernate,
+    /// Have the engine let it go on.
+    Resume,
     /// Have the engine end whatever is left.
     EndMachine,
 }
@@ -146,7 +174,7 @@ pub enum Actor {
 /// What the event log says about a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// `create`, `destroy`, `timeout_updated`, `timeout_expired` or `reconcile`.
+    /// `create`, `destroy`, `timeout_updated`, `timeout_expired`, `hibernate`, `resume_from_snapshot` or `reconcile`.
     pub operation: &'static str,
     /// `requested`, `succeeded` or `failed`.
     pub status: &'static str,
@@ -253,6 +281,68 @@ pub fn step(state: State, input: Input) -> Result<Step, Refused> {
             &[event("timeout_updated", "succeeded", Actor::User)],
             &[Action::KeepClock],
         ),
+        // Said before anything is done to what runs.
+        (Running, Input::TimeLimitNear) => to(
+            Running,
+            &[Event {
+                reason: Some("near"),
+                ..event("timeout_expired", "requested", Actor::System)
+            }],
+            &[],
+        ),
+        (Running, Input::TimeLimitHibernate) => to(
+            Running,
+            &[
+                event("timeout_expired", "succeeded", Actor::System),
+                Event {
+                    reason: Some("timeout"),
+                    ..event("hibernate", "requested", Actor::System)
+                },
+            ],
+            &[Action::Hibernate],
+        ),
+        (Running, Input::Hibernate) => to(
+            Running,
+            &[event("hibernate", "requested", Actor::User)],
+            &[Action::Hibernate],
+        ),
+        (Running, Input::Hibernated) => to(
+            Paused,
+            &[event("hibernate", "succeeded", Actor::System)],
+            &[Action::StopClock],
+        ),
+        (Running, Input::HibernateFailed) => to(
+            Running,
+            &[event("hibernate", "failed", Actor::System)],
+            &[Action::KeepClock],
+        ),
+        (Paused, Input::Resume) => to(
+            Paused,
+            &[event("resume_from_snapshot", "requested", Actor::User)],
+            &[Action::Resume],
+        ),
+        (Paused, Input::Resumed) => to(
+            Running,
+            &[event("resume_from_snapshot", "succeeded", Actor::System)],
+            &[Action::RestartClock],
+        ),
+        (Paused, Input::ResumeFailed) => to(
+            Paused,
+            &[event("resume_from_snapshot", "failed", Actor::System)],
+            &[],
+        ),
+        // The server died between waking it and recording that: it runs, so let it.
+        (Paused, Input::Alive) => to(
+            Running,
+            &[Event {
+                reason: Some("adopted_at_start"),
+                ..event("resume_from_snapshot", "succeeded", Actor::Reconcile)
+            }],
+            &[Action::RestartClock],
+        ),
+        // Its memory was on the host, and is no more.
+        (Paused, Input::Gone) => lost("reconcile", Actor::Reconcile, Loss::GoneAtStart),
+        (Paused, Input::Ended(loss)) => lost("reconcile", Actor::System, loss),
         // Only the policy: the clock starts when it runs again.
         (Paused, Input::SetTimeLimit) => to(
             Paused,
@@ -275,24 +365,22 @@ pub fn step(state: State, input: Input) -> Result<Step, Refused> {
             &[Action::EndMachine],
         ),
         // The end of what was ended already is no news.
-        (Destroyed | Error, Input::Ended(_) | Input::Gone | Input::TimeLimit) => {
-            to(state, &[], &[])
+        (
+            Destroyed | Error,
+            Input::Ended(_)
+            | Input::Gone
+            | Input::TimeLimit
+            | Input::TimeLimitHibernate
+            | Input::TimeLimitNear,
+        ) => to(state, &[], &[]),
+        // What was kept or woken of one that was ended meanwhile is ended.
+        (Destroyed | Error, Input::Hibernated | Input::Resumed) => {
+            to(state, &[], &[Action::EndMachine])
         }
         // A build that was overtaken by a destroy: what was built is ended.
         (Destroyed | Error, Input::Built) => to(state, &[], &[Action::EndMachine]),
         (Destroyed | Error, Input::BuildFailed) => to(state, &[], &[]),
-        (Creating, Input::SetTimeLimit | Input::TimeLimit)
-        | (Running, Input::Built | Input::BuildFailed)
-        | (
-            Paused,
-            Input::Built
-            | Input::BuildFailed
-            | Input::TimeLimit
-            | Input::Ended(_)
-            | Input::Alive
-            | Input::Gone,
-        )
-        | (Destroyed | Error, Input::SetTimeLimit) => Err(Refused { state }),
+        (_, _) => Err(Refused { state }),
     }
 }
 
@@ -314,6 +402,14 @@ mod tests {
             Just(Input::Destroy),
             Just(Input::SetTimeLimit),
             Just(Input::TimeLimit),
+            Just(Input::TimeLimitHibernate),
+            Just(Input::TimeLimitNear),
+            Just(Input::Hibernate),
+            Just(Input::Hibernated),
+            Just(Input::HibernateFailed),
+            Just(Input::Resume),
+            Just(Input::Resumed),
+            Just(Input::ResumeFailed),
             loss.prop_map(Input::Ended),
             Just(Input::Alive),
             Just(Input::Gone),
@@ -341,11 +437,16 @@ mod tests {
                 if step.state.has_ended() && !state.has_ended() {
                     prop_assert_eq!(&step.actions[..], &[Action::EndMachine]);
                 }
-                if step.state.has_ended() {
-                    prop_assert!(!step.actions.contains(&Action::StartClock));
-                    prop_assert!(!step.actions.contains(&Action::KeepClock));
-                }
-                prop_assert!(step.state != State::Paused);
+                // A time limit runs for what runs, and for nothing else.
+                let counts = step.actions.iter().any(|a| matches!(a, Action::StartClock | Action::KeepClock | Action::RestartClock));
+                prop_assert!(!counts || step.state == State::Running);
+                prop_assert_eq!(
+                    step.actions.contains(&Action::StopClock),
+                    step.state == State::Paused && state != State::Paused
+                );
+                // Nothing is acted on that is not in the log.
+                let acts = step.actions.iter().any(|a| matches!(a, Action::Hibernate | Action::Resume));
+                prop_assert!(!acts || step.events.iter().any(|e| e.status == "requested"));
                 state = step.state;
             }
         }

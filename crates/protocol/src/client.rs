@@ -25,7 +25,7 @@ use crate::{
     types::{
         ErrorBody, ErrorKind, ExecRequest, FileInfo, Hello, OutputQuery, PathRequest,
         PermissionsRequest, ProcessInfo, ReadQuery, RenameRequest, SignalRequest, Started,
-        TerminalSize, WriteQuery,
+        TerminalSize, UnpackQuery, Unpacked, WriteQuery,
     },
 };
 
@@ -313,6 +313,22 @@ impl GuestClient {
         let step = "writing a file";
         let response = (self.connection)
             .send_stream(Method::PUT, &path, data, step)
+            .await?;
+        json(accepted(&path, response).await?).await
+    }
+
+    /// Unpacks a tar over what is there.
+    ///
+    /// # Errors
+    /// `Invalid` for an archive that is none or does not fit what is there, or an unknown owner; `NoSpace`; an error of
+    /// `data` is [`GuestError::Lost`]. Some of it may be there then.
+    pub async fn unpack<S>(&self, query: &UnpackQuery, data: S) -> Result<Unpacked, GuestError>
+    where
+        S: Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static,
+    {
+        let path = format!("/files/unpack?{}", query_string(query));
+        let response = (self.connection)
+            .send_stream(Method::PUT, &path, data, "unpacking an archive")
             .await?;
         json(accepted(&path, response).await?).await
     }

@@ -23,7 +23,7 @@ pub use search::{ReplaceRequest, Replaced, SearchMatch, SearchRequest};
 pub use types::{
     Connected, ErrorBody, ErrorKind, ExecRequest, FileInfo, FileKind, Hello, Login, MkdirRequest,
     OutputQuery, PathRequest, PermissionsRequest, ProcessInfo, ReadQuery, RenameRequest, Retain,
-    SignalRequest, Started, Terminal, TerminalSize, WriteQuery,
+    SignalRequest, Started, Terminal, TerminalSize, UnpackQuery, Unpacked, WriteQuery,
 };
 pub use upload::{
     Conflict, DiscardRequest, PartQuery, PublishOutcome, PublishRequest, Published, RefusedReason,
@@ -39,7 +39,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 /// 2: [`Retain::Live`], [`Retain::Tail`], terminals.
 /// 3: searching, replacing, watching, uploads in parts.
 /// 4: logins, SFTP, ports that the machine listens on for the host.
-/// 5: going on from a checkpoint, writing everything out.
+/// 5: commands of another user, unpacking, going on from a checkpoint, writing everything out.
 pub const PROTOCOL_VERSION: u32 = 5;
 /// In the exit code of a [`Login`]: it was ended by the signal that is left when 128 is taken off.
 pub const SIGNALLED: i32 = 0x100;

@@ -66,6 +66,10 @@ pub struct ExecRequest {
     /// Standard input, output and error are a terminal (all output is then standard output); `stdin` does not count.
     #[serde(default)]
     pub terminal: Option<Terminal>,
+    /// Run as this user of the machine: a name or number, with a group after a colon; root when absent. Does not count
+    /// with `login`. Their home directory is `HOME` unless `env` says something else. Since version 5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
 /// Somebody who logs in. The shell and the home directory are those of the machine's `/etc/passwd`.
@@ -266,6 +270,30 @@ pub struct WriteQuery {
     /// Permission bits; an existing file keeps its own, a new one gets `0o644`.
     #[serde(default)]
     pub mode: Option<u32>,
+}
+
+/// Query of `PUT /files/unpack`: the body is a tar with names relative to the path. What is there already is replaced, but
+/// for directories, which keep what is not in the archive. Links in the path are followed; those in the archive are not.
+/// Since version 5.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnpackQuery {
+    /// The directory, made if it is not there.
+    pub path: String,
+    /// Whom everything belongs to: a name or number, with a group after a colon; root when absent.
+    #[serde(default)]
+    pub owner: Option<String>,
+    /// Permission bits of all files and directories, instead of those in the archive.
+    #[serde(default)]
+    pub mode: Option<u32>,
+}
+
+/// What was unpacked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unpacked {
+    /// Files, directories and links.
+    pub entries: u64,
+    /// Bytes of the files.
+    pub bytes: u64,
 }
 
 /// Why the guest refused, in a word that programs test.

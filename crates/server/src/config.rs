@@ -31,6 +31,14 @@ pub struct Config {
     pub exec_patience_ms: u64,
     /// The most that results of install commands take on disk together, in MiB.
     pub agent_cache_mb: u64,
+    /// Builds of templates at once.
+    pub template_builds: usize,
+    /// How long one may take, in seconds.
+    pub template_build_secs: u64,
+    /// The most that one step may write, in MiB, unless the build says another amount.
+    pub template_disk_mb: u64,
+    /// The most that layers of builds take on disk that no template needs, in MiB.
+    pub template_cache_mb: u64,
     /// How often in a row the entry point of a service is started again after it ended by itself.
     pub service_restarts: u32,
     /// Pause before the first of these, in milliseconds; each next is twice as long.
@@ -55,6 +63,12 @@ pub struct Config {
     pub webhook_private_receivers: bool,
     /// Machines that `/metrics` has numbers of each, the oldest ones first.
     pub metrics_machines: usize,
+    /// Volumes at once.
+    pub max_volumes: u64,
+    /// The most a volume may have that was made without a limit, in MiB; 0 for no limit but the disk's.
+    pub volume_max_mb: u64,
+    /// The most files, directories and links of such a volume; 0 for no limit.
+    pub volume_max_files: u64,
     /// How long requests under way may take when the server is told to stop, in seconds.
     pub drain_secs: u64,
 }
@@ -74,6 +88,10 @@ impl Default for Config {
             idempotency_retention_secs: 24 * 3600,
             exec_patience_ms: 15_000,
             agent_cache_mb: 20 << 10,
+            template_builds: 2,
+            template_build_secs: 3600,
+            template_disk_mb: 10 << 10,
+            template_cache_mb: 20 << 10,
             service_restarts: 5,
             service_restart_pause_ms: 500,
             preview_ttl_secs: 3600,
@@ -87,6 +105,9 @@ impl Default for Config {
             webhook_give_up_secs: 3 * 24 * 3600,
             webhook_private_receivers: false,
             metrics_machines: 200,
+            max_volumes: 10_000,
+            volume_max_mb: 0,
+            volume_max_files: 0,
             drain_secs: 10,
         }
     }

@@ -151,6 +151,13 @@ impl Error {
         self
     }
 
+    /// Says before it what it is about.
+    #[must_use]
+    pub(crate) fn with_message_prefix(mut self, prefix: &str) -> Self {
+        self.message.insert_str(0, prefix);
+        self
+    }
+
     /// Adds what the caller can do.
     #[must_use]
     pub fn with_action(mut self, action: impl Into<String>) -> Self {
@@ -231,7 +238,12 @@ impl From<EngineError> for Error {
             )
             .with_context(text)
             .with_retry_after(1),
-            EngineError::Damaged(_) => Self::new(Kind::Conflict, code::INCOMPATIBLE_SNAPSHOT, text),
+            EngineError::NoSpace(_) => Self::new(Kind::Storage, code::INSUFFICIENT_STORAGE, text)
+                .with_action("free disk space on the server's host"),
+            EngineError::Checkpoint(_) => Self::conflict(code::INCOMPATIBLE_SNAPSHOT, text)
+                .with_action(
+                    "make a new machine; this state cannot be used on this server any more",
+                ),
             EngineError::Exists(_) | EngineError::Step { .. } => Self::new(
                 Kind::Internal,
                 code::INTERNAL_ERROR,

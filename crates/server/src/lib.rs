@@ -12,6 +12,7 @@ pub mod app;
 mod config;
 pub mod error;
 pub mod http;
+mod lost;
 mod serve;
 mod ssh;
 mod trace;

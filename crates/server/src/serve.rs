@@ -60,6 +60,8 @@ pub struct ServeOptions {
     pub preview_domain: Option<preview::PreviewDomain>,
     /// What machines start from.
     pub templates: template::Source,
+    /// The program and first arguments that run `nullspace_keeper::main`; a directory follows.
+    pub volume_keeper: Vec<String>,
     /// Where machines have the bundle of certificate authorities that they trust; the usual variables of
     /// their environment point at it.
     pub ca_file: Option<&'static str>,
@@ -237,6 +239,9 @@ impl Server {
             },
             agents: app::agent::Agents::default(),
             ssh,
+            volumes: app::volume::State::new(options.volume_keeper),
+            snapshots: app::snapshot::Uses::default(),
+            spelling: app::key::Spelling::default(),
             uploads: app::upload::Uploads::default(),
             webhooks: app::webhook::Webhooks::default(),
             code: app::code::State::default(),
@@ -247,18 +252,25 @@ impl Server {
         template::start(&app, options.templates)
             .await
             .map_err(step("open the templates"))?;
+        app::volume::start(&app)
+            .await
+            .map_err(step("open the volumes"))?;
+        app::snapshot::open(&app).map_err(step("make the place for snapshots"))?;
         // Subscribed first: what ends while the record is compared is not missed.
         let exits = app.engine.exits();
         let denials = app.engine.denials();
         machine::adopt(&app)
             .await
             .map_err(step("compare the record with the engine"))?;
+        app::snapshot::sweep(&app)
+            .await
+            .map_err(step("remove unfinished snapshots"))?;
         tokio::spawn(machine::watch_exits(app.clone(), exits));
         tokio::spawn(app::egress::watch_denials(app.clone(), denials));
         preview::restore(&app)
             .await
             .map_err(step("open previews again"))?;
-        template::clean(&app)
+        template::restore(&app)
             .await
             .map_err(step("end what made templates"))?;
         app::agent::start(&app)
@@ -272,6 +284,7 @@ impl Server {
             .map_err(step("carry on with code runs"))?;
         tokio::spawn(forget(app.clone()));
         app.tasks.spawn(preview::keep_up(app.clone()));
+        app.tasks.spawn(app::volume::keep_up(app.clone()));
         let connections = TaskTracker::new();
         let accepting = accept(&app, listener, connections.clone());
         let metrics_address = metrics_listener.as_ref().map(|(_, address)| *address);
@@ -342,6 +355,7 @@ impl Server {
         }
         preview::flush(&self.app).await;
         preview::close_all(&self.app);
+        self.app.volumes.close();
         // Whatever else was queued is on disk when this comes back.
         let _ = self.app.store.write(|_| Ok::<_, StoreError>(())).await;
         tracing::info!("stopped");
@@ -522,6 +536,9 @@ async fn forget(app: AppState) {
         }
         if let Err(error) = upload::sweep(&app).await {
             tracing::warn!(context = ?error.context, "uploads that are over could not be removed");
+        }
+        if let Err(error) = template::forget_old(&app).await {
+            tracing::warn!(context = ?error.context, "what is left of templates could not be removed");
         }
         if let Err(error) = app::code::sweep(&app).await {
             tracing::warn!(context = ?error.context, "what is left of code could not be removed");

@@ -90,15 +90,27 @@ async fn a_time_limit_ends_the_whole_tree() {
     let world = World::new().await;
     let id = world.machine().await;
     let started = Instant::now();
+    // In its group, in a session of its own, and itself.
+    let command = "sh -c 'echo $$ >> pids; exec sleep 86399' & setsid sh -c 'echo $$ >> pids; exec sleep 86399' & \
+         echo $$ >> pids; sleep 86399";
     let (status, body) = world
         .post(
             &format!("/v1/sandboxes/{id}/exec"),
-            json!({"command": "sleep 86399 & sleep 86399", "shell": true, "timeout_secs": 1}),
+            json!({"command": command, "shell": true, "timeout_secs": 1}),
         )
         .await;
     assert_eq!(status, StatusCode::GATEWAY_TIMEOUT, "{body}");
     assert_eq!(body["code"], "exec_timeout");
     assert!(started.elapsed() < Duration::from_secs(10));
+    let count = json!({"command": "wc -l < pids", "shell": true});
+    assert_eq!(world.exec(&id, count).await["stdout"], "3\n");
+    // One that is dead may wait to be collected.
+    let living = "for p in $(cat pids); do grep -q '^State:.[^ZX]' /proc/$p/status && echo $p; done 2>/dev/null; true";
+    let living = json!({"command": living, "shell": true});
+    while world.exec(&id, living.clone()).await["stdout"] != "" {
+        assert!(started.elapsed() < Duration::from_secs(60), "some live on");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -176,9 +176,10 @@ async fn time_limits() {
     assert!(body["remaining_ms"].as_u64().unwrap() <= 50);
     world.until(id, "destroyed").await;
     assert_eq!(
-        world.events(id).await[2..5],
+        world.events(id).await[2..6],
         [
             "timeout_updated/succeeded",
+            "timeout_expired/requested",
             "timeout_expired/succeeded",
             "destroy/requested"
         ]
@@ -269,6 +270,49 @@ async fn machines_outlive_the_server() {
     let (status, _) = world.delete(&format!("/v1/machines/{vanishes}")).await;
     assert_eq!(status, StatusCode::OK);
     assert_eq!(world.status(&vanishes).await, "destroyed");
+}
+
+/// A server that is killed between ending a machine and saying so: the next one says it, once.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_machine_is_always_told() {
+    let mut world = World::new().await;
+    let id = world.machine().await;
+    let lives = world.machine().await;
+    world.delete(&format!("/v1/machines/{id}")).await;
+    let whole = [
+        "create/requested",
+        "create/succeeded",
+        "destroy/requested",
+        "destroy/succeeded",
+    ];
+    until_told(&world, &id, &whole).await;
+    let store = &world.server.as_ref().unwrap().app().store;
+    store
+        .write(|tx| {
+            let last = "DELETE FROM event WHERE operation = 'destroy' AND status = 'succeeded'";
+            Ok::<_, nullspace_store::StoreError>(tx.execute(last, ()).map(drop)?)
+        })
+        .await
+        .unwrap();
+    for _ in 0..2 {
+        world.restart().await;
+        world.exec(&lives, json!({"command": "true"})).await;
+        until_told(&world, &id, &whole).await;
+        assert_eq!(world.events(&lives).await, whole[..2]);
+    }
+}
+
+async fn until_told(world: &World, id: &str, events: &[&str]) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        let told = world.events(id).await;
+        if told == events {
+            return;
+        }
+        let is_more = told.len() > events.len();
+        assert!(!is_more && std::time::Instant::now() < deadline, "{told:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -199,6 +199,16 @@ async fn nobody_else_gets_in() {
     let over = async { while code(&brief.run(&["true"]).await) == 0 {} };
     tokio::time::timeout(LIMIT, over).await.unwrap();
     refused(&brief.run(&["true"]).await);
+    // The record alone ends it too, whatever the certificate says of its time.
+    let store = &world.server.as_ref().unwrap().app().store;
+    store
+        .write(|tx| {
+            let over = "UPDATE ssh_grant SET expires_at = 1";
+            Ok::<_, nullspace_store::StoreError>(tx.execute(over, ()).map(drop)?)
+        })
+        .await
+        .unwrap();
+    refused(&elsewhere.run(&["true"]).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -221,7 +221,7 @@ async fn until_all_but(world: &World, id: &str, done: usize) -> Vec<Value> {
         let mut all = body.as_array().unwrap().clone();
         all.reverse();
         let waiting = all.split_off(done.min(all.len()));
-        if waiting.first().is_some_and(|d| d["attempt_count"] != 0) {
+        if waiting.first().is_some_and(|d| d["last_error"].is_string()) {
             return waiting;
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
@@ -322,6 +322,41 @@ async fn a_receiver_that_hangs_holds_up_nobody_else() {
     tokio::time::timeout(Duration::from_secs(8), world.stop())
         .await
         .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_that_was_cut_off_is_listed_and_made_again() {
+    let mut world = World::with(config()).await;
+    let receiver = Receiver::start().await;
+    receiver.answers(Answer::Hang);
+    let id = hook(&world, &receiver.url(), &OPERATIONS).await;
+    happen(&world, 0..1).await;
+    receiver.until(1).await;
+    let path = format!("{WEBHOOKS}/{id}/deliveries");
+    let (_, deliveries) = world.get(&path).await;
+    let path = format!("{path}/{}", deliveries[0]["id"].as_str().unwrap());
+    let (_, detail) = world.get(&path).await;
+    assert_eq!(detail["delivery"]["delivery_status"], "in_progress");
+    assert_eq!(detail["delivery"]["attempt_count"], 1);
+    assert_eq!(detail["attempts"], json!([]), "how it goes is not known");
+    world.stop().await;
+    receiver.answers(Answer::Status(204));
+    world.start().await;
+    until_all(&world, &id, 1, "succeeded").await;
+    let (_, detail) = world.get(&path).await;
+    let attempts = detail["attempts"].as_array().unwrap();
+    let told: Vec<(&Value, &Value)> = attempts
+        .iter()
+        .map(|attempt| (&attempt["error_code"], &attempt["response_status"]))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (&json!("interrupted"), &Value::Null),
+            (&Value::Null, &json!(204))
+        ]
+    );
+    assert_eq!(detail["delivery"]["attempt_count"], 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -30,8 +30,13 @@ pub mod machine;
 mod migrate;
 pub mod preview;
 mod reader;
+pub mod snapshot;
 pub mod ssh;
+pub mod template;
+pub mod template_build;
+pub mod template_layer;
 pub mod upload;
+pub mod volume;
 pub mod webhook;
 mod writer;
 

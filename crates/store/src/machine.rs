@@ -2,7 +2,10 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::{StoreError, Tx, json};
+use crate::{
+    StoreError, Tx, json,
+    volume::{self, AttachmentRow},
+};
 
 /// One machine, as it is kept. Runtime values of environment variables are never in here.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,11 +58,23 @@ pub struct MachineRow {
     pub started_at: Option<i64>,
     /// When it ended.
     pub ended_at: Option<i64>,
+    /// What the engine was given, JSON, without the values of environment variables.
+    pub spec: Option<String>,
+    /// What a paused one goes on from.
+    pub snapshot_id: Option<String>,
+    /// The volumes that it has; written through [`volume`] alone.
+    pub volumes: Vec<AttachmentRow>,
 }
 
+/// The last are its volumes as JSON, in the order in which they were asked for.
 const COLUMNS: &str = "seq, id, state, template, layer_digest, vcpus, memory_mb, disk_mb, timeout_ms, \
      timeout_action, timeout_at, auto_resume, internet_access, allow_public_traffic, cwd, metadata, \
-     key_id, owner, failure_reason, created_at, started_at, ended_at, egress, mask_request_host";
+     key_id, owner, failure_reason, created_at, started_at, ended_at, egress, mask_request_host, spec, snapshot_id, \
+     (SELECT json_group_array(json_object('id', a.id, 'volume_id', a.volume_id, 'machine_id', a.machine_id, \
+     'mount_path', a.mount_path, 'read_only', json(iif(a.read_only, 'true', 'false')), 'subpath', a.subpath, \
+     'state', a.state, 'error_code', a.error_code, 'error_message', a.error_message, \
+     'created_at', a.created_at, 'updated_at', a.updated_at) ORDER BY a.seq) \
+     FROM volume_attachment a WHERE a.machine_id = machine.id) AS volumes";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
     Ok(MachineRow {
@@ -87,6 +102,9 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
         ended_at: row.get(21)?,
         egress: row.get(22)?,
         mask_request_host: row.get(23)?,
+        spec: row.get(24)?,
+        snapshot_id: row.get(25)?,
+        volumes: volume::of_a_machine(row.get_ref("volumes")?.as_str()?),
     })
 }
 
@@ -106,8 +124,8 @@ pub fn insert(tx: &Tx<'_>, row: &MachineRow) -> Result<i64, StoreError> {
     tx.prepare_cached(
         "INSERT INTO machine (id, state, template, layer_digest, vcpus, memory_mb, disk_mb, timeout_ms, \
          timeout_action, timeout_at, auto_resume, internet_access, allow_public_traffic, cwd, metadata, \
-         key_id, owner, failure_reason, created_at, started_at, ended_at, egress, mask_request_host) \
-         VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,?22,?23)",
+         key_id, owner, failure_reason, created_at, started_at, ended_at, egress, mask_request_host, spec, snapshot_id) \
+         VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,?22,?23,?24,?25)",
     )?
     .execute(params![
         row.id,
@@ -133,18 +151,21 @@ pub fn insert(tx: &Tx<'_>, row: &MachineRow) -> Result<i64, StoreError> {
         row.ended_at,
         row.egress,
         row.mask_request_host,
+        row.spec,
+        row.snapshot_id,
     ])?;
     Ok(tx.last_insert_rowid())
 }
 
-/// Keeps what changes over a machine's life: state, times, limit, rules, failure.
+/// Keeps what changes over a machine's life: state, times, limit, rules, failure. Its volumes follow the state.
 ///
 /// # Errors
 /// Those of the database.
 pub fn update(tx: &Tx<'_>, row: &MachineRow) -> Result<(), StoreError> {
     tx.prepare_cached(
         "UPDATE machine SET state = ?2, timeout_ms = ?3, timeout_action = ?4, timeout_at = ?5, \
-         failure_reason = ?6, started_at = ?7, ended_at = ?8, internet_access = ?9, egress = ?10 WHERE id = ?1",
+         failure_reason = ?6, started_at = ?7, ended_at = ?8, internet_access = ?9, egress = ?10, \
+         snapshot_id = ?11 WHERE id = ?1",
     )?
     .execute(params![
         row.id,
@@ -157,8 +178,9 @@ pub fn update(tx: &Tx<'_>, row: &MachineRow) -> Result<(), StoreError> {
         row.ended_at,
         row.internet_access,
         row.egress,
+        row.snapshot_id,
     ])?;
-    Ok(())
+    volume::follow(tx, row)
 }
 
 /// One machine.
@@ -230,6 +252,28 @@ pub fn list(db: &Connection, filter: &Filter) -> Result<Vec<MachineRow>, StoreEr
 pub fn unfinished(db: &Connection) -> Result<Vec<MachineRow>, StoreError> {
     let sql = format!(
         "SELECT {COLUMNS} FROM machine WHERE state IN ('creating', 'running', 'paused') ORDER BY seq"
+    );
+    let mut statement = db.prepare_cached(&sql)?;
+    let rows = statement.query_map([], from_row)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Machines that were recorded as destroyed, of which the log says that it was asked for but not that it is done. What
+/// is forgotten of the log goes from its old end, so that of none the one is left without the other.
+///
+/// # Errors
+/// Those of the database.
+pub fn destroyed_untold(db: &Connection) -> Result<Vec<MachineRow>, StoreError> {
+    let told = |status: &str| {
+        format!(
+            "EXISTS (SELECT 1 FROM event WHERE event.machine_id = machine.id \
+             AND event.operation = 'destroy' AND event.status = '{status}')"
+        )
+    };
+    let sql = format!(
+        "SELECT {COLUMNS} FROM machine WHERE state = 'destroyed' AND {} AND NOT {} ORDER BY seq",
+        told("requested"),
+        told("succeeded")
     );
     let mut statement = db.prepare_cached(&sql)?;
     let rows = statement.query_map([], from_row)?;

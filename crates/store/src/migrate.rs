@@ -18,6 +18,9 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0010_previews.sql"),
     include_str!("../migrations/0011_webhooks.sql"),
     include_str!("../migrations/0012_code.sql"),
+    include_str!("../migrations/0013_snapshots.sql"),
+    include_str!("../migrations/0014_templates.sql"),
+    include_str!("../migrations/0015_volumes.sql"),
 ];
 
 /// Brings the database to the newest schema, each step in a transaction of its own.

@@ -9,7 +9,7 @@ use crate::{StoreError, Tx};
 pub struct UploadRow {
     /// Its id.
     pub id: String,
-    /// Where it goes.
+    /// The machine or the volume where it goes.
     pub machine_id: String,
     /// The user of the machine that it is made as.
     pub user: Option<String>,
@@ -297,7 +297,7 @@ pub fn cleared(tx: &Tx<'_>, id: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Forgets uploads that are over and were to expire before this time, and those of machines that are forgotten.
+/// Forgets uploads that are over and were to expire before this time, and those of machines and volumes that are forgotten.
 ///
 /// # Errors
 /// Those of the database.
@@ -305,7 +305,7 @@ pub fn forget_before(tx: &Tx<'_>, time: i64) -> Result<usize, StoreError> {
     Ok(tx
         .prepare_cached(&format!(
             "DELETE FROM upload WHERE (expires_at < ?1 AND is_staged = 0 AND NOT {OPEN}) \
-             OR machine_id NOT IN (SELECT id FROM machine)"
+             OR (machine_id NOT IN (SELECT id FROM machine) AND machine_id NOT IN (SELECT id FROM volume))"
         ))?
         .execute([time])?)
 }

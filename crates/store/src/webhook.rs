@@ -1,7 +1,8 @@
 //! Webhooks, what is to be delivered to them, and what became of it.
 //!
 //! A delivery is written in the transaction of its event ([`queue`]) and leaves the state `queued` only in the transaction
-//! that records how its attempt went: whatever happens in between, it is attempted again.
+//! that records how its attempt went: whatever happens in between, it is attempted again. That an attempt begins is
+//! recorded too, so that one which was cut off is among those that are listed.
 
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 use uuid::Uuid;
@@ -65,7 +66,7 @@ pub struct DeliveryRow {
     pub state: String,
     /// Whether later ones go ahead of it.
     pub aside: bool,
-    /// Attempts that ended.
+    /// Attempts that began.
     pub attempt_count: u32,
     /// When the event was recorded.
     pub created_at: i64,
@@ -299,6 +300,33 @@ pub fn next(
     })
 }
 
+/// Records that an attempt begins, with what is to be read of it when nothing follows: whether it may. Not that of a
+/// delivery that waits no more, or of a webhook that is gone.
+///
+/// # Errors
+/// Those of the database.
+pub fn begun(
+    tx: &Tx<'_>,
+    delivery: &DeliveryRow,
+    attempt: &AttemptRow,
+) -> Result<bool, StoreError> {
+    let waits = tx
+        .prepare_cached(
+            "UPDATE webhook_delivery SET attempt_count = ?2, last_attempt_at = ?3 WHERE seq = ?1 AND state = 'queued' \
+             AND EXISTS (SELECT 1 FROM webhook WHERE webhook.id = webhook_id AND NOT deleted)",
+        )?
+        .execute(params![
+            delivery.seq,
+            delivery.attempt_count,
+            delivery.last_attempt_at,
+        ])?;
+    if waits == 0 {
+        return Ok(false);
+    }
+    keep_attempt(tx, delivery.seq, attempt)?;
+    Ok(true)
+}
+
 /// Records how an attempt went: the delivery as it is now, the attempt, and the webhook's last one. Nothing is recorded of
 /// a webhook that is gone.
 ///
@@ -338,12 +366,17 @@ pub fn attempted(
         delivery.last_response_status,
         delivery.last_error,
     ])?;
+    keep_attempt(tx, delivery.seq, attempt)
+}
+
+/// Keeps an attempt in the place of what is known of it, and forgets the oldest.
+fn keep_attempt(tx: &Tx<'_>, delivery: i64, attempt: &AttemptRow) -> Result<(), StoreError> {
     tx.prepare_cached(
         "INSERT OR REPLACE INTO webhook_attempt (delivery_seq, number, id, attempted_at, duration_ms, response_status, \
          error_code, error_message) VALUES (?1,?2,?3,?4,?5,?6,?7,?8)",
     )?
     .execute(params![
-        delivery.seq,
+        delivery,
         attempt.number,
         attempt.id,
         attempt.attempted_at,
@@ -354,7 +387,7 @@ pub fn attempted(
     ])?;
     if attempt.number > KEPT_ATTEMPTS {
         tx.prepare_cached("DELETE FROM webhook_attempt WHERE delivery_seq = ?1 AND number <= ?2")?
-            .execute(params![delivery.seq, attempt.number - KEPT_ATTEMPTS])?;
+            .execute(params![delivery, attempt.number - KEPT_ATTEMPTS])?;
     }
     Ok(())
 }

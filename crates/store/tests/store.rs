@@ -55,6 +55,9 @@ fn row(id: &str, state: &str) -> MachineRow {
         created_at: 1,
         started_at: None,
         ended_at: None,
+        spec: None,
+        snapshot_id: None,
+        volumes: Vec::new(),
     }
 }
 

@@ -18,6 +18,7 @@ pub mod seccomp;
 pub mod spawn;
 pub mod stream;
 pub mod tcp;
+pub mod tree;
 
 use std::io;
 

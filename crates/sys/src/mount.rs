@@ -23,7 +23,7 @@ pub struct Attributes<'a> {
     pub id_map: Option<BorrowedFd<'a>>,
 }
 
-/// Clones the mount at `path` (relative to `dir`), without what is mounted below it, as a mount that is
+/// Clones the mount at `path` (relative to `dir`), without what is mounted below it now or later, as a mount that is
 /// attached nowhere yet.
 ///
 /// # Errors
@@ -72,12 +72,10 @@ fn set_attributes(tree: &OwnedFd, attributes: Attributes<'_>) -> io::Result<()> 
             | bit(attributes.no_exec, NOEXEC)
             | bit(attributes.id_map.is_some(), IDMAP),
         clear: 0,
-        propagation: 0,
+        // What the host mounts in the source later is no matter of whoever has the clone.
+        propagation: libc::MS_PRIVATE,
         userns: attributes.id_map.map_or(0, |fd| fd.as_raw_fd() as u64),
     };
-    if attr.set == 0 {
-        return Ok(());
-    }
     // SAFETY: a live descriptor, an empty NUL-terminated path, and a struct of the size given, laid out as
     // the kernel's `struct mount_attr`.
     check(unsafe {

@@ -3,8 +3,11 @@
 use std::{
     ffi::CString,
     fs::File,
-    io,
-    os::fd::{AsRawFd, BorrowedFd},
+    io::{self, Read, Write},
+    os::{
+        fd::{AsRawFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
 };
 
 use crate::check;
@@ -34,6 +37,8 @@ impl Namespaces {
     );
     /// Mount alone.
     pub const MOUNT: Self = Self(libc::CLONE_NEWNS);
+    /// Interfaces, addresses, routes, the packet filter.
+    pub const NETWORK: Self = Self(libc::CLONE_NEWNET);
     /// User: the caller becomes nobody in it until the maps are written.
     pub const USER: Self = Self(libc::CLONE_NEWUSER);
 }
@@ -104,6 +109,47 @@ pub fn enter_user(namespace: BorrowedFd<'_>) -> io::Result<()> {
         check(libc::syscall(libc::SYS_setresuid, 0, 0, 0))?;
     }
     Ok(())
+}
+
+/// Makes a user namespace whose ids 0 to `count` - 1 are those from `first` on outside it. It is held by the descriptor
+/// alone. The caller must have one thread, as for [`fork`].
+///
+/// # Errors
+/// fork(2)'s, and those of writing the maps, for which the caller must have the rights over these ids.
+pub fn user_namespace(first: u32, count: u32) -> io::Result<OwnedFd> {
+    let (mut ours, mut theirs) = UnixStream::pair()?;
+    match fork()? {
+        Fork::Child => {
+            // Lives until the parent closes its end.
+            let made = unshare(Namespaces::USER).is_ok();
+            drop(ours);
+            let _ = theirs.write_all(&[u8::from(made)]);
+            let _ = theirs.read(&mut [0]);
+            exit_now(0)
+        }
+        Fork::Parent(pid) => {
+            drop(theirs);
+            let mut work = || {
+                let mut made = [0];
+                ours.read_exact(&mut made)?;
+                if made != [1] {
+                    return Err(io::Error::other(
+                        "user namespaces cannot be made on this host",
+                    ));
+                }
+                let map = format!("0 {first} {count}\n");
+                std::fs::write(format!("/proc/{pid}/uid_map"), &map)?;
+                std::fs::write(format!("/proc/{pid}/gid_map"), &map)?;
+                open(pid, "user").map(OwnedFd::from)
+            };
+            let namespace = work();
+            drop(ours);
+            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+            }
+            namespace
+        }
+    }
 }
 
 /// Opens a namespace of a process, by the name it has in `/proc/PID/ns`.
@@ -179,10 +225,18 @@ pub fn drop_capabilities(keep: u64) -> io::Result<()> {
 /// # Errors
 /// prctl(2)'s.
 pub fn lock_down() -> io::Result<()> {
+    die_with_parent()?;
+    harden()
+}
+
+/// Makes this process not readable or traceable by others of its user, and without new privileges.
+///
+/// # Errors
+/// prctl(2)'s.
+pub fn harden() -> io::Result<()> {
     // SAFETY: plain numbers.
     unsafe {
         check(libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0))?;
-        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
     }
     Ok(())

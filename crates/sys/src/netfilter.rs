@@ -1,7 +1,9 @@
 //! The few nf_tables requests that are too frequent for a program of their own: putting addresses into a set and
-//! taking them out, and reading a set of counters.
+//! taking them out, and reading a set of counters. And forgetting connections, for which there is no program at hand.
 //!
 //! Chains and sets themselves come from `nft`, whose text people can read.
+
+mod connections;
 
 use std::{
     io,

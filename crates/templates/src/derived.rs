@@ -216,6 +216,7 @@ mod tests {
             default_cwd: "/workspace".into(),
             env: Vec::new(),
             binds: Vec::new(),
+            runtime: crate::Runtime::default(),
         }
     }
 

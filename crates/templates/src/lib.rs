@@ -32,6 +32,7 @@ pub use settings::OWN_SOURCES;
 
 use base::Plan;
 use kept::{Kept, Lock};
+use nullspace_api::template::Readiness;
 use settings::HostSettings;
 
 /// Where finished layers are shared between the data directories of one host, unless told otherwise.
@@ -56,6 +57,19 @@ pub struct Layer {
     pub env: Vec<(String, String)>,
     /// Host paths shown inside.
     pub binds: Vec<Bind>,
+    /// What machines do besides.
+    pub runtime: Runtime,
+}
+
+/// What the machines of a template do that its files do not say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Runtime {
+    /// Whom commands run as; root when absent.
+    pub user: Option<String>,
+    /// Runs from the machine's start.
+    pub start_cmd: Option<String>,
+    /// When the machine counts as ready.
+    pub readiness: Option<Readiness>,
 }
 
 /// A host path that a template shows inside a machine.
@@ -215,6 +229,7 @@ impl Templates {
                 target: "/usr".into(),
                 read_only: true,
             }],
+            runtime: Runtime::default(),
         })
     }
 
@@ -284,6 +299,7 @@ fn base_layer(record: &Record) -> Layer {
         default_cwd: WORKSPACE.into(),
         env: environment(),
         binds: Vec::new(),
+        runtime: Runtime::default(),
     }
 }
 

@@ -19,12 +19,15 @@ mod nginx;
 mod peers;
 mod rows;
 mod service;
+mod sleep;
 mod socket;
 mod ssh;
 mod stream;
 mod table;
+mod template;
 mod tree;
 mod upload;
+mod volume;
 mod watch;
 mod webhook;
 mod wire;
@@ -74,6 +77,8 @@ pub(crate) enum Group {
     Service,
     /// Runs of what is already installed, and many at once.
     Artifact,
+    /// A template built again.
+    Template,
     /// A job's output on its way to a follower.
     Follow,
     /// Output and keys over a machine's WebSocket.
@@ -86,8 +91,12 @@ pub(crate) enum Group {
     Upload,
     /// Many files listed, much text searched.
     Tree,
+    /// Machines that are stopped in place and go on.
+    Sleep,
     /// A change of a file on its way to who watches.
     Watch,
+    /// Volumes mounted, and written to.
+    Volume,
     /// Many terminals and WebSockets.
     Crowd,
     /// The server started on what is there.

@@ -15,9 +15,9 @@ use super::{
     api::{Client, Server},
     artifact, crowd, density, follow, gateway,
     peers::{self, Bundle, Live, Peer},
-    service, ssh, stream,
+    service, sleep, ssh, stream,
     table::{Samples, Table},
-    tree, upload, watch, webhook,
+    template, tree, upload, volume, watch, webhook,
 };
 
 const GIB: usize = 1 << 30;
@@ -60,6 +60,9 @@ pub(crate) async fn all(args: &Args, server: &mut Server, table: &mut Table) -> 
     if args.wants(Group::Artifact) {
         artifact::run(server, n, table).await.context("artifact")?;
     }
+    if args.wants(Group::Template) {
+        template::run(server, n, table).await.context("template")?;
+    }
     if args.wants(Group::Follow) {
         follow::run(server, table).await.context("follow")?;
     }
@@ -82,6 +85,12 @@ pub(crate) async fn all(args: &Args, server: &mut Server, table: &mut Table) -> 
     }
     if args.wants(Group::Watch) {
         watch::run(server, table).await.context("watch")?;
+    }
+    if args.wants(Group::Sleep) {
+        sleep::run(server, table).await.context("sleep")?;
+    }
+    if args.wants(Group::Volume) {
+        volume::run(server, table).await.context("volume")?;
     }
     if args.wants(Group::Crowd) {
         crowd::run(server, table).await.context("crowd")?;

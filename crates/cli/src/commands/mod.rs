@@ -9,4 +9,8 @@ pub(crate) mod monitor;
 pub(crate) mod quickstart;
 #[cfg(target_os = "linux")]
 pub(crate) mod serve;
+pub(crate) mod snapshot;
 pub(crate) mod ssh;
+pub(crate) mod template;
+pub(crate) mod upload;
+pub(crate) mod volume;

@@ -37,6 +37,8 @@ const LAUNCHER: &str = "launcher";
 const GUEST: &str = "guest";
 /// Name of the helper process that answers the machines' name queries.
 const RESOLVER: &str = "resolver";
+/// Name of the helper process that works on the files of a volume.
+const KEEPER: &str = "keeper";
 
 /// Freed memory of each of a few arenas that is not given back to the kernel: what goes through comes in pieces of 64 KiB
 /// and more, and each would be taken from the kernel anew.
@@ -129,6 +131,9 @@ pub(crate) fn helper_process(argv: &[OsString]) -> Option<ExitCode> {
         LAUNCHER => nullspace_engine_native::launcher_main().map_err(|error| error.to_string()),
         RESOLVER => resolver(argument()),
         GUEST => nullspace_guest::main().map_err(|error| error.to_string()),
+        KEEPER => {
+            nullspace_keeper::main(Path::new(argv.get(2)?)).map_err(|error| error.to_string())
+        }
         _ => return None,
     };
     Some(match result {
@@ -259,6 +264,7 @@ async fn serve(settings: &Settings, app: &App, bars: MultiProgress) -> Outcome {
             make_base: settings.make_base,
             progress: settings::progress(app.ui, bars),
         },
+        volume_keeper: vec![program.to_owned(), KEEPER.to_owned()],
         ca_file,
     };
     let server = Server::start(options, engine)

@@ -111,7 +111,8 @@ async fn grant(app: &App, machine: &str, args: &Access) -> Result<Granted, CliEr
     let client = app.client()?;
     // One that does not run is said so before a key is made.
     let info = client.get_machine(machine).await?;
-    if info.status != MachineStatus::Running {
+    let wakes = info.status == MachineStatus::Paused && info.auto_resume;
+    if info.status != MachineStatus::Running && !wakes {
         let state = info.status.as_str();
         return Err(CliError::new(
             "machine_not_ready",

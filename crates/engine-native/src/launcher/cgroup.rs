@@ -15,6 +15,8 @@ use crate::wire::Counter;
 const NEEDED: [&str; 3] = ["memory", "cpu", "pids"];
 /// Counts processor time on v1, where it may be apart from `cpu`. A host without it has machines that are not measured.
 const ACCOUNTING: &str = "cpuacct";
+/// Stops processes where they stand. Every group of v2 can; on a host without it machines cannot be paused.
+const FREEZER: &str = "freezer";
 /// Length of the period in which CPU time is shared out, in microseconds.
 const PERIOD_US: u64 = 100_000;
 
@@ -90,6 +92,12 @@ fn locate(
             let (_, controllers) = found.entry(path).or_insert((version, Vec::new()));
             controllers.push(ACCOUNTING);
         }
+    }
+    if found.values().all(|(version, _)| *version == Version::V1)
+        && let Some((path, version)) = place(FREEZER)
+    {
+        let (_, controllers) = found.entry(path).or_insert((version, Vec::new()));
+        controllers.push(FREEZER);
     }
     Ok(found
         .into_iter()
@@ -282,6 +290,16 @@ impl Group {
         }
     }
 
+    /// The group that stops processes where they stand.
+    pub(super) fn freezer(&self) -> Option<Counter> {
+        let mut groups = self.hierarchies.iter().zip(&self.paths);
+        let v2 = groups.find(|(hierarchy, _)| hierarchy.version == Version::V2);
+        match v2 {
+            Some((_, path)) => Some(Counter::V2(path.clone())),
+            None => self.counter(FREEZER),
+        }
+    }
+
     /// Whether the kernel killed a process of the machine for memory.
     pub(super) fn out_of_memory(&self) -> bool {
         self.hierarchies
@@ -383,7 +401,14 @@ mod tests {
         let at = |controller: &str| host.path().join(controller).join("nullspace-abc/m1");
         assert_eq!(group.cpu_counter(), Some(Counter::V1(at("cpuacct"))));
         assert_eq!(group.counter("memory"), Some(Counter::V1(at("memory"))));
+        assert_eq!(group.freezer(), None, "a host without the controller");
         assert!(!at("cpuacct").join("pids.max").exists());
+        let freezer = host.path().join("freezer");
+        fs::create_dir(&freezer).unwrap();
+        mounts += &format!("cgroup {} cgroup rw,freezer 0 0\n", freezer.display());
+        let group = Cgroups::open_in(&mounts, "abd").unwrap().group("m1");
+        let freezer = freezer.join("nullspace-abd/m1");
+        assert_eq!(group.freezer(), Some(Counter::V1(freezer)));
     }
 
     /// The files of a group, as the kernel would show what was written last.
@@ -421,6 +446,7 @@ mod tests {
         }
         assert_eq!(group.cpu_counter(), Some(Counter::V2(at.clone())));
         assert_eq!(group.counter("memory"), Some(Counter::V2(at.clone())));
+        assert_eq!(group.freezer(), Some(Counter::V2(at.clone())));
         assert!(!group.out_of_memory());
         fs::write(at.join("memory.events"), "low 0\noom 1\noom_kill 0\n").unwrap();
         assert!(!group.out_of_memory(), "nothing was killed");

@@ -219,6 +219,13 @@ fn script(
             "meta l4proto {{ tcp, udp }} add @{denied} {{ ip daddr . meta l4proto . th dport counter }}"
         ),
     );
+    // Pings, and whatever else has no ports.
+    rule(
+        &no,
+        &format!(
+            "meta l4proto != {{ tcp, udp }} add @{denied} {{ ip daddr . meta l4proto . 0 counter }}"
+        ),
+    );
     rule(&no, "meta l4proto tcp reject with tcp reset");
     rule(&no, "reject with icmpx admin-prohibited");
 

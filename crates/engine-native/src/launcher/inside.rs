@@ -45,6 +45,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use super::{
+    binds,
     cgroup::Group,
     network::{self, Link},
     system_layer,
@@ -182,7 +183,7 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>) -> Step<()> {
             },
             Ok,
         )?;
-    enter_root(&order.spec, &root.inside, users.as_fd())?;
+    let binds = enter_root(&order.spec, &root.inside, users.as_fd())?;
     drop((root, stage));
     let config = nullspace_guest::Config {
         env: order.spec.env,
@@ -191,7 +192,8 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>) -> Step<()> {
         init: true,
     };
     enter(users, &common.filter)?;
-    control.write_all(&[READY]).named("report")?;
+    binds::send(control, READY, &binds).named("report")?;
+    drop(binds);
     // The launcher has all it wanted; what follows is the guest's.
     namespace::close_all_from(3, &[listener.as_fd()]).named("close descriptors")?;
     nullspace_guest::run_as_init(listener.into(), config).named("run the guest")
@@ -359,8 +361,8 @@ fn start_over(common: &Common, directory: &Path) -> Step<()> {
     .named("put the unused writable layer aside")
 }
 
-/// Adds what the order asks for and moves into the root.
-fn enter_root(spec: &MachineSpec, inside: &Root, users: BorrowedFd<'_>) -> Step<()> {
+/// Adds what the order asks for and moves into the root. Answers with the mounts of the binds.
+fn enter_root(spec: &MachineSpec, inside: &Root, users: BorrowedFd<'_>) -> Step<Vec<OwnedFd>> {
     rustix::system::sethostname(spec.hostname.as_bytes()).named("set the host name")?;
     if spec.egress.is_closed() {
         network::cut().named("cut the network")?;
@@ -372,30 +374,26 @@ fn enter_root(spec: &MachineSpec, inside: &Root, users: BorrowedFd<'_>) -> Step<
             File::from(fd).write_all(system_layer::hosts(Some(&spec.hostname)).as_bytes())
         })
         .named("write /etc/hosts")?;
+    let mut binds = Vec::with_capacity(spec.binds.len());
     for bind in &spec.binds {
-        let attributes = Attributes {
-            read_only: bind.read_only,
-            no_dev: true,
-            id_map: Some(users),
-            ..Attributes::default()
-        };
-        let tree = clone_path(&bind.source, attributes)
-            .map_err(|e| (format!("bind {}", bind.source.display()), e))?;
-        let is_dir = fs::metadata(&bind.source).is_ok_and(|m| m.is_dir());
+        let (tree, is_dir) = binds::tree(bind, users)
+            .map_err(|e| binds::failed(format!("bind for {}", bind.target.display()), e))?;
         let target = bind.target.display().to_string();
         inside
             .mount(&tree, &target, is_dir)
-            .map_err(|e| (format!("bind onto {target}"), e))?;
+            .map_err(|e| binds::failed(format!("bind onto {target}"), e))?;
+        binds.push(tree);
     }
     mount_shared_memory(inside, spec.memory_bytes)?;
     inside
         .make_dir(&spec.cwd)
-        .named("make the working directory")?;
+        .map_err(|e| binds::failed("make the working directory".to_owned(), e))?;
 
     rustix::process::fchdir(&inside.fd).named("enter the root")?;
     rustix::process::pivot_root(".", ".").named("change the root")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH).named("leave the old root")?;
-    rustix::process::chdir("/").named("enter the root")
+    rustix::process::chdir("/").named("enter the root")?;
+    Ok(binds)
 }
 
 /// The root: layers, topmost first, under one writable layer.
@@ -495,15 +493,15 @@ pub(super) fn clone_path(path: &Path, attributes: Attributes<'_>) -> io::Result<
     clone_tree(CWD, &path, attributes)
 }
 
-/// The machine's root while it is put together. Its contents are not trusted: every path is resolved
+/// The machine's root, while it is put together and later. Its contents are not trusted: every path is resolved
 /// beneath it and through no link.
-struct Root {
+pub(super) struct Root {
     fd: File,
     first_id: u32,
 }
 
 impl Root {
-    fn open(path: &Path, first_id: u32) -> io::Result<Self> {
+    pub(super) fn open(path: &Path, first_id: u32) -> io::Result<Self> {
         Ok(Self {
             fd: File::open(path)?,
             first_id,
@@ -561,7 +559,7 @@ impl Root {
     }
 
     /// Mounts a tree at a path, which is made if it is missing.
-    fn mount(&self, tree: &OwnedFd, path: &str, is_dir: bool) -> io::Result<()> {
+    pub(super) fn mount(&self, tree: &OwnedFd, path: &str, is_dir: bool) -> io::Result<()> {
         let at = if is_dir {
             self.make_dir(path)?
         } else {

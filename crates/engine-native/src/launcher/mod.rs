@@ -10,6 +10,7 @@
 //!                                                    └──(failed)──▶ gone + refusal
 //! ```
 
+mod binds;
 mod cgroup;
 mod egress;
 mod filter;
@@ -36,7 +37,7 @@ use std::{
 };
 
 use nullspace_engine::{
-    Denial, DeniedTarget, ExitReason, MachineSpec,
+    Bind, Denial, DeniedTarget, ExitReason, MAX_BINDS, MachineSpec,
     egress::{
         Rules,
         control::{FromResolver, ToResolver},
@@ -47,6 +48,7 @@ use rustix::event::epoll;
 
 pub use self::keeper::{GUEST, LAYER, NAME, SECRET, STATE};
 use self::{
+    binds::Shown,
     cgroup::Cgroups,
     egress::Egress,
     inside::{Common, Order},
@@ -200,6 +202,7 @@ enum State {
         id: String,
         caller: Caller,
         text: Vec<u8>,
+        binds: Vec<Bind>,
     },
     Live {
         id: String,
@@ -219,6 +222,8 @@ struct Entry {
     is_cut: bool,
     /// What it may reach; `None` when that is not sure.
     rules: Option<Rules>,
+    /// The host's directories that it has.
+    binds: Vec<Shown>,
     /// Its mounts, once it is ending.
     mounts: Option<File>,
 }
@@ -698,9 +703,66 @@ impl Launcher {
                 let done = self.set_egress(&id, &rules);
                 self.answer(caller, done.map(|()| Answer::Done));
             }
+            RequestBody::Attach { id, bind } => {
+                let done = self.attach(&id, &bind);
+                self.answer(caller, done.map(|()| Answer::Done));
+            }
+            RequestBody::Detach { id, target } => {
+                let done = self.detach(&id, &target);
+                self.answer(caller, done.map(|()| Answer::Done));
+            }
+            RequestBody::Attached { id } => {
+                let shown = self.live(&id).map(|entry| &entry.binds);
+                let binds = shown.map(|all| all.iter().map(|one| one.bind.clone()).collect());
+                self.answer(caller, binds.map(|binds| Answer::Attached { binds }));
+            }
             RequestBody::Destroy { id } => self.destroy(caller, &id),
             RequestBody::Shutdown => self.shutdown = Some(caller),
         }
+    }
+
+    fn live(&mut self, id: &str) -> Result<&mut Entry, Refusal> {
+        self.by_id
+            .get(id)
+            .and_then(|n| self.entries.get_mut(n))
+            .filter(|entry| matches!(entry.state, State::Live { .. }))
+            .ok_or_else(|| Refusal::Unknown(id.to_owned()))
+    }
+
+    fn attach(&mut self, id: &str, bind: &Bind) -> Result<(), Refusal> {
+        // Without a range it has a kernel of its own, in whose mounts nothing of the host's can be put.
+        let range = self.live(id)?.slot.range.ok_or_else(|| {
+            Refusal::Invalid("it has a kernel of its own: nothing of the host can be put there".into())
+        })?;
+        let users = self.ranges.namespace(range)?;
+        let entry = self.live(id)?;
+        if entry.binds.iter().any(|one| one.bind == *bind) {
+            return Ok(());
+        }
+        let target = bind.target.display();
+        if entry.binds.iter().any(|one| one.bind.target == bind.target) {
+            return Err(Refusal::Invalid(format!(
+                "{target}: something is shown there already"
+            )));
+        }
+        if entry.binds.len() >= MAX_BINDS {
+            return Err(Refusal::Invalid(format!(
+                "a machine has at most {MAX_BINDS} binds"
+            )));
+        }
+        let shown = binds::attach(&entry.slot, range, users.as_fd(), bind)?;
+        entry.binds.push(shown);
+        Ok(())
+    }
+
+    fn detach(&mut self, id: &str, target: &Path) -> Result<(), Refusal> {
+        let entry = self.live(id)?;
+        let there = |one: &Shown| one.bind.target == target;
+        if let Some(at) = entry.binds.iter().position(there) {
+            binds::detach(&entry.slot, &entry.binds[at])?;
+            entry.binds.remove(at);
+        }
+        Ok(())
     }
 
     fn set_egress(&mut self, id: &str, rules: &Rules) -> Result<(), Refusal> {
@@ -853,6 +915,7 @@ impl Launcher {
                 since: Instant::now(),
                 is_cut: false,
                 rules: None,
+                binds: Vec::new(),
                 mounts: None,
             },
         );
@@ -868,7 +931,7 @@ impl Launcher {
             from,
         } = wanted;
         let id = spec.id.clone();
-        let rules = spec.egress.clone();
+        let (rules, binds) = (spec.egress.clone(), spec.binds.clone());
         // Closed ones need no filter: the machine cuts its link itself before it runs anything. One with a kernel of
         // its own is reached over its link, so for it the filter is all.
         let is_cut = rules.is_closed() && kind == Kind::Native;
@@ -910,6 +973,7 @@ impl Launcher {
                     id: id.clone(),
                     caller,
                     text: Vec::new(),
+                    binds,
                 };
                 entry.since = Instant::now();
                 entry.is_cut = is_cut;
@@ -940,8 +1004,8 @@ impl Launcher {
             return;
         };
         let mut chunk = [0; 4096];
-        let read = match control.read(&mut chunk) {
-            Ok(read) if read > 0 => &chunk[..read],
+        let (read, trees) = match binds::receive(control, &mut chunk) {
+            Ok((read, trees)) if read > 0 => (&chunk[..read], trees),
             _ => {
                 // It ends: there is nothing more to hear.
                 entry.slot.control = None;
@@ -953,8 +1017,15 @@ impl Launcher {
                 entry.state = State::Parked;
                 self.parked.push_back(n);
             }
-            (State::Starting { id, caller, .. }, inside::READY) => {
+            (
+                State::Starting {
+                    id, caller, binds, ..
+                },
+                inside::READY,
+            ) => {
                 let (id, caller) = (id.clone(), *caller);
+                let shown = std::mem::take(binds).into_iter().zip(trees);
+                entry.binds = shown.map(|(bind, tree)| Shown::new(bind, tree)).collect();
                 entry.state = State::Live { id };
                 entry.slot.control = None;
                 self.active = Instant::now();
@@ -1027,7 +1098,9 @@ impl Launcher {
                 };
                 self.tell_all(&Message::Ended { id, reason });
             }
-            State::Starting { id, caller, text } => {
+            State::Starting {
+                id, caller, text, ..
+            } => {
                 self.by_id.remove(&id);
                 let text = String::from_utf8_lossy(&text).into_owned();
                 let (step, reason) = match text.split_once('\n') {
@@ -1035,7 +1108,11 @@ impl Launcher {
                     None if slot.group.out_of_memory() => ("start".into(), "out of memory".into()),
                     None => ("start".into(), ended.0),
                 };
-                self.answer(caller, Err(Refusal::Step { step, reason }));
+                let refusal = match step.strip_prefix(binds::ASKED_FOR) {
+                    Some(what) => Refusal::Invalid(what.to_owned()),
+                    None => Refusal::Step { step, reason },
+                };
+                self.answer(caller, Err(refusal));
             }
             State::Forked => self.prepare_later(slot.kind, &ended.0),
             State::Parked => {

@@ -18,6 +18,7 @@ use std::{
 
 use nullspace_sys::{
     namespace,
+    netfilter::Netfilter,
     netlink::{Batch, Netlink},
 };
 use rustix::fd::AsFd;
@@ -41,6 +42,8 @@ pub(super) struct Network {
     /// Interface names are never used twice: the kernel takes a while to give a name back.
     made: u32,
     next_address: u32,
+    /// From now on addresses come that others had.
+    is_round: bool,
 }
 
 /// A machine's link to the host.
@@ -78,7 +81,11 @@ impl Network {
             note,
             made: 0,
             next_address: 2,
+            is_round: false,
         };
+        // Machines of a launcher before this one had them.
+        let last = subnet + (1 << SUBNET_BITS) - 1;
+        forget_connections(subnet.into(), last.into());
         network.make_gateway()?;
         if let Err(error) = network.load_filter() {
             network.close();
@@ -94,8 +101,9 @@ impl Network {
         let left: Option<Ipv4Addr> = fs::read_to_string(&note)
             .ok()
             .and_then(|text| text.parse().ok());
-        // The note is written first and removed last, so without it there is nothing.
-        let Some(left) = left else {
+        // The note is written first and removed last, so without it there is nothing; unless somebody removed the
+        // whole directory. What is added to an old table would stand behind its rules, which let nothing through.
+        let Some(left) = left.or_else(|| gateway_of(instance)) else {
             return Ok(());
         };
         remove(instance, left)?;
@@ -163,7 +171,10 @@ impl Network {
 
     /// A name and an address for a link that [`Link::make`] makes.
     pub(super) fn reserve(&mut self, in_use: impl Fn(Ipv4Addr) -> bool) -> io::Result<Link> {
-        let address = self.next_free(in_use)?;
+        let (address, was_used) = self.next_free(in_use)?;
+        if was_used {
+            forget_connections(address, address);
+        }
         let name = format!("{PREFIX}{}{:x}", self.instance, self.made);
         self.made += 1;
         Ok(Link {
@@ -174,18 +185,18 @@ impl Network {
         })
     }
 
-    /// Round robin, so that an address comes back as late as can be.
-    fn next_free(&mut self, in_use: impl Fn(Ipv4Addr) -> bool) -> io::Result<Ipv4Addr> {
+    /// Round robin, so that an address comes back as late as can be: and whether somebody had it before.
+    fn next_free(&mut self, in_use: impl Fn(Ipv4Addr) -> bool) -> io::Result<(Ipv4Addr, bool)> {
         let last = (1 << SUBNET_BITS) - 2;
         for _ in 2..=last {
             let address = Ipv4Addr::from(self.subnet + self.next_address);
-            self.next_address = if self.next_address == last {
-                2
-            } else {
-                self.next_address + 1
-            };
+            let was_used = self.is_round;
+            self.next_address += 1;
+            if self.next_address > last {
+                (self.next_address, self.is_round) = (2, true);
+            }
             if !in_use(address) {
-                return Ok(address);
+                return Ok((address, was_used));
             }
         }
         Err(io::Error::other(format!(
@@ -198,6 +209,15 @@ impl Network {
     pub(super) fn close(&mut self) {
         let _ = remove(&self.instance, self.gateway());
         let _ = fs::remove_file(&self.note);
+    }
+}
+
+/// Takes out what the kernel still follows of the connections of these addresses, first and last: whoever had one may
+/// have had connections, and what the other ends send is not for whoever gets it next.
+fn forget_connections(first: Ipv4Addr, last: Ipv4Addr) {
+    let forgotten = Netfilter::open().and_then(|mut n| n.forget_connections(first, last));
+    if let Err(error) = forgotten {
+        eprintln!("could not forget the connections of {first} to {last}: {error}");
     }
 }
 
@@ -225,6 +245,18 @@ fn remove(instance: &str, gateway: Ipv4Addr) -> io::Result<()> {
     batch.delete_group(group(instance));
     let _ = netlink.send(&batch);
     Ok(())
+}
+
+/// The gateway that an old packet filter of the instance is for.
+fn gateway_of(instance: &str) -> Option<Ipv4Addr> {
+    let listed = Command::new("nft")
+        .args(["list", "table", "inet", &table(instance)])
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let rule = text.split_once("ip daddr ")?.1;
+    rule.split_whitespace().next()?.parse().ok()
 }
 
 /// Settings of the machine's network; called in its namespace before there is a link. `proc` is a mount of
@@ -382,7 +414,54 @@ pub(super) fn nft(script: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::UdpSocket;
+
     use super::*;
+
+    /// In a network namespace of its own, which ends with its thread.
+    #[test]
+    fn an_address_that_comes_back_has_no_connections() {
+        std::thread::spawn(|| {
+            namespace::unshare(namespace::Namespaces::NETWORK).expect("root");
+            let run = tempfile::tempdir().expect("a directory");
+            // Until something is followed nothing of the kernel's is there to be asked.
+            let mut network = Network::open("a1b2c3", run.path()).expect("a network");
+            let mut host = Batch::default();
+            let lo = network.netlink.index_of("lo").expect("the loopback");
+            host.set_up(lo);
+            let address = |n: u32| Ipv4Addr::from(network.subnet + n);
+            let (first, last) = (address(2), address((1 << SUBNET_BITS) - 2));
+            host.add_address(lo, first);
+            host.add_address(lo, last);
+            network.netlink.send(&host).expect("addresses");
+            for from in [first, last] {
+                let socket = UdpSocket::bind((from, 0)).expect("a socket");
+                socket.send_to(b"hello", (from, 9)).expect("sent");
+            }
+            let count = |address: Ipv4Addr| {
+                fs::read_to_string("/proc/thread-self/net/nf_conntrack")
+                    .expect("connections")
+                    .lines()
+                    .filter(|line| line.contains(&format!("src={address} ")))
+                    .count()
+            };
+            assert_eq!((count(first), count(last)), (1, 1));
+            network.next_address = (1 << SUBNET_BITS) - 2;
+            let reserve =
+                |network: &mut Network| network.reserve(|_| false).expect("an address").address;
+            // The last of the first round, of which nobody had one, and the first of the second.
+            assert_eq!(reserve(&mut network), last);
+            assert_eq!((count(first), count(last)), (1, 1));
+            assert_eq!(reserve(&mut network), first);
+            assert_eq!((count(first), count(last)), (0, 1));
+            // A launcher that comes later takes them all out.
+            let mut network = Network::open("a1b2c3", run.path()).expect("a network");
+            assert_eq!((count(first), count(last)), (0, 0));
+            network.close();
+        })
+        .join()
+        .expect("all well");
+    }
 
     #[test]
     fn routes_are_read_in_the_hosts_byte_order() {

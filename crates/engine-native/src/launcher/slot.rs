@@ -9,7 +9,7 @@
 
 use std::{
     fs, io,
-    io::{Read, Write},
+    io::Write,
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
@@ -17,7 +17,7 @@ use std::{
     path::PathBuf,
 };
 
-use nullspace_sys::namespace::{self, Fork, Namespaces};
+use nullspace_sys::namespace::{self, Fork};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
@@ -28,7 +28,10 @@ use super::{
     keeper::{self, Gvisor},
     network::{self, Link},
 };
-use crate::wire::{Kind, Meters};
+use crate::{
+    freezer,
+    wire::{Counter, Kind, Meters, Refusal},
+};
 
 /// First host id of the first range: far from those that people and packages use.
 const FIRST_ID: u32 = 0x1000_0000;
@@ -66,8 +69,16 @@ impl Ranges {
             )));
         }
         let range = self.made.len();
-        self.made.push(make_user_namespace(first_id(range))?);
+        self.made
+            .push(namespace::user_namespace(first_id(range), RANGE)?);
         Ok(range)
+    }
+
+    /// The namespace of a range that is taken.
+    pub(super) fn namespace(&self, range: usize) -> Result<OwnedFd, Refusal> {
+        let made = self.made.get(range).map(OwnedFd::try_clone);
+        made.unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()))
+            .map_err(|error| Refusal::step("find the machine's ids", error))
     }
 
     pub(super) fn give_back(&mut self, range: usize) {
@@ -78,43 +89,6 @@ impl Ranges {
 /// Host id of the root of a range.
 pub(super) fn first_id(range: usize) -> u32 {
     FIRST_ID + range as u32 * RANGE
-}
-
-/// A user namespace with one range of ids, held by its descriptor alone.
-fn make_user_namespace(first: u32) -> io::Result<OwnedFd> {
-    let (mut ours, mut theirs) = UnixStream::pair()?;
-    match namespace::fork()? {
-        Fork::Child => {
-            // Lives until the parent closes its end.
-            let made = namespace::unshare(Namespaces::USER).is_ok();
-            drop(ours);
-            let _ = theirs.write_all(&[u8::from(made)]);
-            let _ = theirs.read(&mut [0]);
-            namespace::exit_now(0)
-        }
-        Fork::Parent(pid) => {
-            drop(theirs);
-            let mut work = || {
-                let mut made = [0];
-                ours.read_exact(&mut made)?;
-                if made != [1] {
-                    return Err(io::Error::other(
-                        "user namespaces cannot be made on this host",
-                    ));
-                }
-                let map = format!("0 {first} {RANGE}\n");
-                fs::write(format!("/proc/{pid}/uid_map"), &map)?;
-                fs::write(format!("/proc/{pid}/gid_map"), &map)?;
-                namespace::open(pid, "user").map(OwnedFd::from)
-            };
-            let namespace = work();
-            drop(ours);
-            if let Some(pid) = Pid::from_raw(pid) {
-                let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
-            }
-            namespace
-        }
-    }
 }
 
 /// A process 1 and what is its own.
@@ -245,6 +219,7 @@ impl Slot {
         Some(Meters {
             cpu: self.group.cpu_counter(),
             memory: self.group.counter("memory")?,
+            freezer: self.group.freezer(),
             interface: self.link.name.clone(),
         })
     }
@@ -256,6 +231,10 @@ impl Slot {
 
     pub(super) fn kill(&self) {
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        // On v1 what stands still does not even end.
+        if let Some(group @ Counter::V1(_)) = self.group.freezer() {
+            let _ = freezer::write(&group, false);
+        }
     }
 
     /// Waits for the end of process 1, which is the end of every process of the machine.

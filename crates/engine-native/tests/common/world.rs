@@ -194,7 +194,7 @@ fn make_layer(at: &Path) {
         chmod 1777 tmp
         echo 'root:x:0:0:root:/root:/bin/sh' > etc/passwd; echo 'root:x:0:' > etc/group
         echo 'hosts: files dns' > etc/nsswitch.conf
-        for tool in sh cat head tr sleep hostname id ls grep mv date mount mknod touch test mkdir rm echo kill perl getent readlink; do
+        for tool in sh cat head ln mv stat tr sleep hostname id ls grep date mount mknod touch test mkdir rm echo kill perl getent readlink; do
             path=$(command -v $tool) || continue
             case $path in /*) ;; *) path=/bin/$tool ;; esac
             [ -e $path ] || continue

@@ -12,12 +12,6 @@ use crate::{Afterwards, Checkpoint, Engine, EngineError, MachineSpec};
 
 pub(super) async fn run(engine: &dyn Engine, lower: &[PathBuf]) {
     let can = engine.capabilities();
-    if can.pause {
-        stands_still(engine, lower).await;
-    } else {
-        let refused = engine.pause("mch_nobody").await;
-        assert!(matches!(refused, Err(EngineError::Unsupported { .. })));
-    }
     let home = tempfile::tempdir_in(lower[0].parent().expect("a parent")).expect("a directory");
     if can.hibernate {
         sleeps_and_wakes(engine, lower, home.path()).await;
@@ -71,58 +65,6 @@ async fn grows(guest: &GuestClient, past: u64) -> u64 {
         .expect("the counter grows")
 }
 
-async fn stands_still(engine: &dyn Engine, lower: &[PathBuf]) {
-    for id in ["m-nobody", "../x"] {
-        let refused = engine.pause(id).await;
-        assert!(
-            matches!(refused, Err(EngineError::NotFound(_))),
-            "{refused:?}"
-        );
-        assert!(engine.unpause(id).await.is_err());
-    }
-    engine
-        .create(&spec("m-still", lower))
-        .await
-        .expect("create");
-    let guest = connect(engine, "m-still").await;
-    engine.unpause("m-still").await.expect("it runs: no harm");
-    let isolated = engine.capabilities().isolated;
-    if isolated {
-        count(&guest).await;
-    }
-    for _ in 0..2 {
-        engine.pause("m-still").await.expect("pause, and again");
-    }
-    let live = engine.list().await.expect("list");
-    assert!(live.iter().any(|m| m.id == "m-still"), "{live:?}");
-    let before = engine
-        .usage("m-still")
-        .await
-        .expect("usage of a paused one");
-    assert!(
-        before.memory_bytes <= before.memory_limit_bytes,
-        "{before:?}"
-    );
-    if isolated {
-        // Whatever was under way has stopped by now: nothing more is spent.
-        let answer = tokio::time::timeout(Duration::from_millis(100), guest.processes()).await;
-        assert!(answer.is_err(), "a guest that stands still answered");
-        let after = engine.usage("m-still").await.expect("usage");
-        assert_eq!(before.cpu_micros, after.cpu_micros, "somebody ran");
-    }
-    for _ in 0..2 {
-        engine.unpause("m-still").await.expect("unpause, and again");
-    }
-    let guest = connect(engine, "m-still").await;
-    if isolated {
-        let now = counted(&guest).await;
-        grows(&guest, now).await;
-    }
-    engine.pause("m-still").await.expect("pause");
-    let ended = tokio::time::timeout(PATIENCE, engine.destroy("m-still")).await;
-    ended.expect("a paused one ends as fast").expect("destroy");
-}
-
 async fn sleeps_and_wakes(engine: &dyn Engine, lower: &[PathBuf], home: &Path) {
     let unknown = engine
         .checkpoint("m-nobody", &home.join("no"), Afterwards::Run)
@@ -166,7 +108,7 @@ async fn sleeps_and_wakes(engine: &dyn Engine, lower: &[PathBuf], home: &Path) {
 
     assert_eq!(Checkpoint::read(&target), Some(made.clone()));
     let none = engine.restore(&wanted, &home.join("none")).await;
-    assert!(matches!(none, Err(EngineError::Damaged(_))), "{none:?}");
+    assert!(matches!(none, Err(EngineError::Checkpoint(_))), "{none:?}");
     engine.restore(&wanted, &target).await.expect("restore");
     let guest = connect(engine, "m-sleep").await;
     let script = in_workspace(engine, "cat /workspace/file; test -d /workspace/d");
@@ -199,7 +141,7 @@ async fn sleeps_and_wakes(engine: &dyn Engine, lower: &[PathBuf], home: &Path) {
     std::fs::write(&file, bytes).expect("write");
     let flipped = engine.restore(&wanted, &target).await;
     assert!(
-        matches!(flipped, Err(EngineError::Damaged(_))),
+        matches!(flipped, Err(EngineError::Checkpoint(_))),
         "{flipped:?}"
     );
     assert!(engine.list().await.expect("list").is_empty());

@@ -1,4 +1,4 @@
-//! Garbage collection: bundles, outputs and artifacts that nothing points at any more. Only when somebody asks, and
+//! Garbage collection: bundles, outputs, artifacts and layers of templates that nothing points at any more. Only when somebody asks, and
 //! with a look before.
 //!
 //! ```text
@@ -19,7 +19,7 @@ use nullspace_store::{
     StoreError, agent_deployment as deployments, agent_version as versions, rusqlite::Connection,
 };
 
-use super::{App, agent, agent_artifact, agent_output, agent_version, bundle};
+use super::{App, agent, agent_artifact, agent_output, agent_version, bundle, template};
 use crate::error::{Error, Result};
 
 /// Trees of one kind, by the name of their directory.
@@ -60,6 +60,7 @@ pub async fn collect(app: &App, dry_run: bool) -> Result<GcReport> {
         trees(app, kind, dry_run, &mut report).await?;
     }
     artifacts(app, dry_run, &mut report).await?;
+    template::gc::collect(app, dry_run, &mut report).await?;
     report.freed_bytes = report.items.iter().map(|item| item.size_bytes).sum();
     if !dry_run {
         tracing::info!(

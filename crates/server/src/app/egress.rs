@@ -306,12 +306,15 @@ fn described(denial: &Denial) -> Map<String, Value> {
             port,
         } => {
             let protocol = match protocol {
+                1 => "icmp".to_owned(),
                 6 => "tcp".to_owned(),
                 17 => "udp".to_owned(),
                 other => other.to_string(),
             };
             told.insert("address".into(), address.to_string().into());
-            told.insert("port".into(), (*port).into());
+            if *port != 0 {
+                told.insert("port".into(), (*port).into());
+            }
             told.insert("protocol".into(), protocol.into());
         }
     }

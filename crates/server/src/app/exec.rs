@@ -54,12 +54,13 @@ pub async fn run(app: AppState, id: String, request: ExecRequest) -> Result<Fini
 
 async fn to_its_end(app: &App, id: &str, request: ExecRequest) -> Result<Finished> {
     let timeout = request.timeout_secs.unwrap_or(DEFAULT_TIMEOUT_SECS);
-    let exec = GuestExec {
+    let mut exec = GuestExec {
         timeout_ms: Some(millis(timeout)?),
         collect: true,
         ..guest_request(request)?
     };
     let guest = machine::guest(app, id).await?;
+    exec.user = user(app, id, &guest)?;
     match guest.exec(&exec).await {
         Ok(stream) => finish(stream, timeout).await,
         Err(GuestError::Lost { reason, .. }) => Err(went_away(reason)),
@@ -79,6 +80,7 @@ pub async fn spawn(app: &App, id: &str, request: ExecRequest) -> Result<u32> {
     let guest = machine::guest(app, id).await?;
     let exec = GuestExec {
         stdin: true,
+        user: user(app, id, &guest)?,
         retain: match guest.hello().protocol {
             ..STREAMS => Retain::Head,
             STREAMS.. => Retain::Live,
@@ -114,6 +116,22 @@ pub(super) fn require_streams(guest: &GuestClient, what: &str) -> Result<()> {
     Err(Error::not_implemented(what).with_action("make a new machine"))
 }
 
+/// The first version of the guest protocol with commands of other users.
+const USERS: u32 = 5;
+
+/// Whom commands in a machine run as, if not as root.
+///
+/// # Errors
+/// `not_implemented` in a machine whose guest would run them as root all the same.
+pub(super) fn user(app: &App, id: &str, guest: &GuestClient) -> Result<Option<String>> {
+    let user = app.templates.user(id);
+    if user.is_none() || guest.hello().protocol >= USERS {
+        return Ok(user);
+    }
+    let what = "commands of another user than root under a launcher that an earlier version began";
+    Err(Error::not_implemented(what).with_action("end that launcher, and make a new machine"))
+}
+
 /// A command that its caller follows and that outlives the caller.
 pub(super) enum Begun {
     /// It runs: its output, from the first frame on.
@@ -129,7 +147,7 @@ pub(super) enum Begun {
 /// As [`run`].
 pub(super) async fn begin(app: &App, id: &str, request: ExecRequest) -> Result<Begun> {
     let timeout_ms = request.timeout_secs.map(millis).transpose()?;
-    let exec = GuestExec {
+    let mut exec = GuestExec {
         timeout_ms,
         stdin: true,
         retain: Retain::Live,
@@ -137,6 +155,7 @@ pub(super) async fn begin(app: &App, id: &str, request: ExecRequest) -> Result<B
     };
     let guest = machine::guest(app, id).await?;
     require_streams(&guest, "streamed commands")?;
+    exec.user = user(app, id, &guest)?;
     match guest.exec(&exec).await {
         Ok(stream) => Ok(Begun::Running(stream)),
         Err(GuestError::Lost { reason, .. }) => Err(went_away(reason)),

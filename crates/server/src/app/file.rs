@@ -1,5 +1,7 @@
-//! Files of machines. The guest opens the paths, inside its own root; here they are only checked against
-//! the platform's own folder and turned into what the wire says.
+//! Files of machines and volumes. A guest opens the paths, inside its own root (of a volume: its keeper); here they are only
+//! checked against the platform's own folder and turned into what the wire says.
+
+use std::sync::Arc;
 
 use base64::Engine as _;
 use bytes::Bytes;
@@ -7,7 +9,7 @@ use futures_util::{Stream, StreamExt};
 use nullspace_api::{
     error::code,
     file::{Encoding, FileInfo},
-    time,
+    id as ids, time,
 };
 use nullspace_lifecycle::machine::State;
 use nullspace_protocol::{
@@ -15,7 +17,13 @@ use nullspace_protocol::{
     PermissionsRequest, ReadQuery, RenameRequest, WatchRequest, WatchStream, WriteQuery,
 };
 
-use super::{App, exec::lossy, machine, output::KeptFile};
+use super::{
+    App,
+    exec::lossy,
+    machine,
+    output::KeptFile,
+    volume::{self, Limits, Room},
+};
 use crate::error::{Error, Kind, Result};
 
 /// The protocol version from which on guests search, watch and take uploads in parts.
@@ -23,21 +31,38 @@ const WORKSPACE: u32 = 3;
 /// The largest file that an answer in JSON holds.
 const MAX_READ: u64 = 64 << 20;
 
-/// The files of one running machine, on behalf of one of its users.
+/// The files of one running machine, on behalf of one of its users, or those of a volume.
 #[derive(Debug)]
 pub struct Files {
     pub(super) guest: GuestClient,
-    cwd: String,
+    place: Place,
     pub(super) user: Option<String>,
 }
 
+/// Whose files.
+#[derive(Debug)]
+enum Place {
+    Machine {
+        cwd: String,
+    },
+    Volume {
+        open: Arc<volume::Open>,
+        limits: Option<Limits>,
+    },
+}
+
 impl Files {
-    /// Reaches the machine. One whose run is over counts as gone already: it would be gone before much of a file was
+    /// Reaches the machine, or the volume if the id is one's. A machine whose run is over counts as gone already: it would be gone before much of a file was
     /// read, and what was kept of it is all there.
     ///
     /// # Errors
-    /// Those of [`machine::guest`].
+    /// Those of [`machine::guest`]; of a volume `not_found`, `invalid_request` (it has no users),
+    /// `volume_backend_unavailable`.
     pub async fn open(app: &App, id: &str, user: Option<String>) -> Result<Self> {
+        let user = user.filter(|user| !user.is_empty());
+        if id.starts_with(ids::VOLUME) {
+            return Self::of_volume(app, id, user).await;
+        }
         let guest = machine::guest(app, id).await?;
         let row = machine::get(app, id).await?;
         if let (Some(_), Some(outputs)) = (&row.owner, app.outputs.get()) {
@@ -48,9 +73,54 @@ impl Files {
         }
         Ok(Self {
             guest,
-            cwd: row.cwd.clone(),
-            user: user.filter(|user| !user.is_empty()),
+            place: Place::Machine {
+                cwd: row.cwd.clone(),
+            },
+            user,
         })
+    }
+
+    async fn of_volume(app: &App, id: &str, user: Option<String>) -> Result<Self> {
+        let (row, open) = volume::open(app, id).await?;
+        if user.is_some() {
+            return Err(Error::invalid("user: a volume has no users"));
+        }
+        Ok(Self {
+            guest: open.guest().await?,
+            place: Place::Volume {
+                limits: Limits::of(&row),
+                open,
+            },
+            user: None,
+        })
+    }
+
+    /// Something in a volume is about to be changed: it has to be counted.
+    pub(super) fn touch(&self) {
+        if let Place::Volume { open, .. } = &self.place {
+            open.write();
+        }
+    }
+
+    /// The same for what takes room. Others who write to a volume with limits wait until the answer is dropped.
+    ///
+    /// # Errors
+    /// `volume_quota_exceeded`.
+    pub(super) async fn make_room(
+        &self,
+        bytes: u64,
+    ) -> Result<Option<(Room, tokio::sync::MutexGuard<'_, ()>)>> {
+        self.touch();
+        match &self.place {
+            Place::Volume {
+                open,
+                limits: Some(limits),
+            } => {
+                let alone = open.gate.lock().await;
+                Ok(Some((volume::room(open, *limits, bytes).await?, alone)))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Refuses empty paths and the platform's own folder.
@@ -58,9 +128,12 @@ impl Files {
         if path.is_empty() || path.contains('\0') {
             return Err(Error::invalid("path: must not be empty or hold a NUL byte"));
         }
+        let Place::Machine { cwd } = &self.place else {
+            return in_volume(path);
+        };
         // Another user's relative paths start at a home that only the guest knows; homes are not in the
         // reserved folder.
-        let base = if self.user.is_some() { "/" } else { &self.cwd };
+        let base = if self.user.is_some() { "/" } else { cwd };
         if machine::is_reserved(base, &path) {
             return Err(Error::invalid(format!(
                 "path: {} is reserved",
@@ -68,6 +141,15 @@ impl Files {
             )));
         }
         Ok(path)
+    }
+
+    /// What is none of the caller's there.
+    pub(super) fn reserved(&self) -> Option<&'static str> {
+        matches!(self.place, Place::Machine { .. }).then_some(machine::RESERVED)
+    }
+
+    fn is_reserved(&self, path: &str) -> bool {
+        self.reserved().is_some() && machine::is_reserved("/", path)
     }
 
     /// Refuses what the guest of a machine that an earlier version made cannot do.
@@ -99,7 +181,7 @@ impl Files {
         let entries = self.guest.list(&request).await.map_err(file_error)?;
         Ok(entries
             .into_iter()
-            .filter(|entry| !machine::is_reserved("/", &entry.path))
+            .filter(|entry| !self.is_reserved(&entry.path))
             .map(info)
             .collect())
     }
@@ -173,7 +255,7 @@ impl Files {
         let query = ReadQuery {
             path,
             user: self.user.clone(),
-            except: Some(machine::RESERVED.into()),
+            except: self.reserved().map(str::to_owned),
             ..ReadQuery::default()
         };
         self.guest.tar(&query).await.map_err(file_error)
@@ -244,8 +326,14 @@ impl Files {
             user: self.user.clone(),
             mode: None,
         };
-        let found = self.guest.write(&query, data).await.map_err(file_error)?;
-        Ok(info(found))
+        let found = match self.make_room(0).await? {
+            None => self.guest.write(&query, data).await.map_err(file_error),
+            Some((room, _alone)) => {
+                let written = self.guest.write(&query, room.bound(data)).await;
+                written.map_err(|error| room.explain(file_error(error)))
+            }
+        };
+        Ok(info(found?))
     }
 
     /// The same from bytes.
@@ -267,6 +355,7 @@ impl Files {
     /// `permission_denied`, `conflict` (a file is there).
     pub async fn mkdir(&self, path: String) -> Result<()> {
         let request = self.request(path)?;
+        let _alone = self.make_room(0).await?;
         self.guest.mkdir(&request).await.map_err(file_error)
     }
 
@@ -276,6 +365,7 @@ impl Files {
     /// `not_found`, `permission_denied`.
     pub async fn remove(&self, path: String) -> Result<()> {
         let request = self.request(path)?;
+        self.touch();
         self.guest.remove(&request).await.map_err(file_error)
     }
 
@@ -289,6 +379,7 @@ impl Files {
             new_path: self.check(new_path)?,
             user: self.user.clone(),
         };
+        self.touch();
         let found = self.guest.rename(&request).await.map_err(file_error)?;
         Ok(info(found))
     }
@@ -303,7 +394,7 @@ impl Files {
             path: self.check(path)?,
             user: self.user.clone(),
             recursive,
-            except: vec![machine::RESERVED.to_owned()],
+            except: self.reserved().into_iter().map(str::to_owned).collect(),
         };
         match self.guest.watch(&request).await {
             // A limit of the machine or the host, not a fault of ours.
@@ -336,7 +427,30 @@ impl Files {
             mode,
             user: self.user.clone(),
         };
+        self.touch();
         self.guest.permissions(&request).await.map_err(file_error)
+    }
+}
+
+/// A path of a volume: absolute, and not out of it.
+fn in_volume(path: String) -> Result<String> {
+    let mut depth = 0_usize;
+    let mut stays = path.starts_with('/');
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => match depth.checked_sub(1) {
+                Some(less) => depth = less,
+                None => stays = false,
+            },
+            _ => depth += 1,
+        }
+    }
+    match stays {
+        true => Ok(path),
+        false => Err(Error::invalid(
+            "path: must be an absolute path that does not lead out of the volume",
+        )),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Signed URLs of files: a token that says what may be done with one path of one machine, and until when.
+//! Signed URLs of files: a token that says what may be done with one path of one machine or volume, and until when.
 //!
 //! `base64url(JSON of the grant) . HMAC-SHA256 in hex`. Nothing is recorded: a token is valid by its signature, which a key
 //! of the data directory makes, and ends by its time alone.
@@ -28,7 +28,7 @@ pub enum Action {
 /// What a token stands for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileGrant {
-    /// The machine.
+    /// The machine, or the volume.
     #[serde(rename = "m")]
     pub machine: String,
     /// The path.

@@ -5,13 +5,34 @@
 
 use std::{collections::HashMap, sync::Arc, sync::RwLock};
 
-use nullspace_api::{id, time};
+use nullspace_api::{Noun, id, time};
 use nullspace_store::{Store, key as rows};
 use rand::Rng;
 use sha2::{Digest, Sha256};
 
 use super::Caller;
 use crate::error::Result;
+
+/// How keys spell a machine, by what they asked for last. Some answers have one word for it and no path that tells which.
+#[derive(Debug, Default)]
+pub struct Spelling(RwLock<HashMap<Arc<str>, Noun>>);
+
+impl Spelling {
+    /// Notes what a key said.
+    pub fn said(&self, caller: &Caller, noun: Noun) {
+        if self.of(&caller.key_id) != Some(noun) {
+            let mut all = self.0.write().unwrap_or_else(|e| e.into_inner());
+            all.insert(caller.key_id.clone(), noun);
+        }
+    }
+
+    /// What it said last.
+    #[must_use]
+    pub fn of(&self, key_id: &str) -> Option<Noun> {
+        let all = self.0.read().unwrap_or_else(|e| e.into_inner());
+        all.get(key_id).copied()
+    }
+}
 
 /// What minted keys begin with.
 pub const PREFIX: &str = "ns_live_";

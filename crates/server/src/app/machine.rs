@@ -8,7 +8,7 @@
 //! Called by `http::machine`, and by the agent side for the machines that back runs.
 
 mod adopt;
-mod owner;
+pub(super) mod owner;
 mod plan;
 mod port;
 
@@ -25,30 +25,40 @@ use nullspace_api::{
     machine::{ListMachinesQuery, MachineConfig, MachineInfo, MachineStatus, TimeoutAction},
     page, time,
 };
-use nullspace_engine::{Engine, egress::Rules};
+use nullspace_engine::{Engine, MachineSpec, egress::Rules};
 use nullspace_lifecycle::machine::{self as lifecycle, State};
 use nullspace_protocol::GuestClient;
 use nullspace_store::{
-    Store, StoreError, event as event_rows,
+    Store, event as event_rows,
     idempotency::{self, Claim, Outcome},
     machine::{self as rows, MachineRow},
+    template as templates,
+    volume::{self as volume_rows, AttachmentRow},
 };
 use sha2::{Digest, Sha256};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tracing::{Instrument, Span, field::Empty};
 
-use super::{App, AppState, egress, event, metrics::Meter};
+use super::{
+    App, AppState, egress, event,
+    metrics::Meter,
+    volume::{self, mount::Change},
+};
 use crate::error::{Error, Result};
 
 pub use adopt::{adopt, watch_exits};
 pub(super) use plan::check_envs;
-pub use plan::{NewMachine, RESERVED, check_cwd, is_reserved, plan};
+pub use plan::{NewMachine, RESERVED, absolute, check_cwd, is_reserved, plan, plan_from_snapshot};
 pub(super) use port::Port;
 
 /// How the record calls a machine that runs.
 pub(crate) const RUNNING: &str = State::Running.as_str();
+/// The same for one that is stopped with its memory kept.
+pub(crate) const PAUSED: &str = State::Paused.as_str();
 /// Changes that wait for who follows all machines.
 const CHANGES: usize = 512;
+/// How long a machine that is woken because it is used may take.
+const WAKE: Duration = Duration::from_secs(120);
 /// How long a guest may take to answer a new connection.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -176,6 +186,13 @@ impl Handle {
         self.row.borrow().clone()
     }
 
+    /// Whether it is paused, and nothing but being asked to lets it go on.
+    #[must_use]
+    pub fn sleeps(&self) -> bool {
+        let row = self.row.borrow();
+        row.state == PAUSED && !row.auto_resume
+    }
+
     /// Follows the record. The last value that is seen is an ended state.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Arc<MachineRow>> {
@@ -187,13 +204,51 @@ impl Handle {
     /// # Errors
     /// When the machine does not run, or its guest does not answer.
     pub async fn guest(&self, engine: &dyn Engine) -> Result<GuestClient> {
-        {
-            let row = self.row.borrow();
-            if row.state != State::Running.as_str() {
-                return Err(Error::not_ready(&self.id, &row.state));
-            }
-        }
+        self.wake().await?;
         self.connect(engine).await
+    }
+
+    /// Answers when the machine runs. One that is paused and may be woken by use goes on: whoever comes first asks for
+    /// it, and all others wait for the same.
+    ///
+    /// # Errors
+    /// When it does not run and does not go on by itself; those of resuming.
+    pub async fn wake(&self) -> Result<()> {
+        let sleeps = {
+            let row = self.row.borrow();
+            match State::parse(&row.state) {
+                Some(State::Running) => return Ok(()),
+                Some(State::Paused) => row.auto_resume,
+                _ => false,
+            }
+        };
+        let refusal = || {
+            let row = self.row();
+            let error = Error::not_ready(&self.id, &row.state);
+            if row.state == PAUSED {
+                error.with_action(
+                    "resume it; a machine made with auto_resume is resumed when it is used",
+                )
+            } else {
+                error
+            }
+        };
+        if !sleeps {
+            return Err(refusal());
+        }
+        let (reply, done) = oneshot::channel();
+        let message = owner::Message::Resume {
+            key_id: None,
+            reply,
+        };
+        let woken = async {
+            self.inbox.send(message).await.map_err(|_| refusal())?;
+            done.await.map_err(|_| refusal())?
+        };
+        match tokio::time::timeout(WAKE, woken).await {
+            Ok(woken) => woken.map(drop),
+            Err(_) => Err(refusal().with_retry_after(5)),
+        }
     }
 
     /// Like [`Handle::guest`], whatever the record says.
@@ -259,11 +314,53 @@ pub async fn create(app: &AppState, new: NewMachine, claim: Option<Claim>) -> Re
 }
 
 async fn make(app: &AppState, new: NewMachine, claim: Option<Claim>) -> Result<Created> {
-    let place = app.machines.reserve(app.config.max_machines)?;
     let id = id::new(id::MACHINE);
-    Span::current().record("machine", &*id);
-    let (mut row, spec) = new.into_record(app, id, time::now());
+    let runtime = new.runtime.clone();
+    let (row, spec) = new.into_record(app, id, time::now());
+    build(app, row, spec, owner::Beginning::New(runtime), claim).await
+}
+
+/// Makes a machine of a state that was kept; otherwise as [`create`].
+pub(super) async fn create_from(
+    app: &AppState,
+    mut row: MachineRow,
+    spec: MachineSpec,
+    from: PathBuf,
+    user: Option<String>,
+    claim: Option<Claim>,
+) -> Result<Arc<MachineRow>> {
+    row.spec = plan::recorded(&spec);
+    let span = tracing::debug_span!("machine.create", machine = Empty);
+    let made = build(
+        app,
+        row,
+        Box::new(spec),
+        owner::Beginning::Kept { from, user },
+        claim,
+    )
+    .instrument(span)
+    .await?;
+    match made {
+        Created::New(row) | Created::Replayed(row) => Ok(row),
+    }
+}
+
+/// The record of a machine that is nothing yet.
+pub(super) fn blank(id: &str, timeout_ms: Option<u64>, key_id: Option<String>) -> MachineRow {
+    plan::blank(id.to_owned(), timeout_ms, key_id, time::now())
+}
+
+async fn build(
+    app: &AppState,
+    mut row: MachineRow,
+    spec: Box<MachineSpec>,
+    beginning: owner::Beginning,
+    claim: Option<Claim>,
+) -> Result<Created> {
+    let place = app.machines.reserve(app.config.max_machines)?;
+    Span::current().record("machine", &*row.id);
     let recording = row.clone();
+    let user = beginning.user().cloned();
     let recorded = app
         .store
         .write(move |tx| {
@@ -277,6 +374,17 @@ async fn make(app: &AppState, new: NewMachine, claim: Option<Claim>) -> Result<C
                 }
             }
             let seq = rows::insert(tx, &recording)?;
+            if let Some(user) = &user {
+                templates::set_machine_user(tx, &recording.id, user)?;
+            }
+            for mount in &recording.volumes {
+                if !volume_rows::attach(tx, mount)? {
+                    return Err(Error::not_found(
+                        code::NOT_FOUND,
+                        format!("no volume {}", mount.volume_id),
+                    ));
+                }
+            }
             let event = event::record(
                 &recording,
                 &lifecycle::REQUESTED,
@@ -284,34 +392,50 @@ async fn make(app: &AppState, new: NewMachine, claim: Option<Claim>) -> Result<C
                 recording.created_at,
             );
             event_rows::append(tx, &event)?;
-            Ok::<_, StoreError>(Recorded::New(seq))
+            Ok(Recorded::New(seq))
         })
         .instrument(tracing::debug_span!("machine.record"))
         .await?;
     match recorded {
-        Recorded::New(seq) => row.seq = seq,
-        Recorded::Replay(id) => return replay(app, &id).await.map(Created::Replayed),
-        Recorded::Conflict => {
-            return Err(Error::conflict(
-                code::IDEMPOTENCY_CONFLICT,
-                "this idempotency key was used with another body",
-            )
-            .with_action("use a new key for a new request"));
+        Recorded::New(seq) => {
+            row.seq = seq;
+            app.templates.set_user(&row.id, beginning.user().cloned());
         }
+        Recorded::Replay(id) => return replay(app, &id).await.map(Created::Replayed),
+        Recorded::Conflict => return Err(key_used()),
     }
     let (reply, made) = oneshot::channel();
     let start = owner::Start::Build {
         spec,
+        beginning,
         reply,
         span: Span::current(),
     };
-    owner::spawn(app, row, place, start);
+    owner::spawn(app, row, Some(place), start);
     made.await
         .map_err(|_| Error::internal("the owner of a new machine is gone"))?
         .map(Created::New)
 }
 
-fn salted(salt: &[u8], body: &[u8]) -> Vec<u8> {
+/// The refusal of a key that belongs to another request.
+pub(super) fn key_used() -> Error {
+    Error::conflict(
+        code::IDEMPOTENCY_CONFLICT,
+        "this idempotency key was used with another body",
+    )
+    .with_action("use a new key for a new request")
+}
+
+/// The refusal of a request that is being done.
+pub(super) fn under_way() -> Error {
+    Error::conflict(
+        code::TRANSITION_IN_PROGRESS,
+        "the first request with this idempotency key is still under way",
+    )
+    .with_retry_after(1)
+}
+
+pub(super) fn salted(salt: &[u8], body: &[u8]) -> Vec<u8> {
     Sha256::new()
         .chain_update(salt)
         .chain_update(body)
@@ -320,16 +444,14 @@ fn salted(salt: &[u8], body: &[u8]) -> Vec<u8> {
 }
 
 /// What an earlier request with the same key made.
-async fn replay(app: &App, id: &str) -> Result<Arc<MachineRow>> {
-    let row = get(app, id).await?;
-    if row.state == State::Creating.as_str() {
-        return Err(Error::conflict(
-            code::TRANSITION_IN_PROGRESS,
-            "the first request with this idempotency key is still under way",
-        )
-        .with_retry_after(1));
+pub(super) async fn replay(app: &App, id: &str) -> Result<Arc<MachineRow>> {
+    match get(app, id).await {
+        Ok(row) if row.state != State::Creating.as_str() => Ok(row),
+        // A fork has its key before it has a record.
+        Ok(_) => Err(under_way()),
+        Err(error) if error.code == code::MACHINE_NOT_FOUND => Err(under_way()),
+        Err(error) => Err(error),
     }
-    Ok(row)
 }
 
 /// One machine, live or ended (as long as ended ones are remembered).
@@ -349,6 +471,11 @@ async fn stored(store: &Store, id: &str) -> Result<MachineRow> {
         .read(move |db| rows::get(db, &wanted))
         .await?
         .ok_or_else(|| Error::no_machine(id))
+}
+
+/// Whether a machine runs, or is paused: what leads to it stays.
+pub(crate) fn lives(row: &MachineRow) -> bool {
+    row.state == RUNNING || row.state == PAUSED
 }
 
 /// A connection to a running machine's guest.
@@ -484,9 +611,29 @@ pub async fn destroy(app: &App, id: &str, key_id: Option<&str>) -> Result<Arc<Ma
     };
     if step.state != state {
         row.state = step.state.as_str().to_owned();
-        owner::record_step(&app.store, &row, &step, key_id, None).await?;
+        owner::record_step(&app.store, &row, &step, key_id, None, owner::Change::None).await?;
+        // Nothing of it was left before.
+        owner::ended(app, &row);
     }
     Ok(Arc::new(row))
+}
+
+/// Asks the owner of a live machine.
+pub(super) async fn ask<T>(
+    app: &App,
+    id: &str,
+    message: impl FnOnce(oneshot::Sender<Result<T>>) -> owner::Message,
+) -> Result<T> {
+    if let Some(handle) = app.machines.get(id) {
+        let (reply, done) = oneshot::channel();
+        if handle.inbox.send(message(reply)).await.is_ok()
+            && let Ok(result) = done.await
+        {
+            return result;
+        }
+    }
+    let row = stored(&app.store, id).await?;
+    Err(Error::not_ready(id, &row.state))
 }
 
 /// Ends a machine and makes what was written in it the layer `target`.
@@ -518,22 +665,17 @@ pub async fn set_time_limit(
     if let Some(ms) = timeout_ms {
         plan::check_timeout(app, ms)?;
     }
-    plan::check_action(action.unwrap_or_default())?;
-    if let Some(handle) = app.machines.get(id) {
-        let (reply, done) = oneshot::channel();
-        let message = owner::Message::SetTimeLimit {
-            timeout_ms,
-            key_id: key_id.map(str::to_owned),
-            reply,
-        };
-        if handle.inbox.send(message).await.is_ok()
-            && let Ok(result) = done.await
-        {
-            return result;
-        }
+    if let Some(action) = action {
+        plan::check_action(app, action)?;
     }
-    let row = stored(&app.store, id).await?;
-    Err(Error::not_ready(id, &row.state))
+    let key_id = key_id.map(str::to_owned);
+    ask(app, id, |reply| owner::Message::SetTimeLimit {
+        timeout_ms,
+        action,
+        key_id,
+        reply,
+    })
+    .await
 }
 
 /// Replaces the rules for traffic out of a running machine.
@@ -547,13 +689,23 @@ pub(super) async fn set_egress(
     rules: Rules,
     key_id: Option<&str>,
 ) -> Result<Arc<MachineRow>> {
+    let key_id = key_id.map(str::to_owned);
+    ask(app, id, |reply| owner::Message::SetEgress {
+        rules: Box::new(rules),
+        key_id,
+        reply,
+    })
+    .await
+}
+
+/// Changes what volumes a running machine has.
+///
+/// # Errors
+/// `machine_not_found`, `machine_not_ready`, `not_found`, and those of the engine.
+pub(crate) async fn change_volume(app: &App, id: &str, change: Change) -> Result<AttachmentRow> {
     if let Some(handle) = app.machines.get(id) {
         let (reply, done) = oneshot::channel();
-        let message = owner::Message::SetEgress {
-            rules: Box::new(rules),
-            key_id: key_id.map(str::to_owned),
-            reply,
-        };
+        let message = owner::Message::Volume { change, reply };
         if handle.inbox.send(message).await.is_ok()
             && let Ok(result) = done.await
         {
@@ -596,7 +748,7 @@ pub fn info(row: &MachineRow) -> MachineInfo {
             memory_mb: row.memory_mb,
             disk_mb: row.disk_mb,
         },
-        metadata: serde_json::from_str(&row.metadata).unwrap_or_default(),
+        metadata: metadata(row),
         created_at: time::rfc3339(row.created_at),
         started_at: row.started_at.map(time::rfc3339),
         ended_at: row.ended_at.map(time::rfc3339),
@@ -610,9 +762,22 @@ pub fn info(row: &MachineRow) -> MachineInfo {
         egress: Some(egress::shown(row)),
         cwd: Some(row.cwd.clone()),
         failure_reason: row.failure_reason.clone(),
+        snapshot_id: row.snapshot_id.clone(),
         traffic_access_token: None,
         warm_pool_checkout: None,
     }
+}
+
+/// The caller's words, and where clients look for its volumes.
+fn metadata(row: &MachineRow) -> serde_json::Map<String, serde_json::Value> {
+    let mut metadata: serde_json::Map<_, _> =
+        serde_json::from_str(&row.metadata).unwrap_or_default();
+    if !row.volumes.is_empty() {
+        let volumes: Vec<_> = row.volumes.iter().map(volume::attachment).collect();
+        let volumes = serde_json::to_value(volumes).unwrap_or_default();
+        metadata.insert("volume_attachments".to_owned(), volumes);
+    }
+    metadata
 }
 
 /// What is left of a running machine's time.

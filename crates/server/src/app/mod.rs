@@ -32,10 +32,12 @@ pub mod process;
 pub mod pty;
 pub(crate) mod seal;
 pub mod search;
+pub mod snapshot;
 pub(crate) mod socket;
 pub mod ssh;
 pub mod template;
 pub mod upload;
+pub mod volume;
 pub mod webhook;
 
 use std::{
@@ -69,8 +71,12 @@ pub struct App {
     pub templates: template::Registry,
     /// The valid API keys.
     pub keys: key::Ring,
+    /// How they spell a machine.
+    pub spelling: key::Spelling,
     /// The live machines.
     pub machines: machine::Live,
+    /// States of machines that others are being made of.
+    pub(crate) snapshots: snapshot::Uses,
     /// Files of machines that are gone; set by the agent side at start-up.
     pub outputs: OnceLock<Arc<dyn output::Outputs>>,
     /// Seals what must not be readable in the record.
@@ -81,6 +87,8 @@ pub struct App {
     pub(crate) previews: preview::Previews,
     /// Logging in to machines, unless it is turned off.
     pub(crate) ssh: Option<ssh::Ssh>,
+    /// Volumes whose files are worked on.
+    pub(crate) volumes: volume::State,
     /// Uploads in parts that are under way.
     pub(crate) uploads: upload::Uploads,
     /// Who is told of events over HTTP.

@@ -11,7 +11,7 @@ mod address;
 mod credential;
 mod grant;
 mod guard;
-mod readiness;
+pub(in crate::app) mod readiness;
 mod token;
 mod way;
 

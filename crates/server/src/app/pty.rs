@@ -50,7 +50,7 @@ pub async fn start(
         ..ExecRequest::default()
     })?;
     let session = id::new(id::PTY);
-    let request = GuestExec {
+    let mut request = GuestExec {
         label: Some("shell".into()),
         retain: Retain::Tail,
         terminal: Some(Terminal {
@@ -62,6 +62,7 @@ pub async fn start(
     let guest = machine::guest(app, machine_id).await?;
     // A guest that does not know terminals would run the shell without.
     exec::require_streams(&guest, "terminals")?;
+    request.user = exec::user(app, machine_id, &guest)?;
     let pid = guest.spawn(&request).await?;
     Ok(PtyInfo {
         session_id: session,

@@ -3,10 +3,7 @@
 use nullspace_api::search::{ReplaceRequest, ReplaceResponse, SearchMatch, SearchRequest};
 use nullspace_protocol::{ReplaceRequest as GuestReplace, SearchRequest as GuestSearch};
 
-use super::{
-    file::{Files, file_error},
-    machine,
-};
+use super::file::{Files, file_error};
 use crate::error::{Error, Result};
 
 /// The longest pattern and replacement, in bytes.
@@ -47,6 +44,9 @@ impl Files {
         self.require_workspace("replacing in files")?;
         is_pattern("pattern", &request.pattern)?;
         is_short("replacement", &request.replacement)?;
+        if !request.dry_run {
+            self.make_room(0).await?;
+        }
         let files = request.files.into_iter().map(|path| self.check(path));
         let guest_request = GuestReplace {
             files: files.collect::<Result<_>>()?,
@@ -72,7 +72,7 @@ impl Files {
             path: self.check(request.path)?,
             pattern: request.pattern,
             user: self.user.clone(),
-            except: vec![machine::RESERVED.to_owned()],
+            except: self.reserved().into_iter().map(str::to_owned).collect(),
         })
     }
 }

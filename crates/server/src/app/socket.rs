@@ -17,6 +17,7 @@ use futures_util::{StreamExt as _, stream};
 use nullspace_api::{
     error::code,
     exec::ExecRequest,
+    id,
     pty::PtyInfo,
     socket::{ClientMessage, ServerMessage},
 };
@@ -99,6 +100,12 @@ impl Socket {
                 code::CAPACITY_EXCEEDED,
                 format!("{MAX_TASKS} requests of this connection are under way"),
             );
+            return answers.refuse(&error).await;
+        }
+        if self.machine.starts_with(id::VOLUME)
+            && !matches!(message, ClientMessage::FileWatch { .. })
+        {
+            let error = Error::invalid("type: files of a volume can be watched, and nothing else");
             return answers.refuse(&error).await;
         }
         match message {

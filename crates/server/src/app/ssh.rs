@@ -233,10 +233,16 @@ pub(crate) async fn admit(
         return Err("the access is over");
     }
     match machine::get(app, &row.machine_id).await {
-        Ok(machine) if machine.state == machine::RUNNING => Ok(Admission {
-            machine: row.machine_id,
-            user: row.user,
-        }),
+        // One that is paused is woken by the session.
+        Ok(machine)
+            if machine.state == machine::RUNNING
+                || machine.auto_resume && machine::lives(&machine) =>
+        {
+            Ok(Admission {
+                machine: row.machine_id,
+                user: row.user,
+            })
+        }
         _ => Err("the machine does not run"),
     }
 }

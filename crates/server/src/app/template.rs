@@ -1,9 +1,29 @@
-//! Templates that machines start from: looked up in memory, made in the background.
+//! Templates that machines start from: looked up in memory, made in the background, built from what callers say.
+//!
+//! ```text
+//!  find ──▶ built in (made by this program) ── or ──▶ named (built here): what a tag means, or a build by its id
+//!  build ──▶ definition ──▶ program ──▶ worker: a machine per step, what it wrote is a layer ──▶ artifact ──▶ named
+//! ```
 
+mod artifact;
+pub mod blob;
+pub mod build;
+mod context;
+mod definition;
 mod derived;
+mod dockerfile;
+pub mod gc;
+mod journal;
+mod layer;
+pub mod named;
+mod program;
+pub(super) mod ready;
+mod reference;
+mod source;
+mod worker;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
 };
@@ -13,7 +33,7 @@ use nullspace_templates::{Layer, Progress, Templates};
 
 use crate::error::{Error, Kind, Result};
 
-pub use derived::{clean, ensure};
+use reference::{Reference, Which};
 
 /// Where the templates come from.
 #[derive(Clone)]
@@ -57,14 +77,40 @@ pub struct Registry {
     /// Where templates can be made at first demand.
     builtin: OnceLock<Templates>,
     making: derived::Making,
+    /// What tags of templates mean that were built here.
+    named: RwLock<named::Index>,
+    /// Builds that somebody named, by reference.
+    exact: RwLock<HashMap<String, Arc<Layer>>>,
+    /// Whom commands in machines run as, by machine, where that is not root.
+    users: RwLock<HashMap<String, String>>,
+    builds: build::Builds,
+    held: layer::Held,
 }
 
 impl Registry {
-    /// The template of that name.
+    /// The template that a reference means. One that names a build has to be asked for with [`ensure`] before.
     ///
     /// # Errors
     /// `template_not_ready` while it is made, `template_not_found` otherwise.
-    pub fn find(&self, name: &str) -> Result<Arc<Layer>> {
+    pub fn find(&self, text: &str) -> Result<Arc<Layer>> {
+        let reference = Reference::parse(text)?;
+        if let Some(name) = reference.builtin() {
+            return self.find_builtin(name);
+        }
+        let found = match &reference.which {
+            Which::Build(_) => {
+                let exact = self.exact.read().unwrap_or_else(PoisonError::into_inner);
+                exact.get(text).cloned()
+            }
+            _ => {
+                let named = self.named.read().unwrap_or_else(PoisonError::into_inner);
+                named::look_up(&named, &reference)
+            }
+        };
+        found.ok_or_else(|| reference::not_found(text))
+    }
+
+    fn find_builtin(&self, name: &str) -> Result<Arc<Layer>> {
         let ready = self.ready.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(layer) = ready.get(name) {
             return Ok(layer.clone());
@@ -127,6 +173,39 @@ impl Registry {
             .insert(layer.name.clone(), Arc::new(layer));
     }
 
+    /// Whom commands in a machine run as, if not as root.
+    #[must_use]
+    pub fn user(&self, machine_id: &str) -> Option<String> {
+        let users = self.users.read().unwrap_or_else(PoisonError::into_inner);
+        users.get(machine_id).cloned()
+    }
+
+    pub(super) fn set_user(&self, machine_id: &str, user: Option<String>) {
+        let mut users = self.users.write().unwrap_or_else(PoisonError::into_inner);
+        match user {
+            Some(user) => users.insert(machine_id.to_owned(), user),
+            None => users.remove(machine_id),
+        };
+    }
+
+    /// What tags mean from now on, ahead of the record.
+    fn add_named(&self, subjects: &[&str], tags: &[String], layer: Layer) {
+        let layer = Arc::new(layer);
+        let mut named = self.named.write().unwrap_or_else(PoisonError::into_inner);
+        for subject in subjects {
+            for tag in tags {
+                named.insert(format!("{subject}:{tag}"), layer.clone());
+            }
+        }
+    }
+
+    fn set_named(&self, index: named::Index) {
+        *self.named.write().unwrap_or_else(PoisonError::into_inner) = index;
+        // What is not there any more must not be found by what was found before.
+        let mut exact = self.exact.write().unwrap_or_else(PoisonError::into_inner);
+        exact.clear();
+    }
+
     fn set_pending(&self, name: &str, why: Option<String>) {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         match why {
@@ -134,6 +213,65 @@ impl Registry {
             None => pending.remove(name),
         };
     }
+}
+
+/// Sees to it that a template is there that is made at first demand, or that is named by a build; others are left as they
+/// are.
+///
+/// # Errors
+/// `transition_in_progress` while it is being made, `template_not_ready` with the reason when it could not be,
+/// `template_not_found`, and those of the template below.
+pub async fn ensure(app: &super::AppState, text: &str) -> Result<()> {
+    let reference = Reference::parse(text)?;
+    if let Some(name) = reference.builtin() {
+        return derived::ensure(app, name).await;
+    }
+    if !matches!(reference.which, Which::Build(_)) {
+        return Ok(());
+    }
+    let (artifact, name) = named::exact(app, text).await?;
+    let layer = Arc::new(artifact.layer(&app.data_dir, &name));
+    let mut exact = (app.templates.exact.write()).unwrap_or_else(PoisonError::into_inner);
+    if exact.len() >= EXACT {
+        exact.clear();
+    }
+    exact.insert(text.to_owned(), layer);
+    Ok(())
+}
+
+/// References by build that are remembered.
+const EXACT: usize = 1024;
+
+/// Ends what a server before this one did with templates, and reads what there is. Called once, before any request.
+///
+/// # Errors
+/// When the record or the disk cannot be used.
+pub async fn restore(app: &super::AppState) -> Result<()> {
+    derived::clean(app).await?;
+    build::interrupt(app).await?;
+    blob::sweep(app, true).await?;
+    layer::clean(app).await?;
+    let users = (app.store)
+        .read(nullspace_store::template::machine_users)
+        .await?;
+    for (machine, user) in users {
+        app.templates.set_user(&machine, Some(user));
+    }
+    named::refresh(app).await
+}
+
+/// Forgets what is over its time. Called now and then.
+///
+/// # Errors
+/// When the record or the disk cannot be used.
+pub async fn forget_old(app: &super::AppState) -> Result<()> {
+    blob::sweep(app, false).await?;
+    layer::make_room(app).await?;
+    {
+        let mut users = (app.templates.users.write()).unwrap_or_else(PoisonError::into_inner);
+        users.retain(|machine, _| app.machines.get(machine).is_some());
+    }
+    build::forget_old(app).await
 }
 
 /// Fills the registry; what takes long goes on in a thread that ends with the process.

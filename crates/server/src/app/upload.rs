@@ -40,7 +40,7 @@ pub use part::{Part, put_part};
 use super::{
     App, AppState, agent,
     file::{Files, file_error},
-    machine,
+    machine, volume,
 };
 use crate::error::{Error, Kind, Result};
 
@@ -98,6 +98,8 @@ pub async fn create(
     let files = Files::open(app, machine_id, request.user.clone()).await?;
     files.require_workspace("uploads in parts")?;
     let row = plan(machine_id, &files, &request)?;
+    let room = files.make_room(row.content_length).await;
+    drop(room.map_err(|error| over_quota(error, None))?);
     let (id, replay) = record(app, row.clone(), claim).await?;
     // An earlier request may have been cut off before the machine had the file.
     let row = match replay {
@@ -290,10 +292,13 @@ async fn find(app: &App, machine_id: &str, id: &str) -> Result<UploadRow> {
     match found {
         Some(row) => Ok(row),
         None => {
-            machine::get(app, &machine_id).await?;
+            let whose = match is_volume(&machine_id) {
+                true => volume::get(app, &machine_id).await.map(|_| "volume")?,
+                false => machine::get(app, &machine_id).await.map(|_| "machine")?,
+            };
             Err(Error::not_found(
                 code::NOT_FOUND,
-                format!("no upload {id} in this machine"),
+                format!("no upload {id} in this {whose}"),
             ))
         }
     }
@@ -301,6 +306,10 @@ async fn find(app: &App, machine_id: &str, id: &str) -> Result<UploadRow> {
 
 fn status(row: &UploadRow) -> Status {
     Status::parse(&row.status).unwrap_or(Status::Failed)
+}
+
+fn is_volume(id: &str) -> bool {
+    id.starts_with(id::VOLUME)
 }
 
 /// Refuses what an upload that is over cannot do any more.
@@ -377,6 +386,12 @@ async fn publish(app: &App, row: &UploadRow, sha256: Option<String>) -> Result<(
         Some(staging) => staging.clone(),
         None => stage(&files, row).await?.staging,
     };
+    // An archive is unpacked beside its bytes.
+    let bytes = match parse(&row.kind) {
+        Some(UploadKind::DirectoryTar) => row.content_length,
+        _ => 0,
+    };
+    let _alone = (files.make_room(bytes).await).map_err(|error| over_quota(error, Some(id)))?;
     set_status(app, id, Status::Completing).await?;
     let request = PublishRequest {
         staging,
@@ -494,6 +509,8 @@ async fn clear(app: &App, row: &UploadRow) -> Result<()> {
                 None => true,
             }
         }
+        // Gone with its volume.
+        Err(error) if is_volume(&row.machine_id) => error.code == code::NOT_FOUND,
         // Gone with its machine, unless that only sleeps.
         Err(error) => {
             error.code == code::MACHINE_NOT_FOUND || {
@@ -553,12 +570,23 @@ fn session(row: &UploadRow) -> UploadSession {
             max_upload_bytes: MAX_UPLOAD,
             max_part_bytes: row.part_size,
             max_concurrency: MAX_CONCURRENCY,
-            machine_staging_quota_bytes: Some(STAGING_QUOTA),
+            machine_staging_quota_bytes: (!is_volume(&row.machine_id)).then_some(STAGING_QUOTA),
             sandbox_staging_quota_bytes: None,
+            staging_quota_bytes: is_volume(&row.machine_id).then_some(STAGING_QUOTA),
         },
         created_at: time::rfc3339(row.created_at),
         updated_at: time::rfc3339(row.updated_at),
         expires_at: time::rfc3339(row.expires_at),
+    }
+}
+
+/// A volume that has no room for an upload, in the words of uploads.
+fn over_quota(error: Error, upload_id: Option<&str>) -> Error {
+    match error.code {
+        code::VOLUME_QUOTA_EXCEEDED => {
+            refused(Reason::InsufficientStagingSpace, error.message, upload_id)
+        }
+        _ => error,
     }
 }
 

@@ -337,8 +337,11 @@ pub async fn delivery(app: &App, id: &str, delivery: &str) -> Result<DeliveryDet
             format!("webhook {id} has no delivery {delivery}"),
         ));
     };
+    // Of the one that is under way the record holds what is to be read of it if this server ends now.
+    let under_way = is_under_way(app, &row).then_some(row.attempt_count);
     let attempts = attempts
         .into_iter()
+        .filter(|attempt| under_way.is_none_or(|last| attempt.number < last))
         .map(|attempt| attempt_info(&row.id, attempt))
         .collect();
     Ok(DeliveryDetail {
@@ -381,12 +384,19 @@ fn info(row: WebhookRow) -> WebhookInfo {
     }
 }
 
-fn delivery_info(app: &App, row: DeliveryRow, event: &EventRow) -> DeliveryInfo {
-    let is_under_way = row.state == "queued"
+/// Whether the last attempt of a delivery is not over, or not on record.
+fn is_under_way(app: &App, row: &DeliveryRow) -> bool {
+    row.state == "queued"
         && workers(app).get(&row.webhook_id).is_some_and(|worker| {
             let under_way = worker.under_way.lock();
-            *under_way.unwrap_or_else(PoisonError::into_inner) == Some(row.seq)
-        });
+            under_way
+                .unwrap_or_else(PoisonError::into_inner)
+                .contains(&row.seq)
+        })
+}
+
+fn delivery_info(app: &App, row: DeliveryRow, event: &EventRow) -> DeliveryInfo {
+    let is_under_way = is_under_way(app, &row);
     DeliveryInfo {
         id: row.id,
         webhook_id: row.webhook_id,

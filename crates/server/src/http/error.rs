@@ -5,7 +5,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use nullspace_api::{ErrorBody, Noun, error::code, upload::UploadFailure};
+use nullspace_api::{
+    ErrorBody, Noun,
+    error::{ErrorDetail, code},
+};
 
 use crate::error::{Error, Kind};
 
@@ -48,12 +51,12 @@ pub(super) fn finish(mut response: Response, noun: Noun, request_id: &str) -> Re
         let retryable =
             matches!(error.kind, Kind::Unavailable | Kind::Limit) || error.retry_after.is_some();
         log(&error, request_id);
-        let mut error_detail: Option<UploadFailure> = None;
+        let mut error_detail: Option<ErrorDetail> = None;
         let mut details = error.details;
         if error.code == code::FILE_UPLOAD_ERROR {
             error_detail = details.take().and_then(|d| serde_json::from_value(d).ok());
             if let Some(detail) = &mut error_detail {
-                detail.request_id = Some(request_id.to_owned());
+                detail.set_request_id(request_id);
             }
         }
         let body = ErrorBody {

@@ -17,6 +17,7 @@ use nullspace_api::{
         PathRequest, PermissionsRequest, ReadFileRequest, ReadFileResponse, RenameFileRequest,
         SignedUrlResponse, WriteFileRequest,
     },
+    id,
     upload::ArchiveFormat,
 };
 use nullspace_protocol::ByteStream;
@@ -255,7 +256,7 @@ struct Allowed {
 pub(super) fn has_grant(request: &Request) -> bool {
     let (uri, mut parts) = (request.uri(), request.uri().path().split('/').skip(1));
     let is_file = parts.next() == Some("v1")
-        && matches!(parts.next(), Some("machines" | "sandboxes"))
+        && matches!(parts.next(), Some("machines" | "sandboxes" | "volumes"))
         && parts.next().is_some()
         && parts.eq(["file"]);
     let query = uri.query().unwrap_or_default();
@@ -333,6 +334,7 @@ fn signed_url(app: &App, headers: &HeaderMap, noun: Noun, grant: &FileGrant) -> 
     let host = text(header::HOST).filter(plain).unwrap_or("127.0.0.1");
     let token = grant.token(&app.seal);
     let prefix = match noun {
+        _ if grant.machine.starts_with(id::VOLUME) => "volumes",
         Noun::Sandbox => "sandboxes",
         Noun::Machine => "machines",
     };

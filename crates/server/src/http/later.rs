@@ -5,27 +5,13 @@ use axum::{Router, routing::any};
 use crate::{app::AppState, error::Error};
 
 /// Under a machine, by feature.
-const OF_A_MACHINE: &[(&str, &[&str])] = &[
-    (
-        "hibernating and resuming machines",
-        &["hibernate", "pause", "resume"],
-    ),
-    ("forking machines", &["fork"]),
-    ("snapshots", &["snapshots"]),
-    ("volumes", &["volumes", "volumes/{*rest}"]),
-    ("desktops", &["desktop", "desktop/{*rest}"]),
-];
+const OF_A_MACHINE: &[(&str, &[&str])] = &[("desktops", &["desktop", "desktop/{*rest}"])];
 
 /// Everywhere else.
-const ELSEWHERE: &[(&str, &[&str])] = &[
-    ("snapshots", &["snapshots", "snapshots/{id}"]),
-    ("volumes", &["volumes", "volumes/{*rest}"]),
-    ("template builds", &["templates", "templates/{*rest}"]),
-    (
-        "warm pools",
-        &["template-warm-pools", "template-warm-pools/{*rest}"],
-    ),
-];
+const ELSEWHERE: &[(&str, &[&str])] = &[(
+    "warm pools",
+    &["template-warm-pools", "template-warm-pools/{*rest}"],
+)];
 
 pub(super) fn routes() -> Router<AppState> {
     let mut router = Router::new();

@@ -8,7 +8,6 @@ use axum::{
 use http::{HeaderMap, StatusCode};
 use nullspace_api::{
     ErrorBody,
-    error::code,
     machine::{
         CreateMachineRequest, DeleteMachineResponse, GetMachineQuery, ListMachinesQuery,
         MACHINE_FIELDS, MachineInfo, SetTimeoutRequest, SetTimeoutResponse,
@@ -16,13 +15,15 @@ use nullspace_api::{
     page::TokenPage,
     time,
 };
-use serde_json::{Map, Value};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::extract::{Json, Path, Query, claim};
+use super::{
+    extract::{Json, Path, Query, claim},
+    fields::{self, project},
+};
 use crate::{
-    app::{AppState, Caller, machine, preview, template},
-    error::{Error, Kind, Result},
+    app::{AppState, Caller, machine, preview, snapshot, template, volume},
+    error::Result,
 };
 
 /// Names the route in idempotency scopes: both prefixes are one route.
@@ -41,8 +42,8 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
     request_body = CreateMachineRequest,
     responses(
         (status = 201, body = MachineInfo),
-        (status = 400, body = ErrorBody, description = "`invalid_request`"),
-        (status = 404, body = ErrorBody, description = "`template_not_found`"),
+        (status = 400, body = ErrorBody, description = "`invalid_request`, `volume_invalid_mount_path`, `volume_overlapping_mounts`"),
+        (status = 404, body = ErrorBody, description = "`template_not_found`, `not_found` (a volume)"),
         (status = 409, body = ErrorBody, description = "`idempotency_conflict`, `transition_in_progress`"),
         (status = 429, body = ErrorBody, description = "`capacity_exceeded`"),
         (status = 501, body = ErrorBody, description = "`not_implemented`"),
@@ -52,13 +53,24 @@ async fn create(
     State(app): State<AppState>,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
-    Json(request): Json<CreateMachineRequest>,
+    Json(mut request): Json<CreateMachineRequest>,
 ) -> Result<Response> {
     let claim = claim(&headers, &caller, CREATE.to_owned(), &request)?;
+    if request.snapshot_id.is_some() {
+        let (snapshot_id, row) = machine::plan_from_snapshot(&app, request, &caller.key_id)?;
+        let row = snapshot::make(&app, &snapshot_id, row, claim).await?;
+        let info = MachineInfo {
+            traffic_access_token: preview::traffic_token(&app, &row),
+            ..machine::info(&row)
+        };
+        return Ok((StatusCode::CREATED, Json(info)).into_response());
+    }
     if let Some(name) = &request.template {
         template::ensure(&app, name).await?;
     }
-    let (new, checkout) = machine::plan(&app, request, &caller.key_id)?;
+    let volumes = request.volumes.take().unwrap_or_default();
+    let (mut new, checkout) = machine::plan(&app, request, &caller.key_id)?;
+    new.volumes = volume::mount::plan(&app, &volumes, &new.cwd).await?;
     let row = match machine::create(&app, new, claim).await? {
         machine::Created::New(row) | machine::Created::Replayed(row) => row,
     };
@@ -172,36 +184,6 @@ async fn set_timeout(
     }))
 }
 
-/// The fields asked for, in their order, each once.
 fn fields(text: Option<&str>) -> Result<Option<Vec<String>>> {
-    let Some(text) = text.filter(|text| !text.trim().is_empty()) else {
-        return Ok(None);
-    };
-    let mut fields: Vec<String> = Vec::new();
-    for field in text.split(',').map(str::trim).filter(|f| !f.is_empty()) {
-        if !MACHINE_FIELDS.contains(&field) {
-            return Err(Error::new(
-                Kind::Invalid,
-                code::INVALID_FIELDS,
-                format!("fields: a machine has no field {field:?}"),
-            )
-            .with_action(format!("choose from {}", MACHINE_FIELDS.join(", "))));
-        }
-        if !fields.iter().any(|known| known == field) {
-            fields.push(field.to_owned());
-        }
-    }
-    Ok(Some(fields))
-}
-
-fn project(info: &MachineInfo, fields: &[String]) -> Result<Map<String, Value>> {
-    let whole = serde_json::to_value(info)
-        .map_err(|e| Error::internal(format!("writing a machine as JSON: {e}")))?;
-    Ok(fields
-        .iter()
-        .map(|field| {
-            let value = whole.get(field).cloned().unwrap_or(Value::Null);
-            (field.clone(), value)
-        })
-        .collect())
+    fields::asked_for(text, "machine", MACHINE_FIELDS)
 }

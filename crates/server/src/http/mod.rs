@@ -18,6 +18,7 @@ mod event;
 mod event_stream;
 mod exec;
 mod extract;
+mod fields;
 mod file;
 mod git;
 mod health;
@@ -32,10 +33,15 @@ mod prometheus;
 mod pty;
 mod rest;
 mod search;
+mod snapshot;
 mod socket;
 mod ssh;
+mod template;
+mod template_build;
 mod trickle;
 mod upload;
+mod volume;
+mod volume_attachment;
 mod webhook;
 
 use std::time::Instant;
@@ -73,14 +79,27 @@ fn machine_routes() -> OpenApiRouter<AppState> {
         .merge(code::routes())
         .merge(ssh::routes())
         .merge(preview::routes())
-        .merge(file::routes())
+        .merge(file_routes().route_layer(middleware::from_fn(volume::of_machines)))
         .merge(batch::routes())
-        .merge(search::routes())
-        .merge(upload::routes())
+        .merge(volume_attachment::routes())
         .merge(git::routes())
         .merge(event::machine_routes())
         .merge(metrics::routes())
         .merge(event_stream::machine_routes())
+        .merge(snapshot::machine_routes())
+}
+
+/// Files, of machines and of volumes.
+fn file_routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .merge(file::routes())
+        .merge(search::routes())
+        .merge(upload::routes())
+}
+
+/// Everything under `/v1/volumes`.
+fn volume_routes() -> OpenApiRouter<AppState> {
+    volume::routes().merge(file_routes().route_layer(middleware::from_fn(volume::of_volumes)))
 }
 
 /// Every documented route.
@@ -88,11 +107,15 @@ fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .nest("/v1/machines", machine_routes())
         .nest("/v1/sandboxes", machine_routes())
+        .nest("/v1/volumes", volume_routes())
         .merge(event::routes())
         .merge(monitor::routes())
         .merge(event_stream::routes())
+        .merge(snapshot::routes())
         .merge(webhook::routes())
         .merge(agent::routes())
+        .merge(template::routes())
+        .merge(template_build::routes())
         .merge(health::routes())
         .merge(prometheus::routes())
 }
@@ -147,6 +170,9 @@ async fn edge(State(app): State<AppState>, request: Request, next: Next) -> Resp
     let response = match authenticate(&app, &request) {
         Ok(caller) => {
             if let Some(caller) = caller {
+                if let Some(noun) = Noun::said_in(request.uri().path()) {
+                    app.spelling.said(&caller, noun);
+                }
                 request.extensions_mut().insert(caller);
             }
             next.run(request).instrument(span.clone()).await

@@ -43,13 +43,18 @@ impl Modify for Key {
 pub fn document() -> utoipa::openapi::OpenApi {
     let mut router = OpenApiRouter::with_openapi(Document::openapi()).merge(super::routes());
     let mut document = router.to_openapi();
-    // The same handlers under two prefixes: the second set of names says which.
+    // The same handlers under several prefixes: the other sets of names say which.
     for (path, item) in &mut document.paths.paths {
-        if path.starts_with("/v1/sandboxes") {
-            for operation in operations(item) {
-                if let Some(id) = &mut operation.operation_id {
-                    *id = format!("sandbox_{id}");
-                }
+        let word = match path.split('/').nth(2) {
+            Some("sandboxes") => "sandbox",
+            Some("volumes") => "volume",
+            _ => continue,
+        };
+        for operation in operations(item) {
+            if let Some(id) = &mut operation.operation_id
+                && !(word == "volume" && id.contains(word))
+            {
+                *id = format!("{word}_{id}");
             }
         }
     }

@@ -44,7 +44,7 @@ pub(super) const PING: Duration = Duration::from_secs(15);
 /// A client of which nothing came for that long, pongs included, is gone. One that does not read what it is sent
 /// cannot answer pings: while a frame waits for it the time does not run.
 pub(super) const SILENCE: Duration = Duration::from_secs(45);
-/// A client that takes nothing for that long is not only stopped, or its network is gone.
+/// A client that takes nothing for that long is not only stopped. One whose network is gone is noticed earlier.
 const STOPPED: Duration = Duration::from_secs(600);
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {

@@ -12,14 +12,8 @@ mod handler;
 mod session;
 mod stream;
 
-use std::{
-    net::SocketAddr,
-    os::fd::{AsFd, OwnedFd},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use nullspace_sys::tcp;
 use russh::{
     Disconnect, MethodKind, MethodSet, SshId,
     server::{Config, run_stream},
@@ -35,7 +29,10 @@ use self::{
     gate::{Gate, Meter},
     handler::Handler,
 };
-use crate::app::{AppState, machine, ssh::Admission};
+use crate::{
+    app::{AppState, machine, ssh::Admission},
+    lost::Watched,
+};
 
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 512;
@@ -45,8 +42,6 @@ const LOGIN: Duration = Duration::from_secs(30);
 const ASK: Duration = Duration::from_secs(15);
 /// One that has not answered for this long is gone. A client may be stopped for a while, and its system still answers.
 const SILENCE: Duration = Duration::from_secs(600);
-/// One whose system has not answered for this long is gone.
-const LOST: Duration = Duration::from_secs(60);
 /// How long a client has to hear why a connection ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Pause after a connection could not be accepted.
@@ -120,7 +115,7 @@ async fn connection(
     let deadline = Instant::now() + LOGIN;
     // Keys that are typed must not wait for the acknowledgement of the ones before.
     let _ = stream.set_nodelay(true);
-    let same = stream.as_fd().try_clone_to_owned().ok();
+    let watched = Watched::new(&stream);
     let meter = Meter::new();
     let (let_in, admitted) = oneshot::channel();
     let server = stream.local_addr().unwrap_or(client);
@@ -137,7 +132,7 @@ async fn connection(
             None
         }
         reason = end(&app, &meter, deadline, admitted) => Some(reason),
-        () = lost(same) => {
+        () = watched.lost() => {
             tracing::debug!(%client, "an ssh client's network is gone");
             None
         }
@@ -180,23 +175,6 @@ async fn end(
 
 async fn until_ended(app: &AppState, id: &str) {
     if let Some(handle) = app.machines.get(id) {
-        let _ = handle
-            .watch()
-            .wait_for(|row| row.state != machine::RUNNING)
-            .await;
-    }
-}
-
-/// Returns when the client's network is gone: its system, which answers even while the client itself is stopped, says
-/// nothing any more. The pings of the connection are what it owes an answer to.
-async fn lost(stream: Option<OwnedFd>) {
-    let Some(stream) = stream else {
-        return std::future::pending().await;
-    };
-    loop {
-        tokio::time::sleep(ASK).await;
-        if tcp::is_lost(stream.as_fd(), LOST).unwrap_or(true) {
-            return;
-        }
+        let _ = handle.watch().wait_for(|row| !machine::lives(row)).await;
     }
 }

@@ -43,6 +43,14 @@ impl World {
         world
     }
 
+    /// On an engine that says that it keeps memory.
+    pub async fn with_memory() -> Self {
+        let mut world = Self::new_with(Config::default(), None);
+        world.engine = Arc::new(FakeEngine::with_memory().unwrap());
+        world.start().await;
+        world
+    }
+
     /// A server whose previews have names under this domain.
     pub async fn with_domain(config: Config, domain: &str) -> Self {
         let mut world = Self::new_with(config, Some(domain.parse().unwrap()));
@@ -85,8 +93,10 @@ impl World {
                 default_cwd: "/workspace".into(),
                 env: vec![("FROM_TEMPLATE".into(), "yes".into())],
                 binds: Vec::new(),
+                runtime: nullspace_templates::Runtime::default(),
             }]),
             preview_domain: self.preview_domain.clone(),
+            volume_keeper: vec![env!("CARGO_BIN_EXE_nullspace-keeper").to_owned()],
             ca_file: None,
         }
     }

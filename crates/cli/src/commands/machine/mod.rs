@@ -17,10 +17,12 @@ mod preview_url;
 mod process;
 mod pty;
 mod readiness;
+mod state;
 mod sync;
 mod timeout;
 mod upload;
 mod url;
+mod volume;
 
 use clap::Subcommand;
 
@@ -76,8 +78,16 @@ enum Command {
     File(file::Args),
     /// Git repositories
     Git(git::Args),
+    /// Volumes of a machine that runs
+    Volume(volume::Args),
     /// Set how long a machine lives
     Timeout(timeout::Args),
+    /// Stop a machine and keep its memory
+    Hibernate(state::Hibernate),
+    /// Let a hibernated machine go on
+    Resume(state::Resume),
+    /// Make a copy of a running machine
+    Fork(state::Fork),
 }
 
 pub(crate) async fn run(args: Args, app: &App) -> Outcome {
@@ -102,6 +112,10 @@ pub(crate) async fn run(args: Args, app: &App) -> Outcome {
         Command::Upload(args) => upload::run(&args, app).await,
         Command::File(args) => file::run(args, app).await,
         Command::Git(args) => git::run(args, app).await,
+        Command::Volume(args) => volume::run(args, app).await,
         Command::Timeout(args) => timeout::run(args, app).await,
+        Command::Hibernate(args) => state::hibernate(&args, app).await,
+        Command::Resume(args) => state::resume(&args, app).await,
+        Command::Fork(args) => state::fork(&args, app).await,
     }
 }

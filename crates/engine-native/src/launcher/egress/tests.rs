@@ -39,6 +39,7 @@ flush chain inet t in_7
 flush chain inet t ask_7
 flush chain inet t no_7
 add rule inet t no_7 meta l4proto { tcp, udp } add @denied_7 { ip daddr . meta l4proto . th dport counter }
+add rule inet t no_7 meta l4proto != { tcp, udp } add @denied_7 { ip daddr . meta l4proto . 0 counter }
 add rule inet t no_7 meta l4proto tcp reject with tcp reset
 add rule inet t no_7 reject with icmpx admin-prohibited
 add rule inet t out_7 ip saddr != 10.128.0.9 drop
@@ -85,6 +86,7 @@ flush chain inet t in_7
 flush chain inet t ask_7
 flush chain inet t no_7
 add rule inet t no_7 meta l4proto { tcp, udp } add @denied_7 { ip daddr . meta l4proto . th dport counter }
+add rule inet t no_7 meta l4proto != { tcp, udp } add @denied_7 { ip daddr . meta l4proto . 0 counter }
 add rule inet t no_7 meta l4proto tcp reject with tcp reset
 add rule inet t no_7 reject with icmpx admin-prohibited
 add rule inet t out_7 ip saddr != 10.128.0.9 drop

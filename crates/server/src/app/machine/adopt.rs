@@ -1,17 +1,27 @@
 //! Start-up and mishaps: bringing the record and what is alive together.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::StreamExt;
 use nullspace_api::time;
-use nullspace_engine::{ExitReason, MachineExit};
+use nullspace_engine::{Checkpoint, ExitReason, MachineExit};
 use nullspace_lifecycle::machine::{self as lifecycle, Input, Loss, State};
 use nullspace_protocol::GuestClient;
-use nullspace_store::machine::{self as rows, MachineRow};
+use nullspace_store::{
+    machine::{self as rows, MachineRow},
+    snapshot::{self as snapshots, SnapshotRow},
+};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::owner;
-use crate::{app::AppState, error::Result};
+use super::owner::{self, Change};
+use crate::{
+    app::{AppState, snapshot},
+    error::Result,
+};
 
 /// Machines that are looked at together.
 const TOGETHER: usize = 32;
@@ -25,21 +35,32 @@ const HELLO: Duration = Duration::from_secs(2);
 /// When the record or the engine cannot be read.
 pub async fn adopt(app: &AppState) -> Result<()> {
     let rows = app.store.read(rows::unfinished).await?;
+    // Before there are owners, who say it themselves.
+    let untold = app.store.read(rows::destroyed_untold).await?;
     let alive: HashSet<String> = app.engine.list().await?.into_iter().map(|m| m.id).collect();
     let known: HashSet<String> = rows.iter().map(|row| row.id.clone()).collect();
     let count = rows.len();
+    let mut kept = hibernated(app).await?;
     let adopted: Vec<Result<()>> = futures_util::stream::iter(rows)
         .map(|row| {
             let alive = alive.contains(&row.id);
-            adopt_one(app, row, alive)
+            let snapshot = kept.remove(&row.id);
+            adopt_one(app, row, alive, snapshot)
         })
         .buffer_unordered(TOGETHER)
         .collect()
         .await;
     adopted.into_iter().collect::<Result<()>>()?;
     let strays: Vec<&String> = alive.difference(&known).collect();
+    let mut left = HashSet::new();
     for id in &strays {
-        end_stray(app, id).await?;
+        if !end_stray(app, id).await? {
+            left.insert(id.as_str());
+        }
+    }
+    // The server before this one came to its end between ending a machine and saying so.
+    for row in untold.iter().filter(|row| !left.contains(row.id.as_str())) {
+        owner::ended(app, row);
     }
     tracing::info!(
         recorded = count,
@@ -50,11 +71,42 @@ pub async fn adopt(app: &AppState) -> Result<()> {
     Ok(())
 }
 
-async fn adopt_one(app: &AppState, mut row: MachineRow, alive: bool) -> Result<()> {
+/// `snapshot` is what it is kept as, or is being kept as.
+async fn adopt_one(
+    app: &AppState,
+    row: MachineRow,
+    alive: bool,
+    snapshot: Option<SnapshotRow>,
+) -> Result<()> {
     let state = State::parse(&row.state).unwrap_or(State::Error);
-    // One that was being created counts only if its guest answers.
-    let alive = alive && (state != State::Creating || answers(app, &row.id).await);
+    match state {
+        State::Paused => adopt_paused(app, row, alive, snapshot).await,
+        State::Running => match snapshot.filter(|snapshot| !snapshot.is_ready) {
+            Some(snapshot) => adopt_half_kept(app, row, alive, snapshot).await,
+            None => settle(app, row, alive, Change::None).await,
+        },
+        // One that was being created counts only if its guest answers.
+        State::Creating => {
+            let alive = alive && answers(app, &row.id).await;
+            settle(app, row, alive, Change::None).await
+        }
+        State::Destroyed | State::Error => Ok(()),
+    }
+}
+
+/// Records what became of a machine, and gives it an owner if it lives.
+async fn settle(app: &AppState, row: MachineRow, alive: bool, change: Change) -> Result<()> {
     let input = if alive { Input::Alive } else { Input::Gone };
+    continue_with(app, row, input, change).await
+}
+
+async fn continue_with(
+    app: &AppState,
+    mut row: MachineRow,
+    input: Input,
+    change: Change,
+) -> Result<()> {
+    let state = State::parse(&row.state).unwrap_or(State::Error);
     let Ok(step) = lifecycle::step(state, input) else {
         tracing::error!(
             machine = row.id,
@@ -63,21 +115,105 @@ async fn adopt_one(app: &AppState, mut row: MachineRow, alive: bool) -> Result<(
         );
         return Ok(());
     };
-    let next = owner::stepped(&row, &step, time::now());
+    let mut next = owner::stepped(&row, &step, time::now());
+    if let (State::Paused, Change::Put(snapshot)) = (step.state, &change) {
+        next.snapshot_id = Some(snapshot.id.clone());
+    }
+    // What the machine does not need any more is removed from the disk by the sweep that follows.
+    let change = match (&row.snapshot_id, &next.snapshot_id) {
+        (Some(left), None) => Change::Forget(left.clone()),
+        _ => change,
+    };
     if next != row || !step.events.is_empty() {
         row = next;
-        owner::record_step(&app.store, &row, &step, None, None).await?;
+        owner::record_step(&app.store, &row, &step, None, None, change).await?;
     }
     if step.state.has_ended() {
         if let Err(error) = app.engine.destroy(&row.id).await {
             tracing::error!(machine = row.id, %error, "what is left of a machine could not be ended");
         }
-    } else {
-        // A lowered limit must not end machines that live: those that are there always have a place.
-        let place = app.machines.reserve(usize::MAX)?;
-        owner::spawn(app, row, place, owner::Start::Adopt);
+        return Ok(());
     }
+    // A lowered limit must not end machines that live: those that are there always have a place.
+    let alive = step.state == State::Running;
+    let place = alive
+        .then(|| app.machines.reserve(usize::MAX))
+        .transpose()?;
+    owner::spawn(app, row, place, owner::Start::Adopt);
     Ok(())
+}
+
+/// A machine that is recorded as paused stays so; the server may have died while it was woken.
+async fn adopt_paused(
+    app: &AppState,
+    row: MachineRow,
+    alive: bool,
+    snapshot: Option<SnapshotRow>,
+) -> Result<()> {
+    let Some(snapshot) = snapshot else {
+        return settle(app, row, false, Change::None).await;
+    };
+    if snapshot.in_place {
+        if !alive {
+            return settle(app, row, false, Change::None).await;
+        }
+        // Its memory is in place, whether it stands still or was let go a moment before it was recorded.
+        if let Err(error) = app.engine.pause(&row.id).await {
+            tracing::error!(machine = row.id, %error, "a paused machine does not stand still");
+        }
+        let place = app.machines.reserve(usize::MAX)?;
+        owner::spawn(app, row, Some(place), owner::Start::Adopt);
+        return Ok(());
+    }
+    if alive {
+        // It may have done something since: it must not do that again, so it is not taken back.
+        if answers(app, &row.id).await {
+            return settle(app, row, true, Change::None).await;
+        }
+        if let Err(error) = app.engine.destroy(&row.id).await {
+            tracing::error!(machine = row.id, %error, "a machine that was not woken could not be ended");
+        }
+    }
+    owner::spawn(app, row, None, owner::Start::Adopt);
+    Ok(())
+}
+
+/// The server died while it hibernated the machine: that is ended if all of it was kept, and undone if not.
+async fn adopt_half_kept(
+    app: &AppState,
+    row: MachineRow,
+    alive: bool,
+    mut snapshot: SnapshotRow,
+) -> Result<()> {
+    let kept = Checkpoint::read(&snapshot::directory(app, &snapshot.id));
+    if alive {
+        if snapshot.in_place
+            && let Err(error) = app.engine.unpause(&row.id).await
+        {
+            tracing::error!(machine = row.id, %error, "a machine that was half paused could not be let go");
+        }
+        let forget = Change::Forget(snapshot.id.clone());
+        return continue_with(app, row, Input::HibernateFailed, forget).await;
+    }
+    match kept {
+        Some(kept) if !snapshot.in_place => {
+            snapshot::describe(&mut snapshot, &kept);
+            snapshot.is_ready = true;
+            let put = Change::Put(Box::new(snapshot));
+            continue_with(app, row, Input::Hibernated, put).await
+        }
+        _ => settle(app, row, false, Change::Forget(snapshot.id)).await,
+    }
+}
+
+/// What machines are hibernated as, or are being hibernated as, by machine.
+async fn hibernated(app: &AppState) -> Result<HashMap<String, SnapshotRow>> {
+    let all = app.store.read(|db| snapshots::list(db, None)).await?;
+    Ok(all
+        .into_iter()
+        .filter(|row| row.kind == snapshot::Kind::Hibernate.as_str())
+        .map(|row| (row.machine_id.clone(), row))
+        .collect())
 }
 
 async fn answers(app: &AppState, id: &str) -> bool {
@@ -88,8 +224,8 @@ async fn answers(app: &AppState, id: &str) -> bool {
     matches!(tokio::time::timeout(HELLO, hello).await, Ok(Some(_)))
 }
 
-/// Ends a machine that lives although the record does not say so.
-async fn end_stray(app: &AppState, id: &str) -> Result<()> {
+/// Ends a machine that lives although the record does not say so: whether it is gone.
+async fn end_stray(app: &AppState, id: &str) -> Result<bool> {
     let wanted = id.to_owned();
     let row = app.store.read(move |db| rows::get(db, &wanted)).await?;
     tracing::warn!(
@@ -100,13 +236,14 @@ async fn end_stray(app: &AppState, id: &str) -> Result<()> {
     if let Some(row) = row {
         let state = State::parse(&row.state).unwrap_or(State::Error);
         if let Ok(step) = lifecycle::step(state, Input::Alive) {
-            owner::record_step(&app.store, &row, &step, None, None).await?;
+            owner::record_step(&app.store, &row, &step, None, None, Change::None).await?;
         }
     }
-    if let Err(error) = app.engine.destroy(id).await {
+    let ended = app.engine.destroy(id).await;
+    if let Err(error) = &ended {
         tracing::error!(machine = id, %error, "a stray machine could not be ended");
     }
-    Ok(())
+    Ok(ended.is_ok())
 }
 
 /// Tells owners what the engine reports, until the server stops. Subscribe before [`adopt`], so that

@@ -5,38 +5,42 @@
 //! is ended while that is being recorded. If the server dies in between, the next one finds a record without a
 //! machine or a machine without a future, and makes both agree.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+mod clock;
+mod state;
+mod volumes;
 
-use nullspace_api::time;
+use std::{path::PathBuf, sync::Arc};
+
+use nullspace_api::{error::code, machine::TimeoutAction, time};
 use nullspace_engine::{EngineError, MachineSpec, egress::Rules};
 use nullspace_lifecycle::machine::{self as lifecycle, Action, Input, Loss, State, Step};
 use nullspace_store::{
     Store, StoreError, event as event_rows, idempotency,
     machine::{self as rows, MachineRow},
+    snapshot::{self as snapshot_rows, SnapshotRow},
+    volume::AttachmentRow,
 };
-use tokio::{
-    sync::{mpsc, oneshot, watch},
-    time::Instant,
-};
-
+use nullspace_templates::Runtime;
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Instrument, Span};
 
+use self::clock::Clock;
 use super::{Handle, Place};
 use crate::{
-    app::{AppState, egress, event, metrics::Meter},
-    error::{Error, Result},
+    app::{App, AppState, egress, event, metrics::Meter, snapshot, template, volume::mount},
+    error::{Error, Kind, Result},
 };
 
 /// Messages that may wait for an owner.
 const INBOX: usize = 4;
 /// Pause before something that must happen is tried again.
-const RETRY: Duration = Duration::from_secs(2);
+const RETRY: std::time::Duration = std::time::Duration::from_secs(2);
 
 type Reply = oneshot::Sender<Result<Arc<MachineRow>>>;
 
 /// What an owner is asked.
 #[derive(Debug)]
-pub(super) enum Message {
+pub(in crate::app) enum Message {
     /// End the machine; answered when nothing of it runs.
     Destroy {
         /// Who asked.
@@ -55,6 +59,8 @@ pub(super) enum Message {
     SetTimeLimit {
         /// `None` takes it away.
         timeout_ms: Option<u64>,
+        /// What happens then; unchanged when `None`.
+        action: Option<TimeoutAction>,
         /// Who asked.
         key_id: Option<String>,
         /// The way back.
@@ -69,8 +75,59 @@ pub(super) enum Message {
         /// The way back.
         reply: Reply,
     },
+    /// Stop it and keep its memory.
+    Hibernate {
+        /// Who asked.
+        by: snapshot::By,
+        /// The way back.
+        reply: oneshot::Sender<Result<SnapshotRow>>,
+    },
+    /// Let it go on, if it is paused.
+    Resume {
+        /// Who asked; `None` when it is woken because it is used.
+        key_id: Option<String>,
+        /// The way back.
+        reply: Reply,
+    },
+    /// Keep its state and let it go on.
+    Checkpoint {
+        /// What is asked for.
+        wanted: Box<snapshot::Wanted>,
+        /// The way back.
+        reply: oneshot::Sender<Result<snapshot::Kept>>,
+    },
+    /// Change what volumes it has.
+    Volume {
+        /// How.
+        change: mount::Change,
+        /// The way back.
+        reply: oneshot::Sender<Result<AttachmentRow>>,
+    },
     /// The engine says that the machine ended.
     Ended(Loss, String),
+}
+
+/// What a machine begins with.
+pub(super) enum Beginning {
+    /// It is new, and does this before it runs.
+    New(Runtime),
+    /// It goes on from a state.
+    Kept {
+        /// Where that is.
+        from: PathBuf,
+        /// Who runs commands, unless they say so.
+        user: Option<String>,
+    },
+}
+
+impl Beginning {
+    /// Who runs commands in it, unless they say so.
+    pub(super) fn user(&self) -> Option<&String> {
+        match self {
+            Self::New(runtime) => runtime.user.as_ref(),
+            Self::Kept { user, .. } => user.as_ref(),
+        }
+    }
 }
 
 /// How an owner begins.
@@ -79,17 +136,19 @@ pub(super) enum Start {
     Build {
         /// For the engine.
         spec: Box<MachineSpec>,
+        /// What it begins with.
+        beginning: Beginning,
         /// Answered when it runs.
         reply: Reply,
         /// What the making is a part of.
         span: Span,
     },
-    /// The machine is alive and recorded as running.
+    /// The machine is recorded as running, and is alive; or as paused.
     Adopt,
 }
 
 /// Starts an owner and makes its machine known.
-pub(super) fn spawn(app: &AppState, row: MachineRow, place: Place, start: Start) {
+pub(super) fn spawn(app: &AppState, row: MachineRow, place: Option<Place>, start: Start) {
     let (publish, watched) = watch::channel(Arc::new(row.clone()));
     let (inbox, messages) = mpsc::channel(INBOX);
     let handle = Arc::new(Handle {
@@ -106,22 +165,47 @@ pub(super) fn spawn(app: &AppState, row: MachineRow, place: Place, start: Start)
         publish,
         messages,
         handle,
-        deadline: None,
+        clock: Clock::default(),
         is_ending: false,
         is_gone: false,
         keep: None,
-        _place: place,
+        place,
     };
     tokio::spawn(owner.run(start));
 }
 
-/// Keeps a step: the row as it is now and the step's events, in one transaction.
+/// What a step changes in the record of what is kept of a machine.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Change {
+    /// Nothing.
+    #[default]
+    None,
+    /// It is kept, or being kept, as this.
+    Put(Box<SnapshotRow>),
+    /// It is kept no more.
+    Forget(String),
+    /// The step is about this one, which stays as it is.
+    About(String),
+}
+
+impl Change {
+    fn snapshot_id(&self) -> Option<&str> {
+        match self {
+            Self::None => None,
+            Self::Put(row) => Some(&row.id),
+            Self::Forget(id) | Self::About(id) => Some(id),
+        }
+    }
+}
+
+/// Keeps a step: the row as it is now, the step's events and what it does to a snapshot, in one transaction.
 pub(super) async fn record_step(
     store: &Store,
     row: &MachineRow,
     step: &Step,
     key_id: Option<&str>,
     message: Option<String>,
+    change: Change,
 ) -> Result<()> {
     let now = time::now();
     let events: Vec<_> = step
@@ -129,6 +213,7 @@ pub(super) async fn record_step(
         .iter()
         .map(|e| {
             let mut record = event::record(row, e, key_id, now);
+            record.snapshot_id = change.snapshot_id().map(str::to_owned);
             if e.status == "failed" {
                 record.error_code = e.reason.map(str::to_owned);
                 record.error_message = message.clone();
@@ -147,6 +232,11 @@ pub(super) async fn record_step(
             }
             if never_ran {
                 idempotency::release(tx, &row.id)?;
+            }
+            match &change {
+                Change::Put(snapshot) => snapshot_rows::put(tx, snapshot)?,
+                Change::Forget(id) => snapshot_rows::delete(tx, id)?,
+                Change::None | Change::About(_) => {}
             }
             Ok::<_, StoreError>(())
         })
@@ -168,6 +258,16 @@ pub(super) fn stepped(row: &MachineRow, step: &Step, now: i64) -> MachineRow {
         row.started_at = Some(now);
         row.timeout_at = row.timeout_ms.map(|ms| after(now, ms));
     }
+    if step.actions.contains(&Action::RestartClock) {
+        row.timeout_at = row.timeout_ms.map(|ms| after(now, ms));
+    }
+    if step.actions.contains(&Action::StopClock) {
+        row.timeout_at = None;
+    }
+    if step.state != State::Paused {
+        row.snapshot_id = None;
+    }
+    mount::follow(&mut row);
     row
 }
 
@@ -181,41 +281,42 @@ struct Owner {
     publish: watch::Sender<Arc<MachineRow>>,
     messages: mpsc::Receiver<Message>,
     handle: Arc<Handle>,
-    deadline: Option<Instant>,
+    clock: Clock,
     /// The engine was told to end it.
     is_ending: bool,
     /// The engine has ended it. Said in the log once the one who asked has the answer.
     is_gone: bool,
     /// Where what was written in it is kept, and why that failed.
     keep: Option<(PathBuf, Option<EngineError>)>,
-    _place: Place,
+    /// Given back while nothing of it is alive.
+    place: Option<Place>,
 }
 
 impl Owner {
     async fn run(mut self, start: Start) {
         match start {
-            Start::Build { spec, reply, span } => {
-                self.build(*spec, reply).instrument(span).await;
+            Start::Build {
+                spec,
+                beginning,
+                reply,
+                span,
+            } => {
+                self.build(*spec, beginning, reply).instrument(span).await;
             }
-            Start::Adopt => {
-                self.set_deadline();
+            Start::Adopt if self.state() == State::Running => {
+                self.clock = Clock::set(&self.row);
                 self.replay_egress().await;
+                self.replay_volumes().await;
             }
+            Start::Adopt => {}
         }
         while !self.state().has_ended() {
-            let limit = self.deadline;
-            let time_limit = async {
-                match limit {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 message = self.messages.recv() => match message {
                     Some(message) => self.handle_message(message).await,
                     None => return,
                 },
-                () = time_limit => self.must(Input::TimeLimit, None).await,
+                what = self.clock.next() => self.time(what).await,
             }
         }
         // Nobody finds the machine here any more; who waits in the queue is sent to the record.
@@ -225,13 +326,8 @@ impl Owner {
         }
         self.messages.close();
         while let Some(message) = self.messages.recv().await {
-            if let Message::Destroy { reply, .. }
-            | Message::Keep { reply, .. }
-            | Message::SetTimeLimit { reply, .. }
-            | Message::SetEgress { reply, .. } = message
-            {
-                drop(reply);
-            }
+            // Whoever asked looks at the record.
+            drop(message);
         }
     }
 
@@ -239,12 +335,29 @@ impl Owner {
         State::parse(&self.row.state).unwrap_or(State::Error)
     }
 
-    async fn build(&mut self, spec: MachineSpec, reply: Reply) {
+    async fn build(&mut self, spec: MachineSpec, beginning: Beginning, reply: Reply) {
         let engine = tracing::debug_span!("engine.create", engine = self.app.engine.name());
-        let built = self.app.engine.create(&spec).instrument(engine).await;
+        let (built, runtime) = match beginning {
+            Beginning::New(runtime) => {
+                let built = self.app.engine.create(&spec).instrument(engine).await;
+                (built, runtime)
+            }
+            Beginning::Kept { from, .. } => {
+                let restored = self.app.engine.restore(&spec, &from);
+                // What it does at its beginning was done before it was kept.
+                (restored.instrument(engine).await, Runtime::default())
+            }
+        };
         // It holds the values of environment variables: gone as soon as it was used.
         drop(spec);
+        let starts = runtime.start_cmd.is_some() || runtime.readiness.is_some();
+        let has_volumes = !self.row.volumes.is_empty();
         let result = match built {
+            Ok(()) if starts && let Err(error) = self.get_ready(&runtime).await => {
+                self.must(Input::BuildFailed, Some(error.message.clone()))
+                    .await;
+                Err(error)
+            }
             Ok(()) => {
                 let app = self.app.clone();
                 let handle = self.handle.clone();
@@ -271,10 +384,43 @@ impl Owner {
             Err(error) => {
                 tracing::warn!(machine = self.row.id, %error, "the engine could not build a machine");
                 self.must(Input::BuildFailed, Some(error.to_string())).await;
-                Err(error.into())
+                match error {
+                    EngineError::InvalidSpec(_) if has_volumes => {
+                        Err(mount::refusal(error, &self.row.id))
+                    }
+                    error => Err(error.into()),
+                }
             }
         };
         let _ = reply.send(result.map(|()| Arc::new(self.row.clone())));
+    }
+
+    /// Has the machine do what its template wants done before it runs. Whoever ends it meanwhile need not wait for that.
+    async fn get_ready(&mut self, runtime: &Runtime) -> Result<()> {
+        let (app, handle) = (self.app.clone(), self.handle.clone());
+        let ready = async {
+            let guest = handle.connect(&*app.engine).await?;
+            let up = template::ready::up(&guest, runtime).await;
+            up.map_err(|why| {
+                Error::new(
+                    Kind::Machine,
+                    code::MACHINE_NOT_READY,
+                    format!("a machine of template {}: {why}", self.row.template),
+                )
+                .with_action("see that the template's start command gets ready in time")
+            })
+        };
+        tokio::select! {
+            ready = ready => ready,
+            message = self.messages.recv() => {
+                let what = match &message {
+                    Some(Message::Ended(..)) => "it ended",
+                    _ => "it was deleted",
+                };
+                let error = format!("machine {} did not get ready: {what}", self.row.id);
+                Err(Error::conflict(code::MACHINE_NOT_READY, error))
+            }
+        }
     }
 
     async fn handle_message(&mut self, message: Message) {
@@ -300,20 +446,39 @@ impl Owner {
             }
             Message::SetTimeLimit {
                 timeout_ms,
+                action,
                 key_id,
                 reply,
             } => {
-                let before = (self.row.timeout_ms, self.row.timeout_at);
+                let before = self.row.clone();
                 self.row.timeout_ms = timeout_ms;
-                self.row.timeout_at = timeout_ms.map(|ms| after(time::now(), ms));
+                self.row.timeout_at = timeout_ms
+                    .filter(|_| self.state() == State::Running)
+                    .map(|ms| after(time::now(), ms));
+                if let Some(action) = action {
+                    super::plan::set_action(&mut self.row, action);
+                }
                 let result = self
                     .step(Input::SetTimeLimit, key_id.as_deref(), None)
                     .await;
                 if result.is_err() {
-                    (self.row.timeout_ms, self.row.timeout_at) = before;
+                    self.row = before;
                 }
                 let _ = reply.send(result.map(|()| Arc::new(self.row.clone())));
             }
+            Message::Hibernate { by, reply } => {
+                let kept = self.hibernate(Input::Hibernate, by).await;
+                let _ = reply.send(kept);
+            }
+            Message::Resume { key_id, reply } => {
+                let result = self.resume(key_id.as_deref()).await;
+                let _ = reply.send(result.map(|()| Arc::new(self.row.clone())));
+            }
+            Message::Checkpoint { wanted, reply } => {
+                let _ = reply.send(self.checkpoint(*wanted).await);
+            }
+            // What was kept on disk does not end.
+            Message::Ended(..) if self.state() == State::Paused && self.place.is_none() => {}
             Message::SetEgress {
                 rules,
                 key_id,
@@ -321,6 +486,9 @@ impl Owner {
             } => {
                 let result = self.set_egress(&rules, key_id.as_deref()).await;
                 let _ = reply.send(result.map(|()| Arc::new(self.row.clone())));
+            }
+            Message::Volume { change, reply } => {
+                let _ = reply.send(self.change_volume(change).await);
             }
             Message::Ended(loss, detail) => {
                 tracing::info!(
@@ -341,11 +509,34 @@ impl Owner {
         key_id: Option<&str>,
         message: Option<String>,
     ) -> Result<()> {
+        self.step_with(input, key_id, message, Change::None).await
+    }
+
+    /// A step that has to do with what is kept of the machine.
+    async fn step_with(
+        &mut self,
+        input: Input,
+        key_id: Option<&str>,
+        message: Option<String>,
+        change: Change,
+    ) -> Result<()> {
         let step = lifecycle::step(self.state(), input)
             .map_err(|refused| Error::not_ready(&self.row.id, refused.state.as_str()))?;
-        let row = stepped(&self.row, &step, time::now());
+        let mut row = stepped(&self.row, &step, time::now());
+        if let (State::Paused, Change::Put(snapshot)) = (step.state, &change) {
+            row.snapshot_id = Some(snapshot.id.clone());
+        }
+        // A machine that does not wait for its state any more has no use for it.
+        let change = match (&self.row.snapshot_id, &row.snapshot_id) {
+            (Some(left), None) => Change::Forget(left.clone()),
+            _ => change,
+        };
+        let forgotten = match &change {
+            Change::Forget(id) => Some(id.clone()),
+            _ => None,
+        };
         let app = self.app.clone();
-        let recording = record_step(&app.store, &row, &step, key_id, message);
+        let recording = record_step(&app.store, &row, &step, key_id, message, change);
         if step.actions.contains(&Action::EndMachine) {
             // Side by side, because either takes about as long as the other and whoever asked waits for both.
             let (recorded, ()) = tokio::join!(recording, self.end());
@@ -357,10 +548,16 @@ impl Owner {
         let published = Arc::new(self.row.clone());
         self.publish.send_replace(published.clone());
         self.app.machines.changed(&published);
+        if let Some(id) = forgotten {
+            snapshot::remove_files(&self.app, &id);
+        }
         for action in step.actions {
             match action {
-                Action::StartClock | Action::KeepClock => self.set_deadline(),
-                Action::EndMachine => {}
+                Action::StartClock | Action::KeepClock | Action::RestartClock => {
+                    self.clock = Clock::set(&self.row);
+                }
+                Action::StopClock => self.clock = Clock::default(),
+                Action::EndMachine | Action::Hibernate | Action::Resume => {}
             }
         }
         Ok(())
@@ -404,26 +601,20 @@ impl Owner {
 
     /// A fact: it is recorded even if that takes several attempts.
     async fn must(&mut self, input: Input, message: Option<String>) {
-        while let Err(error) = self.step(input, None, message.clone()).await {
+        self.must_with(input, message, Change::None).await;
+    }
+
+    async fn must_with(&mut self, input: Input, message: Option<String>, change: Change) {
+        while let Err(error) = self
+            .step_with(input, None, message.clone(), change.clone())
+            .await
+        {
             if matches!(error.kind, crate::error::Kind::Conflict) {
                 return;
             }
             tracing::error!(machine = self.row.id, context = ?error.context, "a change could not be recorded; trying again");
             tokio::time::sleep(RETRY).await;
         }
-    }
-
-    /// From here on the host's clock may jump: what counts is the time that passes. A server that starts again has only the
-    /// record to go by, and a clock that was set back while it was away must not make a limit longer.
-    fn set_deadline(&mut self) {
-        let whole = self
-            .row
-            .timeout_ms
-            .map_or(Duration::MAX, Duration::from_millis);
-        self.deadline = self.row.timeout_at.and_then(|at| {
-            let left = u64::try_from(at - time::now()).unwrap_or(0);
-            Instant::now().checked_add(Duration::from_micros(left).min(whole))
-        });
     }
 
     /// Has the engine end what is left. A failure is no news for the caller, for whom the machine is no more;
@@ -450,7 +641,7 @@ impl Owner {
                             let row = record.borrow().clone();
                             return ended(&app, &row);
                         }
-                        pause = (pause * 2).min(Duration::from_secs(60));
+                        pause = (pause * 2).min(std::time::Duration::from_secs(60));
                     }
                 });
             }
@@ -461,7 +652,7 @@ impl Owner {
 }
 
 /// Says in the log that nothing of the machine is left.
-fn ended(app: &AppState, row: &MachineRow) {
+pub(super) fn ended(app: &App, row: &MachineRow) {
     if row.state == State::Destroyed.as_str() {
         let event = event::record(row, &lifecycle::DESTROYED, None, time::now());
         app.store

@@ -9,11 +9,14 @@ use nullspace_api::{
 use nullspace_engine::{Bind, MachineSpec, egress::Rules};
 use nullspace_lifecycle::machine::State;
 use nullspace_store::machine::MachineRow;
-use nullspace_templates::{Layer, derived::CODE_INTERPRETER};
+use nullspace_templates::{Layer, Runtime, derived::CODE_INTERPRETER};
 use serde_json::{Map, Value};
 
 use crate::{
-    app::{App, egress, preview},
+    app::{
+        App, egress, preview, snapshot,
+        volume::mount::{self, Mount},
+    },
     error::{Error, Kind, Result},
 };
 
@@ -46,6 +49,8 @@ pub struct NewMachine {
     pub layers: Vec<PathBuf>,
     /// Host paths shown inside, besides the template's.
     pub binds: Vec<Bind>,
+    /// Volumes that it has from the beginning.
+    pub volumes: Vec<Mount>,
     /// Whole CPUs.
     pub vcpus: u32,
     /// MiB.
@@ -54,6 +59,10 @@ pub struct NewMachine {
     pub disk_mb: Option<u64>,
     /// Time limit; `None` for none.
     pub timeout_ms: Option<u64>,
+    /// What happens then.
+    pub timeout_action: TimeoutAction,
+    /// Whether use wakes it, once it is hibernated.
+    pub auto_resume: bool,
     /// What it may reach.
     pub egress: Rules,
     /// Whether previews are open to all.
@@ -70,6 +79,8 @@ pub struct NewMachine {
     pub key_id: Option<String>,
     /// The run or service it backs.
     pub owner: Option<String>,
+    /// What it does before it runs, and whom its commands run as.
+    pub runtime: Runtime,
 }
 
 impl NewMachine {
@@ -78,13 +89,17 @@ impl NewMachine {
     pub fn from_template(app: &App, template: Arc<Layer>) -> Self {
         Self {
             cwd: template.default_cwd.clone(),
+            runtime: template.runtime.clone(),
             template,
             layers: Vec::new(),
             binds: Vec::new(),
+            volumes: Vec::new(),
             vcpus: app.config.default_vcpus,
             memory_mb: app.config.default_memory_mb,
             disk_mb: None,
             timeout_ms: None,
+            timeout_action: TimeoutAction::Destroy,
+            auto_resume: false,
             egress: Rules::default(),
             allow_public_traffic: true,
             mask_request_host: None,
@@ -104,31 +119,25 @@ impl NewMachine {
         now: i64,
     ) -> (MachineRow, Box<MachineSpec>) {
         let mut row = MachineRow {
-            seq: 0,
-            id: id.clone(),
-            state: State::Creating.as_str().to_owned(),
             template: self.template.name.clone(),
             layer_digest: self.template.digest.clone(),
             vcpus: self.vcpus,
             memory_mb: self.memory_mb,
             disk_mb: self.disk_mb,
-            timeout_ms: self.timeout_ms,
-            timeout_action: "destroy".into(),
-            timeout_at: None,
-            auto_resume: false,
-            internet_access: true,
-            egress: None,
+            auto_resume: self.auto_resume,
             allow_public_traffic: self.allow_public_traffic,
             mask_request_host: self.mask_request_host,
             cwd: self.cwd.clone(),
             metadata: Value::Object(self.metadata).to_string(),
-            key_id: self.key_id,
             owner: self.owner,
-            failure_reason: None,
-            created_at: now,
-            started_at: None,
-            ended_at: None,
+            volumes: self
+                .volumes
+                .iter()
+                .map(|mount| mount::row(mount, &id, now))
+                .collect(),
+            ..blank(id.clone(), self.timeout_ms, self.key_id, now)
         };
+        set_action(&mut row, self.timeout_action);
         egress::record(&mut row, &self.egress);
         let mut env: BTreeMap<String, String> = app
             .ca_file
@@ -139,9 +148,11 @@ impl NewMachine {
         env.extend(self.envs);
         let template_binds = self.template.binds.iter().map(|bind| Bind {
             source: bind.source.clone(),
+            beneath: None,
             target: bind.target.clone(),
             read_only: bind.read_only,
         });
+        let volumes = row.volumes.iter().map(|volume| mount::bind(app, volume));
         let spec = MachineSpec {
             hostname: id.replace('_', "-"),
             id,
@@ -150,7 +161,7 @@ impl NewMachine {
                 .into_iter()
                 .chain(self.template.lower.iter().cloned())
                 .collect(),
-            binds: template_binds.chain(self.binds).collect(),
+            binds: template_binds.chain(self.binds).chain(volumes).collect(),
             env,
             cwd: self.cwd,
             cpu_millis: self.vcpus.saturating_mul(1000),
@@ -159,8 +170,125 @@ impl NewMachine {
             egress: self.egress,
             engine: None,
         };
+        row.spec = recorded(&spec);
         (row, Box::new(spec))
     }
+}
+
+/// The record of a machine that is nothing yet.
+pub(super) fn blank(
+    id: String,
+    timeout_ms: Option<u64>,
+    key_id: Option<String>,
+    now: i64,
+) -> MachineRow {
+    MachineRow {
+        seq: 0,
+        id,
+        state: State::Creating.as_str().to_owned(),
+        template: String::new(),
+        layer_digest: String::new(),
+        vcpus: 0,
+        memory_mb: 0,
+        disk_mb: None,
+        timeout_ms,
+        timeout_action: "destroy".into(),
+        timeout_at: None,
+        auto_resume: false,
+        internet_access: true,
+        egress: None,
+        allow_public_traffic: true,
+        mask_request_host: None,
+        cwd: String::new(),
+        metadata: "{}".into(),
+        key_id,
+        owner: None,
+        failure_reason: None,
+        created_at: now,
+        started_at: None,
+        ended_at: None,
+        spec: None,
+        snapshot_id: None,
+        volumes: Vec::new(),
+    }
+}
+
+/// Records what happens at the time limit.
+pub(super) fn set_action(row: &mut MachineRow, action: TimeoutAction) {
+    row.timeout_action = match action {
+        TimeoutAction::Destroy => "destroy",
+        TimeoutAction::Hibernate => "hibernate",
+    }
+    .to_owned();
+}
+
+/// A spec as it is recorded: for machines that are made of this one later. The values of environment variables go to
+/// the engine alone, and the rules have a place of their own.
+pub(super) fn recorded(spec: &MachineSpec) -> Option<String> {
+    let spec = MachineSpec {
+        env: BTreeMap::new(),
+        egress: Rules::default(),
+        ..spec.clone()
+    };
+    serde_json::to_string(&spec).ok()
+}
+
+/// Checks a request for a machine that is made of a snapshot, which says what the machine is like; the request says how
+/// long it lives. The record has what is its own.
+///
+/// # Errors
+/// `invalid_request` with the field that the snapshot decides.
+pub fn plan_from_snapshot(
+    app: &App,
+    request: CreateMachineRequest,
+    key_id: &str,
+) -> Result<(String, MachineRow)> {
+    let decided = [
+        ("template", request.template.is_some()),
+        ("vcpus", request.vcpus.is_some()),
+        ("memory_mb", request.memory_mb.is_some()),
+        ("disk_mb", request.disk_mb.is_some()),
+        ("cwd", request.cwd.is_some()),
+        (
+            "envs",
+            request.envs.as_ref().is_some_and(|envs| !envs.is_empty()),
+        ),
+    ];
+    if let Some((field, _)) = decided.iter().find(|(_, given)| *given) {
+        return Err(Error::invalid(format!(
+            "{field}: a machine that is made of a snapshot has that of the snapshot"
+        )));
+    }
+    refuse_later_features(&request)?;
+    if request.volumes.as_ref().is_some_and(|v| !v.is_empty()) {
+        return Err(Error::not_implemented(
+            "volumes of a machine that is made of a snapshot (volumes)",
+        ));
+    }
+    let (action, auto_resume) = at_the_limit(app, &request)?;
+    let timeout_ms = request.timeout_ms.unwrap_or(app.config.default_timeout_ms);
+    check_timeout(app, timeout_ms)?;
+    let mut row = blank(
+        nullspace_api::id::new(nullspace_api::id::MACHINE),
+        Some(timeout_ms),
+        Some(key_id.to_owned()),
+        nullspace_api::time::now(),
+    );
+    set_action(&mut row, action);
+    row.auto_resume = auto_resume;
+    row.metadata = checked_metadata(request.metadata)?;
+    let snapshot = request.snapshot_id.unwrap_or_default();
+    Ok((snapshot, row))
+}
+
+fn checked_metadata(metadata: Option<Map<String, Value>>) -> Result<String> {
+    let text = Value::Object(metadata.unwrap_or_default()).to_string();
+    if text.len() > MAX_METADATA {
+        return Err(Error::invalid(format!(
+            "metadata: over {MAX_METADATA} bytes"
+        )));
+    }
+    Ok(text)
 }
 
 /// Checks a create request against this server. The second value says how the machine is come by, when
@@ -176,6 +304,7 @@ pub fn plan(
 ) -> Result<(NewMachine, Option<WarmPoolCheckout>)> {
     refuse_later_features(&request)?;
     let checkout = warm_pool(&request)?;
+    let (timeout_action, auto_resume) = at_the_limit(app, &request)?;
     let template = app
         .templates
         .find(request.template.as_deref().unwrap_or("base"))?;
@@ -206,12 +335,8 @@ pub fn plan(
     };
     let envs = request.envs.unwrap_or_default();
     check_envs(&envs)?;
-    let metadata = request.metadata.unwrap_or_default();
-    if serde_json::to_string(&metadata).map_or(0, |text| text.len()) > MAX_METADATA {
-        return Err(Error::invalid(format!(
-            "metadata: over {MAX_METADATA} bytes"
-        )));
-    }
+    checked_metadata(request.metadata.clone())?;
+    let metadata = request.metadata.clone().unwrap_or_default();
     let network = request.network.unwrap_or_default();
     let egress = egress::asked_for(&network, request.internet_access)?;
     let new = NewMachine {
@@ -219,6 +344,8 @@ pub fn plan(
         memory_mb,
         disk_mb: request.disk_mb,
         timeout_ms: Some(timeout_ms),
+        timeout_action,
+        auto_resume,
         egress,
         allow_public_traffic: network.allow_public_traffic.unwrap_or(true),
         mask_request_host: network.mask_request_host.map(check_mask).transpose()?,
@@ -242,16 +369,8 @@ fn default_memory_mb(app: &App, template: &str) -> u64 {
 
 /// What belongs to later pieces of work is refused by name, never ignored.
 fn refuse_later_features(request: &CreateMachineRequest) -> Result<()> {
-    if request.snapshot_id.is_some() {
-        return Err(Error::not_implemented(
-            "starting from a snapshot (snapshot_id)",
-        ));
-    }
     if request.desktop.is_some() {
         return Err(Error::not_implemented("desktops (desktop)"));
-    }
-    if request.volumes.as_ref().is_some_and(|v| !v.is_empty()) {
-        return Err(Error::not_implemented("volumes (volumes)"));
     }
     if request.inactivity_timeout_ms.is_some() {
         return Err(Error::not_implemented(
@@ -263,6 +382,11 @@ fn refuse_later_features(request: &CreateMachineRequest) -> Result<()> {
             "forgetting a hibernated machine (auto_delete_after_ms)",
         ));
     }
+    Ok(())
+}
+
+/// What happens at the time limit, and whether use wakes the machine then.
+fn at_the_limit(app: &App, request: &CreateMachineRequest) -> Result<(TimeoutAction, bool)> {
     let on_timeout = request.lifecycle.as_ref().and_then(|l| l.on_timeout);
     if let (Some(a), Some(b)) = (request.timeout_action, on_timeout)
         && a != b
@@ -272,24 +396,23 @@ fn refuse_later_features(request: &CreateMachineRequest) -> Result<()> {
         ));
     }
     let action = request.timeout_action.or(on_timeout).unwrap_or_default();
-    check_action(action)?;
-    if request.auto_resume == Some(true) {
+    check_action(app, action)?;
+    let auto_resume = request.auto_resume.unwrap_or(false);
+    if auto_resume && action != TimeoutAction::Hibernate {
         return Err(Error::invalid(
             "auto_resume: needs timeout_action hibernate",
         ));
     }
-    Ok(())
+    Ok((action, auto_resume))
 }
 
-/// Hibernation has its place on the wire but is not there yet.
-pub(super) fn check_action(action: TimeoutAction) -> Result<()> {
-    match action {
-        TimeoutAction::Destroy => Ok(()),
-        TimeoutAction::Hibernate => Err(Error::not_implemented(
-            "hibernating a machine (timeout_action hibernate)",
-        )
-        .with_action("use timeout_action destroy")),
+/// An engine that cannot hibernate machines is not asked to when their time is over.
+pub(super) fn check_action(app: &App, action: TimeoutAction) -> Result<()> {
+    let can = app.engine.capabilities();
+    if action == TimeoutAction::Hibernate && !can.hibernate && !can.pause {
+        return Err(snapshot::cannot(app, "hibernate machines"));
     }
+    Ok(())
 }
 
 fn warm_pool(request: &CreateMachineRequest) -> Result<Option<WarmPoolCheckout>> {
@@ -390,9 +513,9 @@ pub fn check_cwd(cwd: &str) -> Result<String> {
     Ok(path.to_owned())
 }
 
-/// Whether a path, started at `base` if it is relative, is the platform's own folder or in it.
+/// A path that may start at a directory, without `.`, `..` and empty parts. Links are not followed.
 #[must_use]
-pub fn is_reserved(base: &str, path: &str) -> bool {
+pub fn absolute(base: &str, path: &str) -> String {
     let base = if path.starts_with('/') { "" } else { base };
     let mut parts: Vec<&str> = Vec::new();
     for part in base.split('/').chain(path.split('/')) {
@@ -404,11 +527,13 @@ pub fn is_reserved(base: &str, path: &str) -> bool {
             name => parts.push(name),
         }
     }
-    let mut reserved = RESERVED.split('/').skip(1);
-    reserved.all({
-        let mut parts = parts.into_iter();
-        move |wanted| parts.next() == Some(wanted)
-    })
+    format!("/{}", parts.join("/"))
+}
+
+/// Whether a path, started at `base` if it is relative, is the platform's own folder or in it.
+#[must_use]
+pub fn is_reserved(base: &str, path: &str) -> bool {
+    std::path::Path::new(&absolute(base, path)).starts_with(RESERVED)
 }
 
 fn check_disk(app: &App, disk_mb: u64) -> Result<()> {
@@ -450,6 +575,13 @@ mod tests {
         ] {
             assert!(!is_reserved("/", path), "{path}");
         }
+    }
+
+    #[test]
+    fn paths_start_at_a_directory() {
+        assert_eq!(absolute("/app", "src/../x"), "/app/x");
+        assert_eq!(absolute("/app", "/etc//./x"), "/etc/x");
+        assert_eq!(absolute("/", "../.."), "/");
     }
 
     #[test]

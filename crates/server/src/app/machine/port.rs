@@ -19,6 +19,10 @@ pub(crate) struct Port {
 #[async_trait]
 impl Dial for Port {
     async fn dial(&self) -> io::Result<BoxedIo> {
+        self.machine
+            .wake()
+            .await
+            .map_err(|e| io::Error::other(e.message))?;
         let direct = self.engine.connect(&self.machine.id, self.port).await;
         if let Ok(Some(stream)) = direct {
             return Ok(stream);

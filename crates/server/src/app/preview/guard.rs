@@ -19,11 +19,12 @@ use super::{
     grant::LiveGrant,
     token::{Claims, Kind},
 };
-use crate::app::seal::Seal;
+use crate::app::{machine::Handle, seal::Seal};
 
 /// The guard of one port of one machine.
 pub(super) struct PortGuard {
     pub(super) machine: String,
+    pub(super) handle: Arc<Handle>,
     pub(super) port: u16,
     pub(super) seal: Arc<Seal>,
     /// The name of its cookie.
@@ -267,6 +268,13 @@ impl Guard for PortGuard {
                 grant.failed(refused.code);
             }
             return Err(refused);
+        }
+        if self.handle.sleeps() {
+            return Err(refusal(
+                StatusCode::SERVICE_UNAVAILABLE,
+                code::MACHINE_NOT_READY,
+                "the machine is paused: resume it; one made with auto_resume is resumed when it is used",
+            ));
         }
         let is_direct = !given.query.is_empty() && given.proxy.is_empty();
         let is_fresh = is_direct && !websocket && *method == Method::GET;

@@ -151,6 +151,19 @@ async fn once(port: &Port, path: Option<&str>, patience: Duration) -> Result<(),
 }
 
 async fn ask(stream: BoxedIo, port: u16, path: &str) -> Result<(), String> {
+    let status = status(stream, port, path).await?;
+    if status < StatusCode::INTERNAL_SERVER_ERROR {
+        return Ok(());
+    }
+    Err(format!("GET {path} on port {port} answered {status}"))
+}
+
+/// What a page answers.
+pub(in crate::app) async fn status(
+    stream: BoxedIo,
+    port: u16,
+    path: &str,
+) -> Result<StatusCode, String> {
     let request = Request::get(path)
         .header(header::HOST, format!("localhost:{port}"))
         .header(header::USER_AGENT, "nullspace-readiness")
@@ -164,9 +177,5 @@ async fn ask(stream: BoxedIo, port: u16, path: &str) -> Result<(), String> {
     let connection = tokio::spawn(connection);
     let answer = sender.send_request(request).await;
     connection.abort();
-    let status = answer.map_err(failed)?.status();
-    if status < StatusCode::INTERNAL_SERVER_ERROR {
-        return Ok(());
-    }
-    Err(format!("GET {path} on port {port} answered {status}"))
+    Ok(answer.map_err(failed)?.status())
 }

@@ -131,6 +131,7 @@ impl Way {
             .and_then(|mask| HeaderValue::try_from(masked(mask, port)).ok());
         let guard = Arc::new(PortGuard {
             machine: row.id.clone(),
+            handle: machine.clone(),
             port,
             seal: app.seal.clone(),
             cookie: cookie_name(&row.id, port),
@@ -241,15 +242,15 @@ impl Way {
     }
 }
 
-/// The way to a port of a running machine; made if there is none, and its door open.
+/// The way to a port of a machine that runs or sleeps; made if there is none, and its door open.
 pub(super) async fn ensure(app: &AppState, machine_id: &str, port: u16) -> Result<Arc<Way>> {
     let Some(handle) = app.machines.get(machine_id) else {
         let row = machine::get(app, machine_id).await?;
         return Err(Error::not_ready(machine_id, &row.state));
     };
-    let state = handle.row().state.clone();
-    if state != machine::RUNNING {
-        return Err(Error::not_ready(machine_id, &state));
+    let row = handle.row();
+    if !machine::lives(&row) {
+        return Err(Error::not_ready(machine_id, &row.state));
     }
     let _one = app.previews.making.lock().await;
     let way = match app.previews.find(machine_id, port) {
@@ -287,7 +288,7 @@ fn keep(app: &AppState, machine: Arc<Handle>, way: Arc<Way>) {
     let app = app.clone();
     tokio::spawn(async move {
         let mut record = machine.watch();
-        let gone = record.wait_for(|row| row.state != machine::RUNNING);
+        let gone = record.wait_for(|row| !machine::lives(row));
         tokio::select! {
             // Also when its owner is gone.
             _ = gone => {}
@@ -303,7 +304,7 @@ fn keep(app: &AppState, machine: Arc<Handle>, way: Arc<Way>) {
     });
 }
 
-/// Opens the ways that are on record again, for machines that still run.
+/// Opens the ways that are on record again, for machines that are still there.
 ///
 /// # Errors
 /// When the record cannot be read.
@@ -316,11 +317,11 @@ pub(crate) async fn restore(app: &AppState) -> Result<()> {
         .await?;
     let _one = app.previews.making.lock().await;
     for row in ports {
-        let running = app
+        let living = app
             .machines
             .get(&row.machine_id)
-            .filter(|handle| handle.row().state == machine::RUNNING);
-        let Some(handle) = running else {
+            .filter(|handle| machine::lives(&handle.row()));
+        let Some(handle) = living else {
             app.store
                 .write_later(move |tx| rows::close_ports(tx, &row.machine_id));
             continue;
@@ -355,6 +356,12 @@ struct InTime(Port);
 #[async_trait]
 impl Dial for InTime {
     async fn dial(&self) -> io::Result<BoxedIo> {
+        // A machine that sleeps takes longer than a connection.
+        self.0
+            .machine
+            .wake()
+            .await
+            .map_err(|e| io::Error::other(e.message))?;
         match tokio::time::timeout(DIAL, self.0.dial()).await {
             Ok(dialled) => dialled,
             Err(_) => Err(io::ErrorKind::TimedOut.into()),

@@ -38,7 +38,7 @@ const LIMIT: Duration = Duration::from_secs(1800);
 const MEMORY_MB: u64 = 2048;
 const VCPUS: u32 = 2;
 /// Said of the machines that make templates.
-const OWNER: &str = "template:";
+pub(super) const OWNER: &str = "template:";
 /// Lines of output that are told when it fails.
 const LINES: usize = 12;
 
@@ -59,7 +59,7 @@ pub(super) fn recipe(name: &str) -> Option<&'static Recipe> {
 /// # Errors
 /// `transition_in_progress` while it is being made, `template_not_ready` with the reason when it could not be, and those
 /// of the template below.
-pub async fn ensure(app: &AppState, name: &str) -> Result<()> {
+pub(super) async fn ensure(app: &AppState, name: &str) -> Result<()> {
     let (Some(recipe), Some(templates)) = (recipe(name), app.templates.builtin.get()) else {
         return Ok(());
     };
@@ -234,7 +234,7 @@ fn failed(recipe: &Recipe, why: &str) -> Error {
 ///
 /// # Errors
 /// When the record cannot be written.
-pub async fn clean(app: &AppState) -> Result<()> {
+pub(super) async fn clean(app: &AppState) -> Result<()> {
     for handle in app.machines.all() {
         let row = handle.row();
         if row

@@ -97,6 +97,7 @@ where
         return Err(Error::invalid("the upload was not begun: create it again"));
     };
     let files = Files::open(app, machine_id, row.user.clone()).await?;
+    files.touch();
     let query = PartQuery {
         staging,
         user: row.user.clone(),

@@ -6,16 +6,18 @@
 //!             ▲                   else: again, after a pause ───────────┘ (the later ones wait: order is kept)
 //!             └── refused eight times: aside ──▶ the later ones go ahead
 //! ```
-//! What is due is read from the record each time, and how an attempt went is recorded before the one after the next begins.
-//! When the server ends at any point, what was not recorded is attempted again.
+//! What is due is read from the record each time. How an attempt went and that the next one begins are recorded together,
+//! before it does. When the server ends at any point, what was begun is listed as interrupted, and attempted again.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use nullspace_api::time;
 use nullspace_store::{
+    StoreError, Tx,
     event::EventRow,
     webhook::{self as rows, AttemptRow, DeliveryRow},
 };
@@ -41,6 +43,8 @@ const ASIDE_AFTER: u32 = 8;
 const LONGEST_PAUSE: i64 = 300 * 1_000_000;
 /// Pause after the record could not be read or written.
 const RETRY: Duration = Duration::from_secs(2);
+/// What an attempt's failure is called when nobody knows how it went.
+const INTERRUPTED: &str = "interrupted";
 /// How long an attempt that is under way goes on when the server stops.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -51,9 +55,12 @@ pub(super) struct Worker {
     pub(super) ended: CancellationToken,
     /// The webhook was changed: it is read again.
     pub(super) changed: Arc<tokio::sync::Notify>,
-    /// The delivery that is under way.
-    pub(super) under_way: Arc<Mutex<Option<i64>>>,
+    /// Deliveries whose last attempt is under way, or over and not recorded yet.
+    pub(super) under_way: UnderWay,
 }
+
+/// See [`Worker`].
+pub(super) type UnderWay = Arc<Mutex<HashSet<i64>>>;
 
 /// Starts delivering to a webhook.
 pub(super) fn spawn(app: &AppState, client: Client, id: String) -> Worker {
@@ -90,7 +97,7 @@ struct Task {
     client: Client,
     id: String,
     changed: Arc<tokio::sync::Notify>,
-    under_way: Arc<Mutex<Option<i64>>>,
+    under_way: UnderWay,
 }
 
 /// What a worker does next.
@@ -143,6 +150,7 @@ impl Task {
 
     /// Does what is due.
     async fn turn(&self) -> Result<Next> {
+        self.under_way().clear();
         let (id, now) = (self.id.clone(), time::now());
         let (webhook, next) = self
             .app
@@ -190,50 +198,85 @@ impl Task {
             ),
         };
         // One at a time: if it hangs again, the others had their turn in between.
-        if let Some((delivery, event)) = next.aside.into_iter().next() {
-            let recording = self.attempt(&receiver, delivery, event).await.1;
-            self.record(recording).await?;
-        }
-        let queued = if head_is_due { next.queued } else { Vec::new() };
-        let mut recording = None;
-        for (delivery, event) in queued {
-            // Later ones were never attempted, except after a time in which the order was another.
-            if !is_due(&delivery) || self.app.stopping.is_cancelled() {
+        let aside = next.aside.into_iter().take(1);
+        let queued = next.queued.into_iter().filter(|_| head_is_due);
+        // Later ones were never attempted, except after a time in which the order was another.
+        let queued = queued.take_while(|(delivery, _)| is_due(delivery));
+        let mut before = None;
+        for (delivery, event) in aside.chain(queued) {
+            if self.app.stopping.is_cancelled() {
                 break;
             }
-            let record = async {
-                match recording.take() {
-                    Some(recording) => self.record(recording).await,
-                    None => Ok(()),
-                }
+            let Some(begun) = self.begin(delivery, before.take()).await? else {
+                break;
             };
-            let (recorded, (delivered, outcome)) =
-                tokio::join!(record, self.attempt(&receiver, delivery, event));
-            recorded?;
-            recording = Some(outcome);
-            if !delivered {
+            let outcome = self.send(&receiver, &begun.delivery, event).await;
+            let goes_on = outcome.failure.is_none() || begun.delivery.aside;
+            before = Some((begun, outcome));
+            if !goes_on {
                 break;
             }
         }
-        if let Some(recording) = recording {
-            self.record(recording).await?;
+        if let Some(over) = before {
+            let over = self.finished(over);
+            self.app.store.write(move |tx| over.record(tx)).await?;
+            self.under_way().clear();
         }
         Ok(Next::Again)
     }
 
-    /// Whether it was delivered, and what is to be recorded.
-    async fn attempt(
+    fn under_way(&self) -> MutexGuard<'_, HashSet<i64>> {
+        self.under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records that an attempt begins, and how the one before it went. Nothing if it is not to begin.
+    async fn begin(
         &self,
-        receiver: &Receiver,
-        delivery: DeliveryRow,
-        event: EventRow,
-    ) -> (bool, (DeliveryRow, Outcome)) {
-        let under_way = |seq| {
-            *self
-                .under_way
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = seq;
+        mut delivery: DeliveryRow,
+        before: Option<(Begun, Outcome)>,
+    ) -> Result<Option<Begun>> {
+        let now = time::now();
+        delivery.attempt_count += 1;
+        delivery.last_attempt_at = Some(now);
+        let attempt = AttemptRow {
+            id: uuid::Uuid::now_v7().to_string(),
+            number: delivery.attempt_count,
+            attempted_at: now,
+            duration_ms: 0,
+            response_status: None,
+            error_code: Some(INTERRUPTED.into()),
+            error_message: Some("the server ended during this attempt; another one follows".into()),
         };
+        let (seq, before) = (delivery.seq, before.map(|over| self.finished(over)));
+        let begun = Begun {
+            attempt: attempt.id.clone(),
+            delivery: delivery.clone(),
+        };
+        self.under_way().insert(seq);
+        let over = before.as_ref().map(|over| over.delivery.seq);
+        let may = self
+            .app
+            .store
+            .write(move |tx| {
+                if let Some(over) = before {
+                    over.record(tx)?;
+                }
+                rows::begun(tx, &delivery, &attempt)
+            })
+            .await?;
+        let mut under_way = self.under_way();
+        if let Some(over) = over {
+            under_way.remove(&over);
+        }
+        if !may {
+            under_way.remove(&seq);
+        }
+        Ok(may.then_some(begun))
+    }
+
+    async fn send(&self, receiver: &Receiver, delivery: &DeliveryRow, event: EventRow) -> Outcome {
         let event_id = event.id.clone();
         let letter = Letter {
             url: &receiver.url,
@@ -242,20 +285,18 @@ impl Task {
             delivery_id: &delivery.id,
             body: serde_json::to_vec(&event::info(event)).unwrap_or_default(),
         };
-        under_way(Some(delivery.seq));
         let private = self.app.config.webhook_private_receivers;
-        let outcome = attempt::send(&self.client, letter, private).await;
-        under_way(None);
-        (outcome.failure.is_none(), (delivery, outcome))
+        attempt::send(&self.client, letter, private).await
     }
 
-    async fn record(&self, (delivery, outcome): (DeliveryRow, Outcome)) -> Result<()> {
+    /// What is to be recorded of an attempt that is over.
+    fn finished(&self, (begun, outcome): (Begun, Outcome)) -> Finished {
         let config = &self.app.config;
-        let ended = time::now();
+        let ended_at = time::now();
         let delivery = after(
-            delivery,
+            begun.delivery,
             &outcome,
-            ended,
+            ended_at,
             micros(config.webhook_retry_pause_ms, 1_000),
             micros(config.webhook_give_up_secs, 1_000_000),
         );
@@ -268,7 +309,7 @@ impl Task {
         }
         let (code, message) = outcome.failure.unzip();
         let attempt = AttemptRow {
-            id: uuid::Uuid::now_v7().to_string(),
+            id: begun.attempt,
             number: delivery.attempt_count,
             attempted_at: outcome.at,
             duration_ms: outcome.duration_ms,
@@ -276,11 +317,31 @@ impl Task {
             error_code: code.map(str::to_owned),
             error_message: message,
         };
-        Ok(self
-            .app
-            .store
-            .write(move |tx| rows::attempted(tx, &delivery, &attempt, ended))
-            .await?)
+        Finished {
+            delivery,
+            attempt,
+            ended_at,
+        }
+    }
+}
+
+/// An attempt that is under way.
+struct Begun {
+    delivery: DeliveryRow,
+    /// Its id.
+    attempt: String,
+}
+
+/// One that is over.
+struct Finished {
+    delivery: DeliveryRow,
+    attempt: AttemptRow,
+    ended_at: i64,
+}
+
+impl Finished {
+    fn record(&self, tx: &Tx<'_>) -> Result<(), StoreError> {
+        rows::attempted(tx, &self.delivery, &self.attempt, self.ended_at)
     }
 }
 
@@ -290,7 +351,7 @@ fn micros(count: u64, each: i64) -> i64 {
         .saturating_mul(each)
 }
 
-/// A delivery after an attempt. Times are in microseconds.
+/// A delivery after an attempt that was counted when it began. Times are in microseconds.
 fn after(
     mut delivery: DeliveryRow,
     outcome: &Outcome,
@@ -298,7 +359,6 @@ fn after(
     first_pause: i64,
     give_up: i64,
 ) -> DeliveryRow {
-    delivery.attempt_count += 1;
     delivery.last_attempt_at = Some(outcome.at);
     delivery.last_response_status = outcome.status;
     delivery.last_error = outcome.failure.as_ref().map(|(_, text)| text.clone());
@@ -355,6 +415,7 @@ mod tests {
         while delivery.state == "queued" {
             times.push(now);
             let outcome = failed(now, status);
+            delivery.attempt_count += 1;
             delivery = after(delivery, &outcome, now, SECOND, 3 * 86_400 * SECOND);
             now = delivery.next_attempt_at.unwrap_or(now);
         }
@@ -379,6 +440,7 @@ mod tests {
         let mut delivery = fresh();
         for number in 1..10 {
             let outcome = failed(0, Some(500));
+            delivery.attempt_count += 1;
             delivery = after(delivery, &outcome, 0, SECOND, 86_400 * SECOND);
             assert_eq!(delivery.aside, number >= 8, "{number}");
         }

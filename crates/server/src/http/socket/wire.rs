@@ -39,7 +39,10 @@ use tokio_tungstenite::{
     },
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    lost::Watched,
+};
 
 /// The largest message of a client, in bytes.
 const MAX_MESSAGE: usize = 1 << 20;
@@ -111,7 +114,9 @@ impl Upgrade {
             let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
                 return tracing::error!("a WebSocket on what is no TCP connection");
             };
-            let (read, write) = parts.io.into_inner().into_split();
+            let stream = parts.io.into_inner();
+            let watched = Watched::new(&stream);
+            let (read, write) = stream.into_split();
             let replies = Arc::<Replies>::default();
             let incoming = Incoming {
                 stream: read,
@@ -130,7 +135,12 @@ impl Upgrade {
                 replies,
                 now: Bytes::new(),
             };
-            serve(messages.await, outgoing).await;
+            let messages = messages.await;
+            // Also while a frame waits to be taken, when no pong can be missed.
+            tokio::select! {
+                () = serve(messages, outgoing) => {}
+                () = watched.lost() => tracing::debug!("a WebSocket client's network is gone"),
+            }
         });
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

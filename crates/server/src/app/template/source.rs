@@ -1,0 +1,52 @@
+//! What a build starts from: a template, a Debian of our own making, or an image.
+
+use std::sync::Arc;
+
+use nullspace_api::error::code;
+use nullspace_templates::Layer;
+
+use super::{
+    artifact::Artifact,
+    named,
+    reference::{Reference, Subject, Which},
+};
+use crate::{
+    app::AppState,
+    error::{Error, Result},
+};
+
+/// The template that a reference to a base means, if it means one. `python:3.12` is an image unless a template of that
+/// name was built here.
+///
+/// # Errors
+/// `template_not_found` for what can only be a template.
+pub(super) async fn template(app: &AppState, text: &str) -> Result<Option<Artifact>> {
+    let reference = match Reference::parse(text) {
+        Ok(reference) => reference,
+        // A registry's name, or a path in one.
+        Err(_) => return Ok(None),
+    };
+    if reference.builtin().is_some() {
+        super::ensure(app, text).await?;
+        let layer: Arc<Layer> = app.templates.find(text)?;
+        return Ok(Some(Artifact::of(&layer)));
+    }
+    match named::exact(app, text).await {
+        Ok((artifact, _)) => Ok(Some(artifact)),
+        Err(error) if error.code == code::TEMPLATE_NOT_FOUND => {
+            let is_image = matches!(reference.subject, Subject::Name(_))
+                && !matches!(reference.which, Which::Build(_));
+            match is_image {
+                true => Ok(None),
+                false => Err(error),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Says that images are not there.
+pub(super) fn no_images(text: &str) -> Error {
+    Error::not_implemented(format!("images as the base of a template ({text})"))
+        .with_action("start from the template `base`: from_template(\"base\")")
+}

@@ -1,0 +1,495 @@
+//! Volumes of real machines: through the published clients and ours, against machines that mean harm, and across crashes.
+
+use std::{
+    io::Write,
+    process::{Output, Stdio},
+    time::Duration,
+};
+
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::{
+    python::{next_python, published, python, script},
+    world::World,
+};
+
+async fn volume(world: &World, name: &str) -> String {
+    let (status, body) = world.post("/v1/volumes", json!({"name": name})).await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    body["id"].as_str().unwrap().to_owned()
+}
+
+fn mount(reference: &str, path: &str) -> Value {
+    json!({"ref": reference, "mount_path": path, "read_only": false})
+}
+
+async fn attach(world: &World, machine: &str, mount: Value) -> (StatusCode, Value) {
+    world
+        .post(&format!("/v1/machines/{machine}/volumes"), mount)
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_sdk() {
+    let world = World::start().await;
+    script(&world, &python(), "volumes.py", &[]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_newer_sdk() {
+    let world = World::start().await;
+    script(&world, &next_python(), "volumes.py", &[]);
+}
+
+/// The same commands, of both published programs and ours.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_each_command_line() {
+    let world = World::start().await;
+    let tree = world.home().join("tree");
+    std::fs::create_dir_all(tree.join("inner")).unwrap();
+    std::fs::write(tree.join("inner/file"), "in a tree").unwrap();
+    std::fs::write(world.home().join("big"), vec![b'x'; (8 << 20) + 3]).unwrap();
+    let programs: [(&str, &dyn Fn() -> std::process::Command); 3] = [
+        ("ours", &|| world.program()),
+        ("theirs", &|| published(&world, &python())),
+        ("newer", &|| published(&world, &next_python())),
+    ];
+    for (name, program) in programs {
+        let run = |arguments: &[&str], stdin: &str| -> Output {
+            let mut child = program()
+                .arg("volume")
+                .args(arguments)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut pipe = child.stdin.take().unwrap();
+            pipe.write_all(stdin.as_bytes()).unwrap();
+            drop(pipe);
+            child.wait_with_output().unwrap()
+        };
+        let ok = |arguments: &[&str]| {
+            let done = run(arguments, "");
+            assert!(done.status.success(), "{name} {arguments:?}: {done:?}");
+            String::from_utf8(done.stdout).unwrap()
+        };
+        let json = |arguments: &[&str]| -> Value {
+            let text = ok(arguments);
+            serde_json::from_str(&text).unwrap_or_else(|_| panic!("{name} {arguments:?}: {text}"))
+        };
+        let made = json(&["create", name]);
+        let id = made["id"].as_str().unwrap();
+        assert_eq!(json(&["get", name])["id"], id);
+        assert_eq!(
+            json(&["get", id, "--fields", "name"]),
+            json!({"name": name})
+        );
+        assert!(ok(&["list", "--json"]).contains(id));
+        assert!(ok(&["list"]).contains(name));
+        let written = run(&["write", name, "/a.txt"], "one\ntwo\n");
+        let written: Value = serde_json::from_slice(&written.stdout).unwrap();
+        assert_eq!(
+            (&written["path"], &written["size"]),
+            (&json!("/a.txt"), &json!(8))
+        );
+        run(&["write", id, "/b.bin", "--encoding", "base64"], "AAEC");
+        assert_eq!(ok(&["cat", name, "/a.txt"]), "one\ntwo\n");
+        assert_eq!(
+            ok(&["read", name, "/b.bin", "--encoding", "base64"]).trim(),
+            "AAEC"
+        );
+        ok(&["write-files", name, r#"{"/c/1": "x", "/c/2": "y"}"#]);
+        assert!(ok(&["ls-files", name]).contains("a.txt"));
+        assert_eq!(json(&["stat", name, "/a.txt"])["size"], 8);
+        assert_eq!(json(&["info", name, "/a.txt"])["size"], 8);
+        assert_eq!(json(&["exists", name, "/a.txt"])["exists"], true);
+        assert_eq!(run(&["exists", name, "/nope"], "").status.code(), Some(1));
+        ok(&["mkdir", name, "/d/e"]);
+        assert_eq!(json(&["mv", name, "/c/1", "/d/1"])["path"], "/d/1");
+        ok(&["chmod", name, "/d/1", "0755"]);
+        assert_eq!(json(&["find", name, "/", "^two$"])[0]["line"], 2);
+        assert_eq!(json(&["search", name, "/", "*.bin"]), json!(["/b.bin"]));
+        let replaced = json(&["replace", name, "one", "uno", "/a.txt", "--dry-run"]);
+        assert_eq!(
+            (&replaced["dry_run"], &replaced["replacements"]),
+            (&json!(true), &json!(1))
+        );
+        ok(&["replace", name, "one", "uno", "/a.txt"]);
+        let url = ok(&["download-url", name, "/a.txt"]);
+        let text = reqwest::get(url.trim())
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap();
+        assert_eq!(text, "uno\ntwo\n");
+        let url = json(&["upload-url", name, "/up"]);
+        let client = reqwest::Client::new();
+        let sent = client
+            .put(url["url"].as_str().unwrap())
+            .body("up")
+            .send()
+            .await
+            .unwrap();
+        assert!(sent.status().is_success());
+        ok(&["upload", name, tree.to_str().unwrap(), "/tree"]);
+        ok(&[
+            "upload",
+            name,
+            world.home().join("big").to_str().unwrap(),
+            "/big",
+            "--json",
+        ]);
+        assert_eq!(json(&["stat", name, "/big"])["size"], (8 << 20) + 3);
+        let into = world.home().join(format!("{name}-tree"));
+        ok(&["download", name, "/tree", into.to_str().unwrap()]);
+        assert_eq!(
+            std::fs::read_to_string(into.join("inner/file")).unwrap(),
+            "in a tree"
+        );
+        let file = world.home().join(format!("{name}-big"));
+        let done = json(&["download", name, "/big", file.to_str().unwrap(), "--json"]);
+        assert_eq!(done["bytes_downloaded"], (8 << 20) + 3, "{done}");
+        let tar = world.home().join(format!("{name}.tar"));
+        ok(&[
+            "download",
+            name,
+            "/tree",
+            tar.to_str().unwrap(),
+            "--archive",
+        ]);
+        assert!(tar.metadata().unwrap().len() >= 1024);
+        assert!(
+            !run(&["download", name, "/big", file.to_str().unwrap()], "")
+                .status
+                .success()
+        );
+
+        let mut watch = program()
+            .args([
+                "volume",
+                "watch",
+                name,
+                "/d",
+                "--recursive",
+                "--timeout",
+                "8",
+            ])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines =
+            std::io::BufRead::lines(std::io::BufReader::new(watch.stdout.take().unwrap()));
+        let seen = std::thread::spawn(move || lines.next().unwrap().unwrap());
+        // It may begin at any moment, so something happens until it has seen that.
+        let mut n = 0;
+        while !seen.is_finished() {
+            n += 1;
+            let body = json!({"path": format!("/d/seen-{n}"), "content": "x"});
+            world
+                .post(&format!("/v1/volumes/{id}/files/write"), body)
+                .await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(seen.join().unwrap().contains("/d/seen-"));
+        let _ = watch.kill();
+        watch.wait().unwrap();
+
+        let spec = format!("ref={name},mount=/data,subpath=c,ro=true");
+        let noun = if name == "theirs" {
+            "sandbox"
+        } else {
+            "machine"
+        };
+        let created = program()
+            .args([noun, "create", "--volume", &spec])
+            .output()
+            .unwrap();
+        let machine: Value = serde_json::from_slice(&created.stdout)
+            .unwrap_or_else(|_| panic!("{name}: {created:?}"));
+        let machine = machine["id"].as_str().unwrap();
+        assert_eq!(world.out(machine, "cat /data/2").await, "y");
+        assert_ne!(world.shell(machine, "touch /data/z").await["exit_code"], 0);
+        let busy = run(&["delete", id], "");
+        assert_eq!(busy.status.code(), Some(7), "{busy:?}");
+        world.delete(&format!("/v1/machines/{machine}")).await;
+        for path in ["/a.txt", "/b.bin", "/c", "/d", "/up", "/tree", "/big"] {
+            ok(&["rm", name, path]);
+        }
+        ok(&["delete", id]);
+        assert_eq!(run(&["get", name], "").status.code(), Some(3));
+    }
+}
+
+/// A machine that has a volume swaps what is in it for links, while others mount parts of it and work on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hostile_volume_stays_a_volume() {
+    let world = World::start().await;
+    let id = volume(&world, "hostile").await;
+    let one = world
+        .machine(json!({"volumes": [mount("hostile", "/v")]}))
+        .await;
+    world
+        .out(&one, "mkdir -p /v/real/in && echo inside > /v/real/in/file && ln -s / /v/root && ln -s ../../../../.. /v/up && ln -s real /v/alias && mkfifo /v/pipe")
+        .await;
+    let two = world.machine(json!({})).await;
+    for subpath in [
+        "root",
+        "root/etc",
+        "up",
+        "up/etc",
+        "alias",
+        "alias/in",
+        "pipe",
+        "real/in/file",
+        "../x",
+    ] {
+        let wanted = json!({"ref": "hostile", "mount_path": "/m", "subpath": subpath});
+        let (status, body) = attach(&world, &two, wanted.clone()).await;
+        assert_eq!(
+            (status.as_u16(), &body["code"]),
+            (400, &json!("volume_invalid_mount_path")),
+            "{subpath}: {body}"
+        );
+        let (status, body) = world
+            .post("/v1/machines", json!({"volumes": [wanted]}))
+            .await;
+        assert_eq!(
+            (status.as_u16(), &body["code"]),
+            (400, &json!("volume_invalid_mount_path")),
+            "{subpath}: {body}"
+        );
+    }
+    // A link of the machine's own where the volume is to go.
+    world
+        .out(&two, "ln -s /etc /link && echo file > /file")
+        .await;
+    for path in ["/link", "/link/x", "/file", "/file/x"] {
+        let (status, body) = attach(&world, &two, mount("hostile", path)).await;
+        assert_eq!(
+            (status.as_u16(), &body["code"]),
+            (400, &json!("volume_invalid_mount_path")),
+            "{path}: {body}"
+        );
+    }
+    assert_eq!(
+        world.get(&format!("/v1/machines/{two}/volumes")).await.1,
+        json!([])
+    );
+    // Set-user-id programs and device nodes have no effect in it.
+    world
+        .out(
+            &one,
+            "cp /bin/sh /v/sh && chown 0:0 /v/sh && chmod 4755 /v/sh",
+        )
+        .await;
+    assert_ne!(
+        world
+            .shell(&one, "mknod /v/disk b 8 0 && head -c 1 /v/disk")
+            .await["exit_code"],
+        0
+    );
+    assert!(
+        attach(&world, &two, mount("hostile", "/m"))
+            .await
+            .0
+            .is_success()
+    );
+    let options = world.out(&two, "grep ' /m ' /proc/self/mounts").await;
+    assert!(
+        options.contains("nosuid") && options.contains("nodev"),
+        "{options}"
+    );
+    // Swapped as fast as it goes, nobody ever sees more than the volume.
+    let swap =
+        "cd /v; while [ ! -e stop ]; do mv real away; ln -s / real; rm real; mv away real; done";
+    let body = json!({"command": swap, "shell": true, "background": true});
+    world.post(&format!("/v1/machines/{one}/exec"), body).await;
+    let (mut seen, mut refused) = (0, 0);
+    for _ in 0..60 {
+        let wanted = json!({"ref": "hostile", "mount_path": "/part", "subpath": "real/in", "read_only": true});
+        let (status, body) = attach(&world, &two, wanted).await;
+        if status == StatusCode::CREATED {
+            seen += 1;
+            assert_eq!(world.out(&two, "ls -A /part").await, "file");
+            let path = format!(
+                "/v1/machines/{two}/volumes/{}",
+                body["id"].as_str().unwrap()
+            );
+            assert_eq!(world.delete(&path).await.0, StatusCode::OK);
+        } else {
+            refused += 1;
+            assert_eq!(body["code"], "volume_invalid_mount_path", "{body}");
+        }
+        let body = json!({"path": "/real/etc/hostname", "encoding": "utf8"});
+        let (status, body) = world
+            .post(&format!("/v1/volumes/{id}/files/read"), body)
+            .await;
+        assert_eq!(status, StatusCode::NOT_FOUND, "{body}");
+    }
+    println!("mounted {seen} times, refused {refused} times");
+    world.out(&one, "touch /v/stop").await;
+    // The directory that the mount is in goes by another name; it is found all the same.
+    let (_, attached) = attach(&world, &two, mount("hostile", "/deep/er")).await;
+    world
+        .out(&two, "mv /deep /moved && test -e /moved/er/sh")
+        .await;
+    let path = format!(
+        "/v1/machines/{two}/volumes/{}",
+        attached["id"].as_str().unwrap()
+    );
+    let (status, body) = world.get(&format!("{path}/health")).await;
+    assert_eq!(
+        (status, &body["state"]),
+        (StatusCode::OK, &json!("mounted"))
+    );
+    assert_eq!(world.delete(&path).await.0, StatusCode::OK);
+    assert_eq!(world.out(&two, "ls -A /moved/er").await, "");
+}
+
+/// The server is killed again and again while volumes come and go; nothing that was acknowledged is lost, and nothing is
+/// left.
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_outlive_everything() {
+    let mut world = World::start().await;
+    let id = volume(&world, "data").await;
+    let keeper = world
+        .machine(json!({"volumes": [mount("data", "/data")]}))
+        .await;
+    world
+        .out(
+            &keeper,
+            "while :; do date +%s%N >> /data/log; sleep 0.01; done >/dev/null 2>&1 &",
+        )
+        .await;
+    let other = world.machine(json!({})).await;
+    for round in 0..12_u64 {
+        let base = world.base_url();
+        let body = json!({"path": format!("/written-{round}"), "content": "acknowledged"});
+        let (status, _) = world
+            .post(&format!("/v1/volumes/{id}/files/write"), body)
+            .await;
+        assert_eq!(status, StatusCode::OK);
+        // Whatever of this it comes to before the server is killed.
+        let machine = other.clone();
+        let storm = tokio::spawn(async move {
+            let client = reqwest::Client::new();
+            for n in 0.. {
+                let send = client
+                    .post(format!("{base}/v1/machines/{machine}/volumes"))
+                    .bearer_auth(crate::world::KEY)
+                    .json(&mount("data", &format!("/m{}", n % 3)))
+                    .send();
+                let Ok(answer) = send.await else { return };
+                let body: Value = answer.json().await.unwrap_or_default();
+                if let Some(id) = body["id"].as_str() {
+                    let path = format!("{base}/v1/machines/{machine}/volumes/{id}");
+                    if client
+                        .delete(path)
+                        .bearer_auth(crate::world::KEY)
+                        .send()
+                        .await
+                        .is_err()
+                    {
+                        return;
+                    }
+                }
+                let made = client
+                    .post(format!("{base}/v1/volumes"))
+                    .bearer_auth(crate::world::KEY)
+                    .json(&json!({"name": format!("short-{round}-{n}")}))
+                    .send();
+                let Ok(answer) = made.await else { return };
+                let body: Value = answer.json().await.unwrap_or_default();
+                if let Some(id) = body["id"].as_str() {
+                    let path = format!("{base}/v1/volumes/{id}");
+                    let _ = client
+                        .delete(path)
+                        .bearer_auth(crate::world::KEY)
+                        .send()
+                        .await;
+                }
+            }
+        });
+        tokio::time::sleep(Duration::from_millis(7 * (round % 6) + 1)).await;
+        world.kill();
+        storm.abort();
+        let _ = storm.await;
+        world.serve().await;
+        // What is on record is in the machine, and nothing else is.
+        let at = format!("/v1/machines/{other}/volumes");
+        let settled = world
+            .until_at(&at, |all| {
+                let all = all.as_array().unwrap();
+                all.iter().all(|one| one["state"] == "mounted")
+            })
+            .await;
+        let mut on_record: Vec<_> = settled
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["mount_path"].as_str().unwrap().to_owned())
+            .collect();
+        on_record.sort();
+        let mounts = world
+            .out(
+                &other,
+                "grep -o ' /m[0-9] ' /proc/self/mounts | tr -d ' ' | sort || true",
+            )
+            .await;
+        assert_eq!(mounts.lines().collect::<Vec<_>>(), on_record);
+        for one in settled.as_array().unwrap() {
+            let path = format!("{at}/{}", one["id"].as_str().unwrap());
+            assert_eq!(world.delete(&path).await.0, StatusCode::OK);
+        }
+        let (_, all) = world.get("/v1/volumes").await;
+        let mut listed: Vec<_> = all
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["id"].as_str().unwrap().to_owned())
+            .collect();
+        listed.sort();
+        let mut there: Vec<_> = std::fs::read_dir(world.data().join("volumes"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        there.sort();
+        assert_eq!(listed, there);
+        assert_eq!(
+            world
+                .out(&keeper, "tail -n 1 /data/log | wc -c")
+                .await
+                .trim(),
+            "20"
+        );
+    }
+    for round in 0..12 {
+        let body = json!({"path": format!("/written-{round}"), "encoding": "utf8"});
+        let (_, read) = world
+            .post(&format!("/v1/volumes/{id}/files/read"), body)
+            .await;
+        assert_eq!(read["content"], "acknowledged", "{round}");
+    }
+    // Machines that die with their launcher leave it as well.
+    let launcher = world.host.launcher().unwrap();
+    crate::host::run("kill", &["-9", &launcher.to_string()]);
+    world
+        .until(&keeper, |machine| machine["status"] == "error")
+        .await;
+    assert_eq!(
+        world.get(&format!("/v1/volumes/{id}/attachments")).await.1,
+        json!([])
+    );
+    let again = world
+        .machine(json!({"volumes": [mount("data", "/again")]}))
+        .await;
+    assert_eq!(
+        world.out(&again, "cat /again/written-3").await,
+        "acknowledged"
+    );
+    world.delete(&format!("/v1/machines/{again}")).await;
+}
