@@ -9,8 +9,13 @@
 //! writable layer is copied: so the two belong together, and if this process dies meanwhile the pipe breaks, the kernel
 //! gives up, and the machine goes on. Nothing has to be remembered for that.
 //!
-//! A machine that is to end must not go on after that moment, so it is paused before, and then ended. That is
-//! remembered: a file in its directory, put there first. Whoever finds it ([`recover`]) lets the machine go on.
+//! **A rehearsal comes first.** Connections to others cannot be kept, so the kernel ends them while it writes. Up to
+//! the `runsc` of 2026 that is told to programs that wait for such a connection by `epoll` in the middle of the writing,
+//! and what is written then contradicts itself: after a restore that program never hears of anything again, the guest
+//! too. So the state is written twice, and the first is thrown away: after it connections have ended, and whoever waits
+//! has been told. Between the two nobody may open new ones, so the machine is paused before, and goes on or is ended
+//! after. A pause outlives this process. It is remembered by a file in the machine's directory, put there first; whoever
+//! finds it ([`Source::recover`]) lets the machine go on.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -35,6 +40,8 @@ const PAGES: &str = "pages.img";
 const PAUSED: &str = "paused";
 /// What the kernel's state begins with, before the length of its head.
 const MAGIC: &[u8; 8] = b"gVisorSF";
+/// Bytes of the state that a rehearsal reads: past what is written before the kernel has looked at all that it keeps.
+const REHEARSED: usize = 128 << 10;
 /// The most bytes of that head.
 const MAX_HEAD: u64 = 1 << 20;
 
@@ -70,16 +77,14 @@ impl Source {
                 .to_string_lossy()
         };
         fs::create_dir(target).map_err(|e| step("make the checkpoint's directory", e))?;
-        let written = match afterwards {
-            Afterwards::Run => self.save(target, format),
-            Afterwards::End => self.pause().and_then(|()| {
-                let written = self.save(target, format);
-                if written.is_err() {
-                    self.unpause();
-                }
-                written
-            }),
-        };
+        let written = self.pause().and_then(|()| {
+            let saved = self.rehearse().and_then(|()| self.save(target));
+            if saved.is_err() || afterwards == Afterwards::Run {
+                self.unpause();
+            }
+            saved?;
+            finish(target, format)
+        });
         written.map_err(|error| {
             let _ = fs::remove_dir_all(target);
             match error {
@@ -89,7 +94,43 @@ impl Source {
         })
     }
 
-    fn save(&self, target: &Path, format: &str) -> Result<Checkpoint, Failure> {
+    /// Has the kernel end connections to others: see the module's docs.
+    fn rehearse(&self) -> Result<(), Failure> {
+        let (mut reader, writer) = io::pipe().named("make a pipe")?;
+        let nowhere = File::options()
+            .write(true)
+            .open("/dev/null")
+            .named("open /dev/null")?;
+        let saved = std::thread::scope(|scope| {
+            let kernel = scope.spawn(|| {
+                let files = [writer.as_fd(), nowhere.as_fd(), nowhere.as_fd()];
+                let saved = control::save(&self.control, files);
+                drop(writer);
+                saved
+            });
+            // What comes after the head is written once all of the state was looked at.
+            let heard = reader.read_exact(&mut vec![0; REHEARSED]);
+            drop(reader);
+            let saved = kernel
+                .join()
+                .unwrap_or_else(|_| Err(Error::Lost(io::Error::other("a thread ended"))));
+            match (heard, saved) {
+                (_, Err(Error::Gone)) => Err(Failure::Gone),
+                // It was interrupted, as it should be.
+                (Ok(()), _) => Ok(()),
+                (Err(_), Err(error)) => {
+                    Err(Failure::Step("look at the memory", error.to_string()))
+                }
+                (Err(error), Ok(())) => {
+                    Err(Failure::Step("look at the memory", error.to_string()))
+                }
+            }
+        });
+        saved
+    }
+
+    /// Writes everything but the record, in a machine that stands still.
+    fn save(&self, target: &Path) -> Result<(), Failure> {
         let (reader, writer) = io::pipe().named("make a pipe")?;
         let new = |name: &str| {
             OpenOptions::new()
@@ -123,16 +164,7 @@ impl Source {
                 (Ok(()), copied) => copied,
             }
         });
-        saved?;
-        let flush = || {
-            let directory = File::open(target)?;
-            rustix::fs::syncfs(&directory)?;
-            Ok::<_, io::Error>(())
-        };
-        flush().named("write the checkpoint to the disk")?;
-        let made = Checkpoint::of(target, "gvisor", format).named("read the checkpoint again")?;
-        made.write(target).named("record the checkpoint")?;
-        Ok(made)
+        saved
     }
 
     /// Copies the writable layer when the machine stands still, then lets its kernel write.
@@ -184,6 +216,19 @@ impl Source {
             self.unpause();
         }
     }
+}
+
+/// Has what was written put on the disk, and says what it is.
+fn finish(target: &Path, format: &str) -> Result<Checkpoint, Failure> {
+    let flush = || {
+        let directory = File::open(target)?;
+        rustix::fs::syncfs(&directory)?;
+        Ok::<_, io::Error>(())
+    };
+    flush().named("write the checkpoint to the disk")?;
+    let made = Checkpoint::of(target, "gvisor", format).named("read the checkpoint again")?;
+    made.write(target).named("record the checkpoint")?;
+    Ok(made)
 }
 
 /// Reads the head of the kernel's state and the first byte after it: by then the machine stands still, and its files

@@ -266,8 +266,10 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn keeps_the_contract_of_what_is_behind_it() {
         let layer = tempfile::tempdir().unwrap();
-        let engine = Several::new(vec![Arc::new(FakeEngine::new().unwrap())]).unwrap();
-        conformance::run(&engine, &[layer.path().to_owned()]).await;
+        for behind in [FakeEngine::new(), FakeEngine::with_memory()] {
+            let engine = Several::new(vec![Arc::new(behind.unwrap())]).unwrap();
+            conformance::run(&engine, &[layer.path().to_owned()]).await;
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

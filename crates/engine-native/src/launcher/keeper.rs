@@ -144,6 +144,11 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>, gvisor: &Gvisor
         Some(kernel) => kernel,
         None => {
             stage.start_over(&directory)?;
+            // The kernel that is gone had taken the address for itself.
+            preparation
+                .link
+                .set_up()
+                .named("set the network link up again")?;
             stage.start(&directory, &spec.lower, &spec.binds, from.as_ref())?
         }
     };

@@ -1,4 +1,4 @@
-//! Pausing, checkpoints, restoring: checked as far as an engine says that it can.
+//! Checkpoints and machines made of them: checked as far as an engine says that it can.
 
 use std::{
     path::{Path, PathBuf},
@@ -16,14 +16,22 @@ pub(super) async fn run(engine: &dyn Engine, lower: &[PathBuf]) {
     if can.hibernate {
         sleeps_and_wakes(engine, lower, home.path()).await;
     } else {
+        assert!(!can.fork, "who cannot keep memory cannot branch it");
+        let id = "m-refused";
+        engine.create(&spec(id, lower)).await.expect("create");
         let target = home.path().join("none");
-        let refused = engine
-            .checkpoint("mch_nobody", &target, Afterwards::Run)
-            .await
-            .map(drop);
-        assert!(matches!(refused, Err(EngineError::Unsupported { .. })));
+        let refused = engine.checkpoint(id, &target, Afterwards::Run).await;
+        assert!(
+            matches!(refused, Err(EngineError::Unsupported { .. })),
+            "{refused:?}"
+        );
+        assert!(!target.exists());
         let refused = engine.restore(&spec("m-none", lower), &target).await;
-        assert!(matches!(refused, Err(EngineError::Unsupported { .. })));
+        assert!(
+            matches!(refused, Err(EngineError::Unsupported { .. })),
+            "{refused:?}"
+        );
+        engine.destroy(id).await.expect("destroy");
     }
     if can.fork {
         branches(engine, lower, home.path()).await;
