@@ -118,12 +118,8 @@ impl Source {
                 (_, Err(Error::Gone)) => Err(Failure::Gone),
                 // It was interrupted, as it should be.
                 (Ok(()), _) => Ok(()),
-                (Err(_), Err(error)) => {
-                    Err(Failure::Step("look at the memory", error.to_string()))
-                }
-                (Err(error), Ok(())) => {
-                    Err(Failure::Step("look at the memory", error.to_string()))
-                }
+                (Err(_), Err(error)) => Err(Failure::Step("look at the memory", error.to_string())),
+                (Err(error), Ok(())) => Err(Failure::Step("look at the memory", error.to_string())),
             }
         });
         saved

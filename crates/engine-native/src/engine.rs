@@ -4,8 +4,8 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use nullspace_engine::{
-    Bind, BoxedIo, Capabilities, Denial, Engine, EngineError, LiveMachine, MachineExit, MachineSpec,
-    Usage, egress::Rules,
+    Bind, BoxedIo, Capabilities, Denial, Engine, EngineError, LiveMachine, MachineExit,
+    MachineSpec, Usage, egress::Rules,
 };
 use nullspace_sys::stream::LocalStream;
 use tokio::sync::broadcast;

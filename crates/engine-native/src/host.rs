@@ -14,7 +14,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use nullspace_engine::{
@@ -28,13 +28,16 @@ use tokio::{
     net::TcpSocket,
     sync::{broadcast, mpsc, oneshot},
 };
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     disk::Disks,
-    freezer, launcher, layer, usage,
+    freezer, launcher, layer,
+    tied::Tied,
+    usage,
     wire::{
-        self, Answer, Counter, GvisorConfig, Kind, LauncherConfig, Message, Meters, Origin, Refusal,
-        Request, RequestBody,
+        self, Answer, Counter, GvisorConfig, Kind, LauncherConfig, Message, Meters, Origin,
+        Refusal, Request, RequestBody,
     },
 };
 
@@ -109,9 +112,27 @@ struct Link {
     requests: mpsc::UnboundedSender<Vec<u8>>,
     waiting: Waiting,
     /// The machines that end with this launcher.
-    machines: Arc<Mutex<HashMap<String, Kind>>>,
+    machines: Machines,
     /// Where machines are on the network, as far as that was asked.
     addresses: Arc<Mutex<HashMap<String, Option<Ipv4Addr>>>>,
+}
+
+/// The machines of a launcher, by id.
+type Machines = Arc<Mutex<HashMap<String, Live>>>;
+
+/// A machine that is alive, as far as is known.
+#[derive(Debug)]
+struct Live {
+    kind: Kind,
+    /// Ends connections when this is dropped.
+    gone: DropGuard,
+}
+
+impl Live {
+    fn new(kind: Kind) -> Self {
+        let gone = CancellationToken::new().drop_guard();
+        Self { kind, gone }
+    }
 }
 
 type Reply = Result<Answer, Refusal>;
@@ -286,7 +307,8 @@ impl Host {
             }
             match self.ask_over(&link, RequestBody::List).await {
                 Ok(Answer::List { machines }) => {
-                    lock(&link.machines).extend(machines);
+                    let live = machines.into_iter().map(|(id, kind)| (id, Live::new(kind)));
+                    lock(&link.machines).extend(live);
                     *lock(&self.shared.link) = Some(link.clone());
                     return Ok(link);
                 }
@@ -442,7 +464,7 @@ async fn write_requests(
 async fn read_messages(
     mut reader: ReadHalf<LocalStream>,
     waiting: Waiting,
-    machines: Arc<Mutex<HashMap<String, Kind>>>,
+    machines: Machines,
     addresses: Arc<Mutex<HashMap<String, Option<Ipv4Addr>>>>,
     shared: std::sync::Weak<Shared>,
 ) {
@@ -461,7 +483,7 @@ async fn read_messages(
                     }
                 }
                 Message::Ended { id, reason } => {
-                    let kind = lock(&machines).remove(&id);
+                    let kind = lock(&machines).remove(&id).map(|live| live.kind);
                     lock(&addresses).remove(&id);
                     if let (Some(shared), Some(kind)) = (shared.upgrade(), kind) {
                         shared.ended(id, kind, reason);
@@ -470,8 +492,8 @@ async fn read_messages(
                 Message::Denied { denials } => {
                     if let Some(shared) = shared.upgrade() {
                         for denial in denials {
-                            if let Some(kind) = lock(&machines).get(&denial.id) {
-                                let _ = shared.news(*kind).denials.send(denial);
+                            if let Some(live) = lock(&machines).get(&denial.id) {
+                                let _ = shared.news(live.kind).denials.send(denial);
                             }
                         }
                     }
@@ -485,8 +507,8 @@ async fn read_messages(
     let lost = std::mem::take(&mut *lock(&machines));
     if let Some(shared) = shared.upgrade() {
         tracing::warn!(machines = lost.len(), "launcher connection lost");
-        for (id, kind) in lost {
-            shared.ended(id, kind, ExitReason::EngineLost);
+        for (id, live) in lost {
+            shared.ended(id, live.kind, ExitReason::EngineLost);
         }
     }
 }
@@ -498,6 +520,20 @@ impl Shared {
         self.disks.forget(id);
     }
 
+    /// Throws away what is left of a machine that has ended. Its name is free at once: it may come back from a
+    /// checkpoint while its old files are still being removed.
+    fn discard(&self, id: &str) {
+        let directory = self.config.data_dir.join("machines").join(id);
+        let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        // No id has a dot. Whoever starts next throws away what is left.
+        let passing = directory.with_extension(since.as_nanos().to_string());
+        match std::fs::rename(&directory, &passing) {
+            Ok(()) => drop(self.trash.send(passing)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => drop(self.trash.send(directory)),
+        }
+    }
+
     fn news(&self, kind: Kind) -> &News {
         match kind {
             Kind::Native => &self.native,
@@ -507,9 +543,7 @@ impl Shared {
 
     fn ended(&self, id: String, kind: Kind, reason: ExitReason) {
         self.forget(&id);
-        let _ = self
-            .trash
-            .send(self.config.data_dir.join("machines").join(&id));
+        self.discard(&id);
         let _ = self.news(kind).exits.send(MachineExit { id, reason });
     }
 }
@@ -567,7 +601,7 @@ impl Host {
         // Before it is asked for: its end must be told even if it comes at once.
         let known = lock(&link.machines).contains_key(&spec.id);
         if !known {
-            lock(&link.machines).insert(spec.id.clone(), kind);
+            lock(&link.machines).insert(spec.id.clone(), Live::new(kind));
         }
         let asked = RequestBody::Create {
             kind,
@@ -580,7 +614,7 @@ impl Host {
             Err(_) if known => {}
             Err(_) => {
                 lock(&link.machines).remove(&spec.id);
-                self.discard(&spec.id);
+                self.shared.discard(&spec.id);
             }
         }
         made.map(drop)
@@ -595,7 +629,7 @@ impl Host {
             return Ok(());
         }
         self.end(id).await?;
-        self.discard(id);
+        self.shared.discard(id);
         Ok(())
     }
 
@@ -605,11 +639,6 @@ impl Host {
         let gateway = std::fs::read_to_string(self.shared.config.data_dir.join("run/gateway"));
         let names = gateway.ok().and_then(|text| text.trim().parse().ok());
         launcher::files(hostname, names)
-    }
-
-    /// Throws away what is left of a machine that has ended.
-    fn discard(&self, id: &str) {
-        let _ = self.shared.trash.send(self.machine_dir(id));
     }
 
     /// Ends a machine and makes its writable layer one for others.
@@ -622,12 +651,8 @@ impl Host {
         }
         self.end(id).await?;
         let (directory, target) = (self.machine_dir(id), target.to_owned());
-        let kept = tokio::task::spawn_blocking({
-            let directory = directory.clone();
-            move || layer::keep(&directory, &target)
-        })
-        .await;
-        let _ = self.shared.trash.send(directory);
+        let kept = tokio::task::spawn_blocking(move || layer::keep(&directory, &target)).await;
+        self.shared.discard(id);
         let fail = |reason: String| EngineError::Step {
             step: "keep the writable layer".into(),
             reason,
@@ -671,6 +696,10 @@ impl Host {
         let Some(address) = self.address(id).await? else {
             return Ok(None);
         };
+        let machine = match lock(&self.link().await?.machines).get(id) {
+            Some(live) => live.gone.token().clone(),
+            None => return Ok(None),
+        };
         let connect = async {
             let socket = TcpSocket::new_v4()?;
             socket2::SockRef::from(&socket).set_mark(launcher::MARK)?;
@@ -680,7 +709,7 @@ impl Host {
             Ok(Ok(stream)) => {
                 // Requests are small, and whoever waits for them waits for each.
                 let _ = stream.set_nodelay(true);
-                Ok(Some(Box::new(stream)))
+                Ok(Some(Box::new(Tied::new(stream, &machine))))
             }
             Ok(Err(_)) | Err(_) => Ok(None),
         }

@@ -80,7 +80,9 @@ impl Checkpoint {
             Ok(_) => Err(EngineError::Checkpoint(
                 "its files are not what was written".into(),
             )),
-            Err(error) => Err(EngineError::Checkpoint(format!("it cannot be read: {error}"))),
+            Err(error) => Err(EngineError::Checkpoint(format!(
+                "it cannot be read: {error}"
+            ))),
         }
     }
 

@@ -8,7 +8,11 @@ mod world;
 use nullspace_engine_gvisor::{GvisorEngine, Release};
 use nullspace_engine_native::{Config, GvisorConfig, Host};
 
-#[allow(unused_imports, unreachable_pub, reason = "each test program uses its part of this")]
+#[allow(
+    unused_imports,
+    unreachable_pub,
+    reason = "each test program uses its part of this"
+)]
 pub use world::{World, eventually};
 
 /// A world on a host that has `runsc`; `None`, and a line that says so, on others.

@@ -732,7 +732,9 @@ impl Launcher {
     fn attach(&mut self, id: &str, bind: &Bind) -> Result<(), Refusal> {
         // Without a range it has a kernel of its own, in whose mounts nothing of the host's can be put.
         let range = self.live(id)?.slot.range.ok_or_else(|| {
-            Refusal::Invalid("it has a kernel of its own: nothing of the host can be put there".into())
+            Refusal::Invalid(
+                "it has a kernel of its own: nothing of the host can be put there".into(),
+            )
         })?;
         let users = self.ranges.namespace(range)?;
         let entry = self.live(id)?;

@@ -5,7 +5,11 @@ mod world;
 
 use nullspace_engine_native::NativeEngine;
 
-#[allow(unused_imports, unreachable_pub, reason = "each test program uses its part of this")]
+#[allow(
+    unused_imports,
+    unreachable_pub,
+    reason = "each test program uses its part of this"
+)]
 pub use world::{World, eventually};
 
 impl World {
