@@ -186,7 +186,7 @@ fn prepare_mounts(scratch: &Path) -> Step<()> {
         MountAttrFlags::empty(),
     )?;
     attach(&memory, scratch).named("mount the scratch file system")?;
-    for name in ["l0", "w", "root", "bundle", STATE] {
+    for name in ["l0", "w", "root", "bundle", "pack", STATE] {
         fs::create_dir(scratch.join(name)).named("make a mount point")?;
     }
     Ok(())
@@ -230,7 +230,9 @@ impl Stage<'_> {
         let seen = lower.iter().map(|l| (l.clone(), which_directory(l)));
         let seen: Vec<_> = seen.collect();
         self.mount_root(directory, lower, from)?;
-        self.write_bundle(from.map_or(&self.gvisor.pack, |from| &from.guest), binds)?;
+        let pack = from.map_or(&self.gvisor.pack, |from| &from.guest);
+        self.mount_pack(pack)?;
+        self.write_bundle(pack, binds)?;
         self.run(from, seen)
     }
 
@@ -277,10 +279,23 @@ impl Stage<'_> {
         attach(&overlay, Path::new("root")).named("mount the root")
     }
 
+    /// Shows the guest, read-only by the host: kernels of machines have been seen to truncate a file of a mount that
+    /// they were told is read-only, and this one is every machine's.
+    fn mount_pack(&self, pack: &Pack) -> Step<()> {
+        let read_only = Attributes {
+            read_only: true,
+            no_dev: true,
+            ..Attributes::default()
+        };
+        clone_path(&pack.directory, read_only)
+            .and_then(|tree| attach(&tree, &self.scratch.join("pack")))
+            .named("mount the guest")
+    }
+
     fn write_bundle(&self, pack: &Pack, binds: &[Bind]) -> Step<()> {
         let arguments = self.gvisor.config.guest.iter().cloned();
         let command: Vec<String> = pack.command().into_iter().chain(arguments).collect();
-        let text = bundle(&self.scratch.join("root"), &command, &pack.directory, binds);
+        let text = bundle(self.scratch, &command, binds);
         fs::write(self.scratch.join("bundle/config.json"), text).named("write the bundle")
     }
 
@@ -349,7 +364,7 @@ impl Stage<'_> {
     fn start_over(&self, directory: &Path) -> Step<()> {
         end_children();
         let at = |name: &str| self.scratch.join(name);
-        for mounted in ["root", "w", "l0"] {
+        for mounted in ["root", "w", "l0", "pack"] {
             let _ = rustix::mount::unmount(at(mounted), UnmountFlags::DETACH);
         }
         for n in 1.. {
@@ -502,7 +517,7 @@ fn reason(log: &Path) -> Option<String> {
 }
 
 /// What `runsc` is told about the machine, as the OCI runtime specification has it. Nothing secret is in it.
-fn bundle(root: &Path, command: &[String], pack: &Path, binds: &[Bind]) -> Vec<u8> {
+fn bundle(scratch: &Path, command: &[String], binds: &[Bind]) -> Vec<u8> {
     use serde_json::json;
     let guest: Vec<&str> = CAPABILITIES.into_iter().chain([GUEST_ALONE]).collect();
     let mut mounts = vec![
@@ -511,7 +526,7 @@ fn bundle(root: &Path, command: &[String], pack: &Path, binds: &[Bind]) -> Vec<u
         json!({"destination": "/sys", "type": "sysfs", "options": ["ro"]}),
         json!({"destination": "/dev/pts", "type": "devpts"}),
         json!({"destination": "/dev/shm", "type": "tmpfs", "options": ["mode=1777"]}),
-        json!({"destination": pack::TARGET, "type": "bind", "source": pack, "options": ["bind", "ro"]}),
+        json!({"destination": pack::TARGET, "type": "bind", "source": scratch.join("pack"), "options": ["bind", "ro"]}),
     ];
     for bind in binds {
         let rights = if bind.read_only { "ro" } else { "rw" };
@@ -536,7 +551,7 @@ fn bundle(root: &Path, command: &[String], pack: &Path, binds: &[Bind]) -> Vec<u
             },
             "rlimits": [{"type": "RLIMIT_NOFILE", "soft": OPEN_FILES, "hard": OPEN_FILES}],
         },
-        "root": {"path": root},
+        "root": {"path": scratch.join("root")},
         "hostname": "machine",
         "mounts": mounts,
         "linux": {"namespaces": namespaces},
