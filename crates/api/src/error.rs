@@ -59,8 +59,6 @@ pub mod code {
     pub const IDEMPOTENCY_CONFLICT: &str = "idempotency_conflict";
     /// The first request with this idempotency key is still under way.
     pub const TRANSITION_IN_PROGRESS: &str = "transition_in_progress";
-    /// A checkpoint that is not what was written, or that no engine here can read.
-    pub const INCOMPATIBLE_SNAPSHOT: &str = "incompatible_snapshot";
     /// Something is there already.
     pub const CONFLICT: &str = "conflict";
     /// A limit of this installation is reached.
