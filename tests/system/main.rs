@@ -17,6 +17,7 @@ mod git;
 mod gvisor;
 mod harness;
 mod host;
+mod images;
 mod installs;
 mod internet;
 mod isolation;

@@ -83,7 +83,9 @@ The file:
   spare_gvisor = 1                              # the same of gVisor, once one was asked for; 40 MB each
   log = \"info\"                                  # or a filter such as info,nullspace_server=debug
   [limits]                                      # max_machines, max_memory_mb, default_timeout_ms, …
-  webhook_private_receivers = false             # webhooks to loopback and private addresses")]
+  webhook_private_receivers = false             # webhooks to loopback and private addresses
+  insecure_registries = [\"registry.lan:5000\"]  # images come from these over plain HTTP
+  registry_mirrors = { \"docker.io\" = \"mirror.lan\" }  # and from these instead")]
 pub(crate) struct Args {
     /// Address and port to listen on.
     #[arg(long, value_name = "ADDRESS")]
