@@ -8,16 +8,17 @@ use std::{
 
 use async_trait::async_trait;
 use nullspace_engine::{
-    Afterwards, BoxedIo, Capabilities, Checkpoint, Denial, Engine, EngineError, LiveMachine,
+    Afterwards, Bind, BoxedIo, Capabilities, Checkpoint, Denial, Engine, EngineError, LiveMachine,
     MachineExit, MachineSpec, Usage, egress::Rules,
 };
 use nullspace_engine_native::{
     Host, KERNEL_MEMORY, Kind, Origin, find_pack, is_id,
     place::{GUEST, NAME, SECRET, STATE},
+    shown_name,
 };
 use nullspace_protocol::{
-    GuestClient, GuestError,
-    alone::{PORT, SECRET_BYTES, Setup},
+    ErrorKind, GuestClient, GuestError,
+    alone::{PORT, SECRET_BYTES, Setup, Show},
 };
 use tokio::{io::AsyncWriteExt, sync::broadcast};
 
@@ -127,9 +128,10 @@ impl GvisorEngine {
                     client => break client?,
                 }
             };
-            work(client)
-                .await
-                .map_err(|error| failed(error.to_string()))
+            work(client).await.map_err(|error| match error.kind() {
+                Some(ErrorKind::Invalid) => EngineError::InvalidSpec(error.to_string()),
+                _ => failed(error.to_string()),
+            })
         };
         match tokio::time::timeout(PATIENCE, asked).await {
             Ok(done) => done,
@@ -186,6 +188,7 @@ impl GvisorEngine {
             env: spec.env.clone(),
             cwd: spec.cwd.clone(),
             files: self.host.files(&spec.hostname),
+            shown: Vec::new(),
         };
         self.ask(
             &spec.id,
@@ -207,6 +210,14 @@ impl GvisorEngine {
         })
         .await?
         .map_err(|error| failed(error.to_string()))
+    }
+}
+
+/// What a guest is told of a bind.
+fn show(bind: &Bind) -> Show {
+    Show {
+        name: shown_name(&bind.target),
+        target: bind.target.display().to_string(),
     }
 }
 
@@ -305,6 +316,42 @@ impl Engine for GvisorEngine {
 
     async fn connect(&self, id: &str, port: u16) -> Result<Option<BoxedIo>, EngineError> {
         self.host.connect(id, port).await
+    }
+
+    async fn attach(&self, id: &str, bind: &Bind) -> Result<(), EngineError> {
+        bind.validate()?;
+        let known = self.attached(id).await?.contains(bind);
+        self.host.attach(id, bind).await?;
+        let what = show(bind);
+        let shown = self
+            .ask(id, "show a directory in the machine", |guest| async move {
+                guest.show(&what).await
+            })
+            .await;
+        if shown.is_err() && !known {
+            self.detach(id, &bind.target).await?;
+        }
+        shown
+    }
+
+    async fn detach(&self, id: &str, target: &Path) -> Result<(), EngineError> {
+        let attached = self.attached(id).await?;
+        let Some(bind) = attached.iter().find(|bind| bind.target == target) else {
+            return Ok(());
+        };
+        // First inside: what is left of a mount there would be a directory that is empty.
+        let what = show(bind);
+        self.ask(
+            id,
+            "take a directory of the machine's away",
+            |guest| async move { guest.hide(&what).await },
+        )
+        .await?;
+        self.host.detach(id, target).await
+    }
+
+    async fn attached(&self, id: &str) -> Result<Vec<Bind>, EngineError> {
+        self.host.attached(id).await
     }
 
     async fn usage(&self, id: &str) -> Result<Usage, EngineError> {

@@ -36,6 +36,12 @@ pub mod place {
     pub use crate::launcher::{GUEST, LAYER, NAME, SECRET, STATE};
 }
 
+/// By which name a gVisor machine finds what is shown at a target.
+#[must_use]
+pub fn shown_name(target: &std::path::Path) -> String {
+    launcher::shown_name(target)
+}
+
 /// What the kernel of a gVisor machine may take beyond what the machine does, in bytes.
 pub const KERNEL_MEMORY: u64 = launcher::KERNEL_MEMORY;
 

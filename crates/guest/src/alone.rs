@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use nullspace_protocol::alone::{MAX_SETUP, PORT, READY, SECRET_BYTES, Setup};
+use nullspace_protocol::alone::{MAX_SETUP, PORT, READY, REFUSED, SECRET_BYTES, Setup};
 use nullspace_sys::namespace;
 use tokio::{
     io::AsyncReadExt,
@@ -21,7 +21,7 @@ use tokio::{
     sync::Semaphore,
 };
 
-use crate::{Config, Guest};
+use crate::{Config, Guest, shown};
 
 /// How long a connection may take to say the secret.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -47,6 +47,14 @@ pub fn main() -> io::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let _ = std::fs::remove_dir(PLACEHOLDER);
     apply(&setup)?;
+    for what in &setup.shown {
+        if let Err(error) = shown::show(what) {
+            let mut output = io::stdout().lock();
+            output.write_all(&[REFUSED])?;
+            output.write_all(error.0.message.as_bytes())?;
+            return output.flush();
+        }
+    }
     let secret = Secret::new(RwLock::new(setup.secret));
     let config = Config {
         env: setup.env,
@@ -177,6 +185,7 @@ mod tests {
             env: Default::default(),
             cwd: "/workspace".into(),
             files: [("/etc/hosts".to_owned(), "127.0.0.1 m\n".to_owned())].into(),
+            shown: Vec::new(),
         };
         let text = serde_json::to_vec(&setup).unwrap();
         let mut message = u32::try_from(text.len()).unwrap().to_be_bytes().to_vec();

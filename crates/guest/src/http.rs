@@ -20,7 +20,7 @@ use crate::{
     files,
     output::{FIRST_FOLLOWER, Next},
     process::{self, Process},
-    search, sftp, staging, tunnel, unpack, watch,
+    search, sftp, shown, staging, tunnel, unpack, watch,
 };
 
 /// The most JSON a request may carry: a command line and its environment.
@@ -54,12 +54,14 @@ pub(crate) async fn route(guest: &Guest, request: Request<Incoming>) -> Response
 }
 
 /// Does what may take a while beside everything else.
-async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<()> {
+async fn blocking(work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
     tokio::task::spawn_blocking(work)
         .await
-        .map_err(io::Error::other)
-        .and_then(|done| done)
-        .map_err(|error| Error::io("the machine", &error))
+        .map_err(|error| failed(&io::Error::other(error)))?
+}
+
+fn failed(error: &io::Error) -> Error {
+    Error::io("the machine", error)
 }
 
 async fn answer(
@@ -78,7 +80,17 @@ async fn answer(
         (&Method::POST, ["resumed"]) => {
             let setup: nullspace_protocol::alone::Setup = json(body).await?;
             let guest = guest.clone();
-            blocking(move || alone::resumed(&guest, setup)).await?;
+            blocking(move || alone::resumed(&guest, setup).map_err(|e| failed(&e))).await?;
+            ok(&())
+        }
+        (&Method::POST, ["show"]) => {
+            let what: nullspace_protocol::alone::Show = json(body).await?;
+            blocking(move || shown::show(&what)).await?;
+            ok(&())
+        }
+        (&Method::POST, ["hide"]) => {
+            let what: nullspace_protocol::alone::Show = json(body).await?;
+            blocking(move || shown::hide(&what)).await?;
             ok(&())
         }
         (&Method::POST, ["sync"]) => {

@@ -21,6 +21,7 @@ mod process;
 mod reaper;
 mod search;
 mod sftp;
+mod shown;
 mod staging;
 mod terminal;
 mod tunnel;

@@ -14,6 +14,10 @@ pub const PORT: u16 = 4;
 pub const SECRET_BYTES: usize = 32;
 /// Said once it listens.
 pub const READY: u8 = b'r';
+/// Said instead when what it is told cannot be done; the reason follows, for people.
+pub const REFUSED: u8 = b'x';
+/// Where in the machine the host's mounts appear, by name. The guest puts them where they are wanted.
+pub const SHOWN: &str = "/dev/nullspace-shown";
 /// The most bytes a [`Setup`] may have.
 pub const MAX_SETUP: usize = 8 << 20;
 
@@ -30,6 +34,17 @@ pub struct Setup {
     pub cwd: String,
     /// Files to write if they are not so already, by absolute path.
     pub files: BTreeMap<String, String>,
+    /// What of the host is to be seen where. A machine that goes on from a checkpoint has it there already.
+    pub shown: Vec<Show>,
+}
+
+/// Puts something of the host where it is wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Show {
+    /// Its name in [`SHOWN`].
+    pub name: String,
+    /// An absolute path; directories on the way are made.
+    pub target: String,
 }
 
 impl std::fmt::Debug for Setup {

@@ -376,7 +376,7 @@ fn enter_root(spec: &MachineSpec, inside: &Root, users: BorrowedFd<'_>) -> Step<
         .named("write /etc/hosts")?;
     let mut binds = Vec::with_capacity(spec.binds.len());
     for bind in &spec.binds {
-        let (tree, is_dir) = binds::tree(bind, users)
+        let (tree, is_dir) = binds::tree(bind, Some(users))
             .map_err(|e| binds::failed(format!("bind for {}", bind.target.display()), e))?;
         let target = bind.target.display().to_string();
         inside

@@ -17,7 +17,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, PipeReader, PipeWriter, Read, Write},
     os::{
-        fd::AsFd,
+        fd::{AsFd, OwnedFd},
         unix::{fs::OpenOptionsExt, net::UnixStream},
     },
     path::{Path, PathBuf},
@@ -25,7 +25,10 @@ use std::{
 };
 
 use nullspace_engine::{Bind, MachineSpec};
-use nullspace_protocol::alone::{READY as GUEST_READY, SECRET_BYTES, Setup};
+use nullspace_protocol::alone::{
+    READY as GUEST_READY, REFUSED as GUEST_REFUSED, SECRET_BYTES, SHOWN as SHOWN_INSIDE, Setup,
+    Show,
+};
 use nullspace_sys::{
     mount::Attributes,
     namespace::{self, Namespaces, Resource},
@@ -37,6 +40,7 @@ use rustix::{
 };
 
 use super::{
+    binds,
     inside::{
         FAILED, Named, Order, PARKED, Preparation, READY, Step, attach, clone_path,
         make_writable_layer, new_fs, new_overlay, receive, which_directory,
@@ -57,6 +61,9 @@ pub const SECRET: &str = "secret";
 pub const GUEST: &str = "guest";
 /// In a checkpoint: the writable layer.
 pub const LAYER: &str = "layer";
+/// In the scratch directory: what the machine is shown, by [`binds::name`]. Mounts that come and go there are seen by its
+/// file server.
+pub(super) const SHOWN: &str = "shown";
 /// Rights of the machine's root, as a native machine's.
 const CAPABILITIES: [&str; 12] = [
     "CAP_CHOWN",
@@ -78,6 +85,8 @@ const GUEST_ALONE: &str = "CAP_SYS_ADMIN";
 const OPEN_FILES: u64 = 65_536;
 /// The most of `runsc`'s log that is looked at for a reason, in bytes.
 const LOG: usize = 64 << 10;
+/// The most of a guest's reason that is read, in bytes.
+const REASON: u64 = 4 << 10;
 
 /// What the launcher's gVisor machines have in common.
 pub(super) struct Gvisor {
@@ -162,7 +171,7 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>, gvisor: &Gvisor
         }
         None => kernel.introduce(&spec, &directory)?,
     }
-    control.write_all(&[READY]).named("report")?;
+    binds::send(control, READY, &kernel.shown).named("report")?;
     kernel.watch();
     Ok(())
 }
@@ -186,10 +195,18 @@ fn prepare_mounts(scratch: &Path) -> Step<()> {
         MountAttrFlags::empty(),
     )?;
     attach(&memory, scratch).named("mount the scratch file system")?;
-    for name in ["l0", "w", "root", "bundle", "pack", STATE] {
+    for name in ["l0", "w", "root", "bundle", "pack", SHOWN, STATE] {
         fs::create_dir(scratch.join(name)).named("make a mount point")?;
     }
-    Ok(())
+    let shown = scratch.join(SHOWN);
+    let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    attach(
+        &new_fs("tmpfs", &[("size", "64k"), ("mode", "0755")], quiet)?,
+        &shown,
+    )
+    .named("mount the directory of what is shown")?;
+    rustix::mount::mount_change(&shown, MountPropagationFlags::SHARED)
+        .named("share the mounts of what is shown")
 }
 
 /// `runsc` refuses to take a network over when it sees settings that only the host's own used to have; newer kernels
@@ -232,8 +249,16 @@ impl Stage<'_> {
         self.mount_root(directory, lower, from)?;
         let pack = from.map_or(&self.gvisor.pack, |from| &from.guest);
         self.mount_pack(pack)?;
-        self.write_bundle(pack, binds)?;
-        self.run(from, seen)
+        self.write_bundle(pack)?;
+        let mut shown = Vec::with_capacity(binds.len());
+        for bind in binds {
+            let (tree, is_dir) = binds::tree(bind, None)
+                .map_err(|e| binds::failed(format!("bind for {}", bind.target.display()), e))?;
+            binds::put(&tree, is_dir, self.scratch, &bind.target)
+                .map_err(|e| (format!("bind for {}", bind.target.display()), e))?;
+            shown.push(tree);
+        }
+        self.run(from, seen, shown)
     }
 
     fn mount_root(&self, directory: &Path, lower: &[PathBuf], from: Option<&Origin>) -> Step<()> {
@@ -292,14 +317,19 @@ impl Stage<'_> {
             .named("mount the guest")
     }
 
-    fn write_bundle(&self, pack: &Pack, binds: &[Bind]) -> Step<()> {
+    fn write_bundle(&self, pack: &Pack) -> Step<()> {
         let arguments = self.gvisor.config.guest.iter().cloned();
         let command: Vec<String> = pack.command().into_iter().chain(arguments).collect();
-        let text = bundle(self.scratch, &command, binds);
+        let text = bundle(self.scratch, &command);
         fs::write(self.scratch.join("bundle/config.json"), text).named("write the bundle")
     }
 
-    fn run(&self, from: Option<&Origin>, lower: Vec<(PathBuf, Which)>) -> Step<Kernel> {
+    fn run(
+        &self,
+        from: Option<&Origin>,
+        lower: Vec<(PathBuf, Which)>,
+        shown: Vec<OwnedFd>,
+    ) -> Step<Kernel> {
         let (setup_reader, setup) = io::pipe().named("make a pipe")?;
         let (ready, ready_writer) = io::pipe().named("make a pipe")?;
         let log = self.scratch.join("bundle/log");
@@ -357,6 +387,7 @@ impl Stage<'_> {
             setup,
             ready,
             lower,
+            shown,
         })
     }
 
@@ -397,6 +428,8 @@ struct Kernel {
     setup: PipeWriter,
     ready: PipeReader,
     lower: Vec<(PathBuf, Which)>,
+    /// The mounts of what it is shown.
+    shown: Vec<OwnedFd>,
 }
 
 impl Kernel {
@@ -427,6 +460,7 @@ impl Kernel {
             env: spec.env.clone(),
             cwd: spec.cwd.clone(),
             files: [("/etc/hosts".to_owned(), hosts)].into(),
+            shown: spec.binds.iter().map(show).collect(),
         };
         self.setup
             .write_all(&crate::wire::encode(&setup))
@@ -437,6 +471,15 @@ impl Kernel {
             .named("wait for the guest")?;
         match said[0] {
             GUEST_READY => Ok(()),
+            GUEST_REFUSED => {
+                let mut text = String::new();
+                (&self.ready)
+                    .take(REASON)
+                    .read_to_string(&mut text)
+                    .named("wait for the guest")?;
+                let step = format!("{}{text}", binds::ASKED_FOR);
+                Err((step, io::ErrorKind::InvalidInput.into()))
+            }
             other => Err((
                 "wait for the guest".into(),
                 io::Error::other(format!("it said {other}")),
@@ -455,6 +498,14 @@ impl Kernel {
                 Err(_) => return,
             }
         }
+    }
+}
+
+/// What the guest is told of a bind.
+fn show(bind: &Bind) -> Show {
+    Show {
+        name: binds::name(&bind.target),
+        target: bind.target.display().to_string(),
     }
 }
 
@@ -517,24 +568,18 @@ fn reason(log: &Path) -> Option<String> {
 }
 
 /// What `runsc` is told about the machine, as the OCI runtime specification has it. Nothing secret is in it.
-fn bundle(scratch: &Path, command: &[String], binds: &[Bind]) -> Vec<u8> {
+fn bundle(scratch: &Path, command: &[String]) -> Vec<u8> {
     use serde_json::json;
     let guest: Vec<&str> = CAPABILITIES.into_iter().chain([GUEST_ALONE]).collect();
-    let mut mounts = vec![
+    let mounts = [
         json!({"destination": "/proc", "type": "proc"}),
         json!({"destination": "/dev", "type": "tmpfs"}),
         json!({"destination": "/sys", "type": "sysfs", "options": ["ro"]}),
         json!({"destination": "/dev/pts", "type": "devpts"}),
         json!({"destination": "/dev/shm", "type": "tmpfs", "options": ["mode=1777"]}),
         json!({"destination": pack::TARGET, "type": "bind", "source": scratch.join("pack"), "options": ["bind", "ro"]}),
+        json!({"destination": SHOWN_INSIDE, "type": "bind", "source": scratch.join(SHOWN), "options": ["rbind", "rslave", "rw"]}),
     ];
-    for bind in binds {
-        let rights = if bind.read_only { "ro" } else { "rw" };
-        mounts.push(json!({
-            "destination": bind.target, "type": "bind", "source": bind.source,
-            "options": ["rbind", rights],
-        }));
-    }
     let namespaces = ["pid", "ipc", "uts", "mount"].map(|kind| json!({"type": kind}));
     // Its own network is the one that this process is in.
     let network = json!({"type": "network", "path": "/proc/self/ns/net"});

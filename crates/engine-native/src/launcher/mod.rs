@@ -46,6 +46,7 @@ use nullspace_engine::{
 use nullspace_sys::namespace::{self, Namespaces};
 use rustix::event::epoll;
 
+pub(crate) use self::binds::name as shown_name;
 pub use self::keeper::{GUEST, LAYER, NAME, SECRET, STATE};
 use self::{
     binds::Shown,
@@ -730,13 +731,7 @@ impl Launcher {
     }
 
     fn attach(&mut self, id: &str, bind: &Bind) -> Result<(), Refusal> {
-        // Without a range it has a kernel of its own, in whose mounts nothing of the host's can be put.
-        let range = self.live(id)?.slot.range.ok_or_else(|| {
-            Refusal::Invalid(
-                "it has a kernel of its own: nothing of the host can be put there".into(),
-            )
-        })?;
-        let users = self.ranges.namespace(range)?;
+        let scratch = self.common.scratch.clone();
         let entry = self.live(id)?;
         if entry.binds.iter().any(|one| one.bind == *bind) {
             return Ok(());
@@ -752,8 +747,16 @@ impl Launcher {
                 "a machine has at most {MAX_BINDS} binds"
             )));
         }
-        let shown = binds::attach(&entry.slot, range, users.as_fd(), bind)?;
-        entry.binds.push(shown);
+        let shown = match entry.slot.range {
+            Some(range) => {
+                let users = self.ranges.namespace(range)?;
+                let entry = self.live(id)?;
+                binds::attach(&entry.slot, range, users.as_fd(), bind)?
+            }
+            // It has a kernel of its own.
+            None => binds::offer(&entry.slot, &scratch, bind)?,
+        };
+        self.live(id)?.binds.push(shown);
         Ok(())
     }
 
