@@ -4,7 +4,10 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::world::World;
+use crate::{
+    python::{next_python, python, script},
+    world::World,
+};
 
 /// Whether this host has what these tests need; says so otherwise.
 fn is_here() -> bool {
@@ -113,4 +116,22 @@ except ConnectionError:
 END
 python3 /tmp/stranger.py";
     assert_eq!(world.out(&id, line).await, "b''");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_is_kept_with_the_published_sdk() {
+    if !is_here() {
+        return;
+    }
+    let world = world("auto").await;
+    script(&world, &python(), "memory.py", &[]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_is_kept_with_the_newer_sdk() {
+    if !is_here() {
+        return;
+    }
+    let world = world("auto").await;
+    script(&world, &next_python(), "memory_next.py", &[]);
 }

@@ -28,6 +28,8 @@ use crate::{checkpoint::Source, release::Release};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Pause between attempts to reach a guest.
 const AGAIN: Duration = Duration::from_millis(10);
+/// In a machine's directory: the secret that its guest is being told.
+const NEXT_SECRET: &str = "secret.next";
 /// How long a guest that runs takes to answer at most, on a busy host.
 const ANSWERS: Duration = Duration::from_secs(5);
 
@@ -56,6 +58,7 @@ impl GvisorEngine {
             data_dir,
         };
         for machine in engine.list().await? {
+            engine.settle_secret(&machine.id).await;
             let source = engine.source(&machine.id);
             if source.is_left_paused() {
                 tracing::info!(machine = %machine.id, "an unfinished checkpoint is given up");
@@ -190,26 +193,50 @@ impl GvisorEngine {
             files: self.host.files(&spec.hostname),
             shown: Vec::new(),
         };
+        // On disk before it is in force: whoever starts next tries both.
+        let directory = self.host.machine_dir(&spec.id);
+        let (place, passing) = (directory.join(SECRET), directory.join(NEXT_SECRET));
+        let written = {
+            let passing = passing.clone();
+            move || {
+                use std::os::unix::fs::OpenOptionsExt;
+                let mut file = std::fs::OpenOptions::new()
+                    .create(true)
+                    .truncate(true)
+                    .write(true)
+                    .mode(0o600)
+                    .open(passing)?;
+                io::Write::write_all(&mut file, &secret)
+            }
+        };
+        blocking(written)
+            .await?
+            .map_err(|error| failed(error.to_string()))?;
         self.ask(
             &spec.id,
             "tell the guest which machine it is",
             |guest| async move { guest.resumed(&setup).await },
         )
         .await?;
-        let path = self.host.machine_dir(&spec.id).join(SECRET);
-        blocking(move || {
-            use std::os::unix::fs::OpenOptionsExt;
-            let passing = path.with_extension("new");
-            let mut file = std::fs::OpenOptions::new()
-                .create_new(true)
-                .write(true)
-                .mode(0o600)
-                .open(&passing)?;
-            io::Write::write_all(&mut file, &secret)?;
-            std::fs::rename(passing, path)
-        })
-        .await?
-        .map_err(|error| failed(error.to_string()))
+        std::fs::rename(passing, place).map_err(|error| failed(error.to_string()))
+    }
+
+    /// Finds out which secret is in force in a machine whose guest was being told a new one when the last process here
+    /// died.
+    async fn settle_secret(&self, id: &str) {
+        let directory = self.host.machine_dir(id);
+        let (place, passing) = (directory.join(SECRET), directory.join(NEXT_SECRET));
+        if !passing.exists() {
+            return;
+        }
+        let answers = tokio::time::timeout(ANSWERS, self.client(id)).await;
+        let done = match answers {
+            Ok(Ok(_)) => std::fs::remove_file(passing),
+            _ => std::fs::rename(passing, place),
+        };
+        if let Err(error) = done {
+            tracing::warn!(machine = id, error = %error, "a machine's secret is not settled");
+        }
     }
 }
 
