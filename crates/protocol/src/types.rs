@@ -72,6 +72,27 @@ pub struct ExecRequest {
     pub user: Option<String>,
 }
 
+/// `POST /defaults`: what commands have that start from now on, unless they say otherwise. A guest that is older than this
+/// answers [`ErrorKind::Invalid`] or [`ErrorKind::NotFound`].
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DefaultsRequest {
+    /// Set over the environment that the machine has. May hold secrets: not printed.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// The default working directory, absolute; made if missing. As before when absent.
+    #[serde(default)]
+    pub cwd: Option<String>,
+}
+
+impl std::fmt::Debug for DefaultsRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DefaultsRequest")
+            .field("env", &self.env.len())
+            .field("cwd", &self.cwd)
+            .finish()
+    }
+}
+
 /// Somebody who logs in. The shell and the home directory are those of the machine's `/etc/passwd`.
 ///
 /// An attached process that was started so is not killed when its caller goes away: it is hung up, as by a terminal that

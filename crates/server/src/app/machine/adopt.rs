@@ -19,10 +19,11 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::owner::{self, Change};
 use crate::{
-    app::{AppState, snapshot},
+    app::{AppState, pool, snapshot},
     error::Result,
 };
 
+const CREATING: &str = State::Creating.as_str();
 /// Machines that are looked at together.
 const TOGETHER: usize = 32;
 /// How long the guest of a machine that was being created may take to answer.
@@ -38,12 +39,15 @@ pub async fn adopt(app: &AppState) -> Result<()> {
     // Before there are owners, who say it themselves.
     let untold = app.store.read(rows::destroyed_untold).await?;
     let alive: HashSet<String> = app.engine.list().await?.into_iter().map(|m| m.id).collect();
+    let pooled = pool::adopt(app, &alive).await?;
     let known: HashSet<String> = rows.iter().map(|row| row.id.clone()).collect();
     let count = rows.len();
     let mut kept = hibernated(app).await?;
     let adopted: Vec<Result<()>> = futures_util::stream::iter(rows)
         .map(|row| {
-            let alive = alive.contains(&row.id);
+            // One that was being handed out may lack what is its own, which nobody knows any more.
+            let is_half = pooled.handed_out.contains(&row.id) && row.state == CREATING;
+            let alive = alive.contains(&row.id) && !is_half;
             let snapshot = kept.remove(&row.id);
             adopt_one(app, row, alive, snapshot)
         })
@@ -51,7 +55,10 @@ pub async fn adopt(app: &AppState) -> Result<()> {
         .collect()
         .await;
     adopted.into_iter().collect::<Result<()>>()?;
-    let strays: Vec<&String> = alive.difference(&known).collect();
+    let strays: Vec<&String> = alive
+        .difference(&known)
+        .filter(|id| !pooled.waiting.contains(*id))
+        .collect();
     let mut left = HashSet::new();
     for id in &strays {
         if !end_stray(app, id).await? {
@@ -216,7 +223,7 @@ async fn hibernated(app: &AppState) -> Result<HashMap<String, SnapshotRow>> {
         .collect())
 }
 
-async fn answers(app: &AppState, id: &str) -> bool {
+pub(in crate::app) async fn answers(app: &AppState, id: &str) -> bool {
     let hello = async {
         let io = app.engine.dial(id).await.ok()?;
         GuestClient::connect(io).await.ok()
@@ -277,6 +284,8 @@ async fn tell(app: &AppState, id: &str, loss: Loss, detail: String) {
     if let Some(handle) = app.machines.get(id) {
         // An owner that is gone has recorded an end already.
         let _ = handle.inbox.send(owner::Message::Ended(loss, detail)).await;
+    } else {
+        pool::lost(app, id, &detail);
     }
 }
 
@@ -295,6 +304,9 @@ async fn catch_up(app: &AppState) {
             return;
         }
     };
+    for id in pool::waiting(app).iter().filter(|id| !alive.contains(*id)) {
+        pool::lost(app, id, "found gone after missed reports");
+    }
     for handle in running.iter().filter(|h| !alive.contains(&h.id)) {
         let detail = "found gone after missed reports".to_owned();
         tell(app, &handle.id, Loss::GuestEnded, detail).await;

@@ -14,6 +14,7 @@ use std::{path::PathBuf, sync::Arc};
 use nullspace_api::{error::code, machine::TimeoutAction, time};
 use nullspace_engine::{EngineError, MachineSpec, egress::Rules};
 use nullspace_lifecycle::machine::{self as lifecycle, Action, Input, Loss, State, Step};
+use nullspace_protocol::{DefaultsRequest, GuestClient};
 use nullspace_store::{
     Store, StoreError, event as event_rows, idempotency,
     machine::{self as rows, MachineRow},
@@ -111,6 +112,13 @@ pub(in crate::app) enum Message {
 pub(super) enum Beginning {
     /// It is new, and does this before it runs.
     New(Runtime),
+    /// It waited in a pool, and gets what is its own before it runs.
+    Pooled {
+        /// The way to its guest.
+        guest: GuestClient,
+        /// Who runs commands, unless they say so.
+        user: Option<String>,
+    },
     /// It goes on from a state.
     Kept {
         /// Where that is.
@@ -125,7 +133,7 @@ impl Beginning {
     pub(super) fn user(&self) -> Option<&String> {
         match self {
             Self::New(runtime) => runtime.user.as_ref(),
-            Self::Kept { user, .. } => user.as_ref(),
+            Self::Pooled { user, .. } | Self::Kept { user, .. } => user.as_ref(),
         }
     }
 }
@@ -342,6 +350,10 @@ impl Owner {
                 let built = self.app.engine.create(&spec).instrument(engine).await;
                 (built, runtime)
             }
+            Beginning::Pooled { guest, .. } => {
+                // What its template wants done at the beginning was done in the pool.
+                (self.make_its_own(&spec, guest).await, Runtime::default())
+            }
             Beginning::Kept { from, .. } => {
                 let restored = self.app.engine.restore(&spec, &from);
                 // What it does at its beginning was done before it was kept.
@@ -393,6 +405,35 @@ impl Owner {
             }
         };
         let _ = reply.send(result.map(|()| Arc::new(self.row.clone())));
+    }
+
+    /// Gives a machine of a pool its environment, what it may reach, and its volumes.
+    async fn make_its_own(
+        &mut self,
+        spec: &MachineSpec,
+        guest: GuestClient,
+    ) -> Result<(), EngineError> {
+        *self.handle.guest.lock().await = Some(guest.clone());
+        let engine = &self.app.engine;
+        if spec.egress != Rules::default() {
+            engine.set_egress(&spec.id, &spec.egress).await?;
+        }
+        for volume in &self.row.volumes {
+            engine
+                .attach(&spec.id, &mount::bind(&self.app, volume))
+                .await?;
+        }
+        let defaults = DefaultsRequest {
+            env: spec.env.clone(),
+            cwd: Some(spec.cwd.clone()),
+        };
+        let told = tokio::time::timeout(super::CONNECT, guest.set_defaults(&defaults)).await;
+        let failed = |reason: String| EngineError::Step {
+            step: "give a machine of a pool its environment".into(),
+            reason,
+        };
+        told.map_err(|_| failed("the guest does not answer".into()))?
+            .map_err(|error| failed(error.to_string()))
     }
 
     /// Has the machine do what its template wants done before it runs. Whoever ends it meanwhile need not wait for that.
