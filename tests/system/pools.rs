@@ -278,8 +278,9 @@ async fn a_burst_is_served() {
         let (status, _) = world.get(&format!("/v1/machines/{one}{path}")).await;
         assert_eq!(status, StatusCode::NOT_FOUND, "{path}");
     }
+    let command = json!({"command": "id"});
     let (status, _) = world
-        .post(&format!("/v1/machines/{one}/ssh-access"), json!({}))
+        .post(&format!("/v1/machines/{one}/exec"), command)
         .await;
     assert_eq!(status, StatusCode::NOT_FOUND);
     let (status, _) = world.delete(&format!("{POOLS}/{pool}")).await;

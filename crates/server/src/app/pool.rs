@@ -404,7 +404,9 @@ pub fn list(app: &App, query: &ListPoolsQuery) -> Result<Vec<PoolInfo>> {
                 .iter()
                 .all(|(key, value)| match info.labels.get(*key) {
                     Some(Value::String(said)) => said == value,
-                    Some(other) => other.to_string() == *value,
+                    Some(other) => {
+                        serde_json::from_str::<Value>(value).is_ok_and(|said| said == *other)
+                    }
                     None => false,
                 })
     };
