@@ -1,6 +1,10 @@
 //! The guest's routes. Each is one line here and one function in the module of its noun.
 
-use std::{convert::Infallible, io, sync::Arc};
+use std::{
+    convert::Infallible,
+    io,
+    sync::{Arc, atomic::Ordering},
+};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, stream};
@@ -65,6 +69,7 @@ async fn answer(
         (&Method::GET, ["hello"]) => ok(&Hello {
             protocol: PROTOCOL_VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            has_own_defaults: guest.inner.has_own_defaults.load(Ordering::Relaxed),
         }),
         (&Method::POST, ["defaults"]) => {
             change_defaults(guest, json(body).await?).await?;
@@ -200,6 +205,9 @@ async fn answer(
 /// Writes a body to a process's standard input piece by piece, as they come.
 /// Gives commands that start from now on what they have unless they say otherwise.
 async fn change_defaults(guest: &Guest, wanted: DefaultsRequest) -> Result<()> {
+    if wanted == DefaultsRequest::default() {
+        return Ok(());
+    }
     let before = guest.defaults();
     let cwd = wanted.cwd.unwrap_or_else(|| before.cwd.clone());
     if cwd != before.cwd {
@@ -212,6 +220,7 @@ async fn change_defaults(guest: &Guest, wanted: DefaultsRequest) -> Result<()> {
     let mut env = before.env.clone();
     env.extend(wanted.env);
     guest.set_defaults(env, cwd);
+    guest.inner.has_own_defaults.store(true, Ordering::Relaxed);
     Ok(())
 }
 

@@ -32,7 +32,7 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::net::UnixListener as StdListener},
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, atomic::AtomicBool},
 };
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -62,6 +62,7 @@ struct Inner {
     root: PathBuf,
     init: bool,
     defaults: RwLock<Arc<Defaults>>,
+    has_own_defaults: AtomicBool,
     processes: process::Table,
     watches: watch::Count,
     publishing: staging::Publishing,
@@ -100,6 +101,7 @@ impl Guest {
                 root: config.root,
                 init: config.init,
                 defaults: RwLock::new(Arc::new(defaults)),
+                has_own_defaults: AtomicBool::new(false),
                 processes,
                 watches: watch::Count::default(),
                 publishing: staging::Publishing::default(),

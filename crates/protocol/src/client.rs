@@ -90,6 +90,7 @@ impl GuestClient {
             hello: Arc::new(Hello {
                 protocol: 0,
                 version: String::new(),
+                has_own_defaults: false,
             }),
         };
         let hello: Hello = client.get("/hello", "shaking hands").await?;

@@ -11,6 +11,9 @@ pub struct Hello {
     pub protocol: u32,
     /// The guest's own version, for people.
     pub version: String,
+    /// Whether the defaults of commands were changed since the machine was made.
+    #[serde(default)]
+    pub has_own_defaults: bool,
 }
 
 /// What becomes of a process's output once it was read from the pipe.

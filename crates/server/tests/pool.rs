@@ -432,42 +432,179 @@ async fn what_was_cut_off_is_ended_and_nothing_is_doubled() {
     let mut world = World::new().await;
     let id = pool(&world, request(3, 3)).await;
     ready(&world, &id, 3).await;
+    let ask = |world: &World, key: &str| {
+        let body = json!({"warm_pool": {"id": id, "mode": "prefer"}, "envs": {"A": key}});
+        let request = world.request(Method::POST, "/v1/machines");
+        answer(request.header("idempotency-key", key).json(&body))
+    };
+    let (_, whole) = ask(&world, "whole").await;
+    let (_, half) = ask(&world, "half").await;
+    let whole = whole["id"].as_str().unwrap().to_owned();
+    let half = half["id"].as_str().unwrap().to_owned();
+    ready(&world, &id, 3).await;
     world.stop().await;
-    let mut ids: Vec<String> = alive(&world).await.into_iter().collect();
-    ids.sort();
+    let mut waiting = alive(&world).await;
+    waiting.remove(&whole);
+    waiting.remove(&half);
+    let waiting: Vec<String> = waiting.into_iter().collect();
     let database = world.data.path().join("nullspace.db");
     let db = nullspace_store::rusqlite::Connection::open(&database).unwrap();
-    // The first was on its way, the second was being let go, the third was being handed out.
-    db.execute(
-        "UPDATE warm_instance SET state = 'warming' WHERE machine_id = ?1",
-        [&ids[0]],
-    )
-    .unwrap();
-    db.execute(
-        "UPDATE warm_instance SET state = 'releasing' WHERE machine_id = ?1",
-        [&ids[1]],
-    )
-    .unwrap();
-    db.execute(
-        "UPDATE warm_instance SET state = 'claimed' WHERE machine_id = ?1",
-        [&ids[2]],
-    )
-    .unwrap();
-    db.execute(
-        "INSERT INTO machine (id, state, template, layer_digest, vcpus, memory_mb, timeout_action, auto_resume, internet_access, \
-         allow_public_traffic, cwd, metadata, created_at) \
-         VALUES (?1, 'creating', 'base', '', 1, 512, 'destroy', 0, 1, 1, '/', '{}', 1)",
-        [&ids[2]],
-    )
-    .unwrap();
+    let is = |id: &str, state: &str| {
+        let sql = "UPDATE warm_instance SET state = ?2 WHERE machine_id = ?1";
+        assert_eq!(db.execute(sql, [id, state]).unwrap(), 1);
+    };
+    // One was on its way, one was being let go, one waits.
+    is(&waiting[0], "warming");
+    is(&waiting[1], "releasing");
+    // Two were being handed out: one has what is its own, the other is as it waited.
+    is(&whole, "claimed");
+    is(&half, "claimed");
+    db.execute("DELETE FROM event WHERE status = 'succeeded'", [])
+        .unwrap();
+    let spec = nullspace_engine::MachineSpec {
+        id: half.clone(),
+        hostname: half.replace('_', "-"),
+        lower: vec![world.layer.path().to_owned()],
+        binds: Vec::new(),
+        env: std::collections::BTreeMap::new(),
+        cwd: "/workspace".to_owned(),
+        cpu_millis: 1000,
+        memory_bytes: 512 << 20,
+        pids_max: 100,
+        egress: nullspace_engine::egress::Rules::default(),
+    };
+    world.engine.destroy(&half).await.unwrap();
+    world.engine.create(&spec).await.unwrap();
     drop(db);
     world.start().await;
     ready(&world, &id, 3).await;
+    until_alive(&world, 4).await;
     let now = alive(&world).await;
-    assert_eq!(now.len(), 3, "{now:?}");
-    assert!(ids.iter().all(|id| !now.contains(id)));
-    // It was never handed out, and could lack what is its own.
-    assert_eq!(world.status(&ids[2]).await, "error");
+    assert!(now.contains(&whole) && now.contains(&waiting[2]), "{now:?}");
+    assert!(!now.contains(&half) && !now.contains(&waiting[0]) && !now.contains(&waiting[1]));
+    assert_eq!(world.status(&whole).await, "running");
+    let ran = world
+        .exec(&whole, json!({"command": "echo $A", "shell": true}))
+        .await;
+    assert_eq!(ran["stdout"], "whole\n");
+    assert_eq!(
+        world.events(&whole).await[..2],
+        ["create/requested", "create/succeeded"]
+    );
+    // Nobody was told of the other: who asks again gets another.
+    assert_eq!(world.status(&half).await, "error");
+    let (status, again) = ask(&world, "half").await;
+    assert_eq!(status, StatusCode::CREATED, "{again}");
+    assert_ne!(again["id"], *half);
+    let (_, same) = ask(&world, "whole").await;
+    assert_eq!(same["id"], *whole);
+}
+
+/// A pool follows a tag, or keeps to a build.
+#[tokio::test(flavor = "multi_thread")]
+async fn builds_are_followed_or_kept_to() {
+    let world = World::new().await;
+    let build = async |word: &str| {
+        let steps = json!([{"action": "run", "command": format!("echo {word} > said")}]);
+        let body = json!({"name": "mine", "base_image": "base", "steps": steps});
+        let (status, begun) = world.post("/v1/templates/builds", body).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{begun}");
+        let id = begun["build_id"].as_str().unwrap().to_owned();
+        let path = format!("/v1/templates/builds/{id}");
+        for _ in 0..400 {
+            if world.get(&path).await.1["build"]["status"] == "ready" {
+                return id;
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        panic!("{}", world.get(&path).await.1);
+    };
+    let first = build("one").await;
+    let with = |change: Value| {
+        let mut body = request(1, 1);
+        body["template_ref"] = json!("mine");
+        body.as_object_mut()
+            .unwrap()
+            .extend(change.as_object().unwrap().clone());
+        body
+    };
+    let pinned = pool(&world, with(json!({}))).await;
+    let follows = pool(
+        &world,
+        with(json!({"version_policy": "track_tag", "track_tag": "default"})),
+    )
+    .await;
+    let named = with(json!({"version_policy": "track_tag", "template_ref": "mine:default"}));
+    let named = pool(&world, named).await;
+    for id in [&pinned, &follows, &named] {
+        let body = ready(&world, id, 1).await;
+        assert_eq!(body["resolved_template_build_id"], *first);
+    }
+    assert_eq!(info(&world, &named).await["track_tag"], "default");
+    let taken = async |id: &str, mode: &str, more: Value| take(&world, id, mode, more).await;
+    let second = build("two").await;
+    for id in [&follows, &named] {
+        let body = until(&world, id, |body| body["rollout_generation"] == 2).await;
+        assert_eq!(body["resolved_template_build_id"], *second);
+        assert_eq!(body["previous_resolved_template_build_id"], *first);
+        let body = ready(&world, id, 1).await;
+        assert_eq!(body["rollout_status"]["old_ready_or_warming"], 0);
+        let (status, made) = taken(id, "require", json!({"template": "mine"})).await;
+        assert_eq!(status, StatusCode::CREATED, "{made}");
+        let machine = made["id"].as_str().unwrap();
+        let ran = world
+            .exec(machine, json!({"command": "cat said", "shell": true}))
+            .await;
+        assert_eq!(ran["stdout"], "two\n");
+    }
+    // The other has the first build, which is not what the template means now, and is what the pool means.
+    assert_eq!(info(&world, &pinned).await["rollout_generation"], 1);
+    let (status, said) = taken(&pinned, "require", json!({"template": "mine"})).await;
+    assert_eq!(
+        (status, &said["code"]),
+        (StatusCode::CONFLICT, &json!("warm_pool_conflict"))
+    );
+    let (status, made) = taken(&pinned, "require", json!({})).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    let (status, body) = patch(&world, &pinned, json!({"template_ref": "mine"})).await;
+    assert_eq!(
+        (status, &body["rollout_generation"]),
+        (StatusCode::OK, &json!(2))
+    );
+    ready(&world, &pinned, 1).await;
+    for bad in [
+        json!({"version_policy": "track_tag", "track_tag": "no such"}),
+        json!({"version_policy": "track_tag", "track_tag": "other", "template_ref": "mine:default"}),
+        json!({"version_policy": "track_tag", "track_tag": "other", "template_ref": format!("mine:{first}")}),
+    ] {
+        let (status, said) = world.post(POOLS, with(bad.clone())).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{bad}: {said}");
+    }
+    let (status, _) = world.delete("/v1/templates/refs/mine").await;
+    assert!(status.is_success());
+    for id in [&pinned, &follows] {
+        until(&world, id, |body| {
+            body["degraded_reason"] == "template_build_unavailable"
+        })
+        .await;
+        ready(&world, id, 0).await;
+    }
+}
+
+/// What cannot be is refused, and costs the pool one machine at most.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_cannot_be_is_refused() {
+    let world = World::new().await;
+    let id = pool(&world, request(2, 2)).await;
+    ready(&world, &id, 2).await;
+    let before = alive(&world).await;
+    let (status, said) = take(&world, &id, "require", json!({"cwd": "/etc/passwd/x"})).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{said}");
+    assert!(said["error"].as_str().unwrap().contains("cwd: "), "{said}");
+    ready(&world, &id, 2).await;
+    assert_eq!(alive(&world).await.intersection(&before).count(), 1);
+    let (_, list) = world.get("/v1/machines").await;
+    assert_eq!(list["items"], json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

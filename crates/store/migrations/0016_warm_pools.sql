@@ -45,7 +45,7 @@ CREATE TABLE warm_pool (
 CREATE TABLE warm_instance (
     machine_id TEXT PRIMARY KEY,
     pool_id    TEXT NOT NULL REFERENCES warm_pool (id),
-    -- `warming`, `ready`, `claimed` or `releasing`.
+    -- `warming`, `ready`, `claimed` (about to be handed out), `handed_out` or `releasing`.
     state      TEXT NOT NULL,
     -- What it is: the digest of its layers, and its size.
     digest     TEXT NOT NULL,

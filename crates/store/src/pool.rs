@@ -76,7 +76,7 @@ pub struct InstanceRow {
     pub machine_id: String,
     /// Whose it is.
     pub pool_id: String,
-    /// `warming`, `ready`, `claimed` or `releasing`.
+    /// `warming`, `ready`, `claimed` (about to be handed out), `handed_out` or `releasing`.
     pub state: String,
     /// The digest of its layers.
     pub digest: String,
@@ -270,6 +270,18 @@ pub fn claim(tx: &Tx<'_>, machine_id: &str, now: i64) -> Result<bool, StoreError
     Ok(count == 1)
 }
 
+/// A machine that was handed out has what is its own: nothing is in doubt any more.
+///
+/// # Errors
+/// Those of the database.
+pub fn hand_out(tx: &Tx<'_>, machine_id: &str) -> Result<(), StoreError> {
+    tx.prepare_cached(
+        "UPDATE warm_instance SET state = 'handed_out' WHERE machine_id = ?1 AND state = 'claimed'",
+    )?
+    .execute([machine_id])?;
+    Ok(())
+}
+
 /// The pool that a machine was handed out of.
 ///
 /// # Errors
@@ -277,7 +289,7 @@ pub fn claim(tx: &Tx<'_>, machine_id: &str, now: i64) -> Result<bool, StoreError
 pub fn claimed_from(db: &Connection, machine_id: &str) -> Result<Option<String>, StoreError> {
     Ok(db
         .prepare_cached(
-            "SELECT pool_id FROM warm_instance WHERE machine_id = ?1 AND state = 'claimed'",
+            "SELECT pool_id FROM warm_instance WHERE machine_id = ?1 AND state IN ('claimed', 'handed_out')",
         )?
         .query_row([machine_id], |row| row.get(0))
         .optional()?)
@@ -290,7 +302,7 @@ pub fn claimed_from(db: &Connection, machine_id: &str) -> Result<Option<String>,
 pub fn release(tx: &Tx<'_>, machine_id: &str) -> Result<bool, StoreError> {
     let count = tx
         .prepare_cached(
-            "UPDATE warm_instance SET state = 'releasing' WHERE machine_id = ?1 AND state <> 'claimed'",
+            "UPDATE warm_instance SET state = 'releasing' WHERE machine_id = ?1 AND state NOT IN ('claimed', 'handed_out')",
         )?
         .execute([machine_id])?;
     Ok(count == 1)
@@ -301,7 +313,7 @@ pub fn release(tx: &Tx<'_>, machine_id: &str) -> Result<bool, StoreError> {
 /// # Errors
 /// Those of the database.
 pub fn delete_instance(tx: &Tx<'_>, machine_id: &str) -> Result<(), StoreError> {
-    tx.prepare_cached("DELETE FROM warm_instance WHERE machine_id = ?1 AND state <> 'claimed'")?
+    tx.prepare_cached("DELETE FROM warm_instance WHERE machine_id = ?1 AND state NOT IN ('claimed', 'handed_out')")?
         .execute([machine_id])?;
     Ok(())
 }
@@ -313,7 +325,7 @@ pub fn delete_instance(tx: &Tx<'_>, machine_id: &str) -> Result<(), StoreError> 
 /// Those of the database.
 pub fn forget(tx: &Tx<'_>, before: i64) -> Result<Vec<String>, StoreError> {
     tx.prepare_cached(
-        "DELETE FROM warm_instance WHERE state = 'claimed' AND machine_id NOT IN (SELECT id FROM machine)",
+        "DELETE FROM warm_instance WHERE state IN ('claimed', 'handed_out') AND machine_id NOT IN (SELECT id FROM machine)",
     )?
     .execute([])?;
     let mut statement = tx.prepare_cached(

@@ -46,7 +46,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-pub(super) use adopt::answers;
+pub(super) use adopt::hello;
 pub use adopt::{adopt, watch_exits};
 pub use plan::{NewMachine, RESERVED, absolute, check_cwd, is_reserved, plan, plan_from_snapshot};
 pub(super) use plan::{check_disk, check_envs, check_memory, check_vcpus};
@@ -356,10 +356,22 @@ pub(super) async fn check_out(
         let user = new.runtime.user.clone();
         let Pooled { id, place, guest } = pooled;
         let (row, spec) = new.into_record(app, id, time::now());
-        let beginning = owner::Beginning::Pooled { guest, user };
+        // It is recorded once, as what it is a moment later: that is half of what is waited for. See `adopt_handed_out`.
+        let running = owner::stepped(&row, &built()?, time::now());
+        let beginning = owner::Beginning::Pooled {
+            guest,
+            user,
+            running: Box::new(running),
+        };
         build(app, row, spec, beginning, claim, place).await
     };
     counted(app, work).await
+}
+
+/// The step of a machine that was made.
+fn built() -> Result<lifecycle::Step> {
+    lifecycle::step(State::Creating, lifecycle::Input::Built)
+        .map_err(|refused| Error::internal(format!("{refused:?}")))
 }
 
 async fn counted(app: &AppState, work: impl Future<Output = Result<Created>>) -> Result<Created> {
@@ -426,14 +438,16 @@ async fn build(
     app: &AppState,
     mut row: MachineRow,
     spec: Box<MachineSpec>,
-    beginning: owner::Beginning,
+    mut beginning: owner::Beginning,
     claim: Option<Claim>,
     place: Place,
 ) -> Result<Created> {
     Span::current().record("machine", &*row.id);
-    let recording = row.clone();
     let user = beginning.user().cloned();
-    let is_pooled = matches!(beginning, owner::Beginning::Pooled { .. });
+    let (recording, is_pooled) = match &beginning {
+        owner::Beginning::Pooled { running, .. } => ((**running).clone(), true),
+        _ => (row.clone(), false),
+    };
     let recorded = app
         .store
         .write(move |tx| {
@@ -475,6 +489,9 @@ async fn build(
     match recorded {
         Recorded::New(seq) => {
             row.seq = seq;
+            if let owner::Beginning::Pooled { running, .. } = &mut beginning {
+                running.seq = seq;
+            }
             app.templates.set_user(&row.id, beginning.user().cloned());
         }
         Recorded::Replay(id) => return replay(app, &id).await.map(Created::Replayed),

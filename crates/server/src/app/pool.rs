@@ -3,7 +3,7 @@
 //! ```text
 //!  keeper ──▶ decide ──▶ make: record `warming` ──▶ engine.create, start command ──▶ record `ready`
 //!                    └─▶ let go: record `releasing` ──▶ engine.destroy ──▶ forget
-//!  create ──▶ checkout: one transaction: `claimed`, and the machine as `creating` ──▶ its owner gives it what is its own
+//!  create ──▶ checkout: one transaction: `claimed`, and the machine ──▶ its owner gives it what is its own
 //! ```
 //! Until it is handed out a machine of a pool is no machine for anybody else: it has no record among the machines and no
 //! handle. What is here in memory follows the record. Called by `http::pool`, and by `http::machine` for a create.

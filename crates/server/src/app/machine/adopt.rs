@@ -23,7 +23,6 @@ use crate::{
     error::Result,
 };
 
-const CREATING: &str = State::Creating.as_str();
 /// Machines that are looked at together.
 const TOGETHER: usize = 32;
 /// How long the guest of a machine that was being created may take to answer.
@@ -45,11 +44,15 @@ pub async fn adopt(app: &AppState) -> Result<()> {
     let mut kept = hibernated(app).await?;
     let adopted: Vec<Result<()>> = futures_util::stream::iter(rows)
         .map(|row| {
-            // One that was being handed out may lack what is its own, which nobody knows any more.
-            let is_half = pooled.handed_out.contains(&row.id) && row.state == CREATING;
-            let alive = alive.contains(&row.id) && !is_half;
+            let alive = alive.contains(&row.id);
             let snapshot = kept.remove(&row.id);
-            adopt_one(app, row, alive, snapshot)
+            let is_in_doubt = pooled.in_doubt.contains(&row.id);
+            async move {
+                match is_in_doubt {
+                    true => adopt_handed_out(app, row, alive).await,
+                    false => adopt_one(app, row, alive, snapshot).await,
+                }
+            }
         })
         .buffer_unordered(TOGETHER)
         .collect()
@@ -99,6 +102,24 @@ async fn adopt_one(
         }
         State::Destroyed | State::Error => Ok(()),
     }
+}
+
+/// A pool was handing it out when the server died. It is recorded as running, and is so only if it has what is its own,
+/// which it got last and which nobody else knows any more.
+async fn adopt_handed_out(app: &AppState, mut row: MachineRow, alive: bool) -> Result<()> {
+    let guest = match alive {
+        true => hello(app, &row.id).await,
+        false => None,
+    };
+    if guest.is_some_and(|guest| guest.hello().has_own_defaults) {
+        owner::handed_out(app, &row);
+        return settle(app, row, true, Change::None).await;
+    }
+    // It never ran, and nobody was told of it.
+    row.state = State::Creating.as_str().to_owned();
+    row.started_at = None;
+    row.timeout_at = None;
+    settle(app, row, false, Change::None).await
 }
 
 /// Records what became of a machine, and gives it an owner if it lives.
@@ -223,12 +244,17 @@ async fn hibernated(app: &AppState) -> Result<HashMap<String, SnapshotRow>> {
         .collect())
 }
 
-pub(in crate::app) async fn answers(app: &AppState, id: &str) -> bool {
+async fn answers(app: &AppState, id: &str) -> bool {
+    hello(app, id).await.is_some()
+}
+
+/// A connection to a guest that answers soon.
+pub(in crate::app) async fn hello(app: &AppState, id: &str) -> Option<GuestClient> {
     let hello = async {
         let io = app.engine.dial(id).await.ok()?;
         GuestClient::connect(io).await.ok()
     };
-    matches!(tokio::time::timeout(HELLO, hello).await, Ok(Some(_)))
+    tokio::time::timeout(HELLO, hello).await.ok()?
 }
 
 /// Ends a machine that lives although the record does not say so: whether it is gone.

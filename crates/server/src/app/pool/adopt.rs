@@ -20,8 +20,8 @@ const TOGETHER: usize = 32;
 pub(in crate::app) struct Adopted {
     /// They have no record among the machines.
     pub(in crate::app) waiting: HashSet<String>,
-    /// They have one.
-    pub(in crate::app) handed_out: HashSet<String>,
+    /// They have one, and perhaps not yet what is their own.
+    pub(in crate::app) in_doubt: HashSet<String>,
 }
 
 /// Reads what pools there are, and takes over their machines.
@@ -48,11 +48,12 @@ pub(in crate::app) async fn adopt(app: &AppState, alive: &HashSet<String>) -> Re
     }
     let mut adopted = Adopted::default();
     for row in &instances {
-        let into = match row.state.as_str() {
-            "claimed" => &mut adopted.handed_out,
-            _ => &mut adopted.waiting,
+        let id = row.machine_id.clone();
+        match row.state.as_str() {
+            "handed_out" => false,
+            "claimed" => adopted.in_doubt.insert(id),
+            _ => adopted.waiting.insert(id),
         };
-        into.insert(row.machine_id.clone());
     }
     futures_util::stream::iter(instances)
         .map(|row| {
@@ -71,19 +72,15 @@ async fn adopt_one(app: &AppState, row: InstanceRow, alive: bool) -> Result<()> 
     let (id, pool_id) = (row.machine_id.clone(), row.pool_id.clone());
     let mut held = None;
     let phase = match row.state.as_str() {
-        "claimed" => Phase::Claimed,
-        "ready" if alive && machine::answers(app, &id).await => {
-            let guest = make::connect(app, &id).await;
-            // A lowered limit must not end machines that live.
-            held = match guest {
-                Ok(guest) => Some((app.machines.reserve(usize::MAX)?, guest)),
-                Err(_) => None,
-            };
-            match held {
-                Some(_) => Phase::Ready,
-                None => Phase::Releasing,
+        "claimed" | "handed_out" => Phase::Claimed,
+        "ready" if alive => match machine::hello(app, &id).await {
+            Some(guest) => {
+                // A lowered limit must not end machines that live.
+                held = Some((app.machines.reserve(usize::MAX)?, guest));
+                Phase::Ready
             }
-        }
+            None => Phase::Releasing,
+        },
         _ => Phase::Releasing,
     };
     if let Some(pool) = app.pools.lock().get_mut(&pool_id) {
