@@ -150,11 +150,18 @@ impl Live {
         Ok(Place(self.taken.clone()))
     }
 
-    /// Answers once nobody waits for a machine that is being made.
-    pub(super) async fn quiet(&self) {
+    /// Answers once nobody has waited for a machine for so long.
+    pub(super) async fn quiet(&self, moment: Duration) {
         let mut wanted = self.wanted.subscribe();
         // The sender is there for as long as this is.
-        let _ = wanted.wait_for(|count| *count == 0).await;
+        while wanted.wait_for(|count| *count == 0).await.is_ok() {
+            if tokio::time::timeout(moment, wanted.changed())
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
     }
 
     /// Whether there is room for another machine now, without taking it.

@@ -23,6 +23,8 @@ use crate::{
 pub(super) const TOGETHER: usize = 2;
 /// How long callers who wait for machines go first.
 const COURTESY: Duration = Duration::from_secs(5);
+/// How long nobody must have waited.
+const MOMENT: Duration = Duration::from_millis(100);
 /// How long a guest may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
 /// Pause after a machine that did not get ready; each next is twice as long.
@@ -120,8 +122,11 @@ async fn make(
 ) -> Result<GuestClient, Failure> {
     let turn = async {
         let permit = app.pools.making.acquire().await;
-        // Whoever waits for a machine goes first.
-        let _ = tokio::time::timeout(COURTESY, app.machines.quiet()).await;
+        // Whoever waits for a machine goes first, and has a moment for its first command; unless it waits for this one.
+        let is_waited_for = (app.pools.lock().get(&row.pool_id)).is_some_and(|p| p.waiting > 0);
+        if !is_waited_for {
+            let _ = tokio::time::timeout(COURTESY, app.machines.quiet(MOMENT)).await;
+        }
         permit
     };
     let _permit = tokio::select! {
