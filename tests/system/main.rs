@@ -16,6 +16,7 @@ mod frameworks;
 mod git;
 mod harness;
 mod host;
+mod images;
 mod installs;
 mod internet;
 mod isolation;

@@ -14,13 +14,13 @@ use crate::{
 const SECRET: &str = "s3cr3t-of-a-build-4711";
 
 impl World {
-    async fn begin_build(&self, body: Value) -> String {
+    pub async fn begin_build(&self, body: Value) -> String {
         let (status, build) = self.post("/v1/templates/builds", body).await;
         assert_eq!(status, 202, "{build}");
         build["build_id"].as_str().unwrap().to_owned()
     }
 
-    async fn built(&self, id: &str) -> Value {
+    pub async fn built(&self, id: &str) -> Value {
         let over = |snapshot: &Value| {
             let status = snapshot["build"]["status"].as_str().unwrap_or_default();
             ["ready", "error", "cancelled"].contains(&status)
@@ -29,19 +29,19 @@ impl World {
             .await
     }
 
-    async fn build_ready(&self, body: Value) -> Value {
+    pub async fn build_ready(&self, body: Value) -> Value {
         let id = self.begin_build(body).await;
         let built = self.built(&id).await;
         assert_eq!(built["build"]["status"], "ready", "{built:#}");
         built
     }
 
-    fn template_layers(&self) -> usize {
+    pub fn template_layers(&self) -> usize {
         std::fs::read_dir(self.data().join("template-layers")).map_or(0, Iterator::count)
     }
 
     /// Files below the data directory that hold a text.
-    fn holding(&self, text: &str) -> String {
+    pub fn holding(&self, text: &str) -> String {
         let found = std::process::Command::new("grep")
             .args(["-rlaF", text])
             .arg(self.data())

@@ -392,6 +392,12 @@ pub struct OciMetadata {
     /// The health check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub healthcheck: Option<OciHealthcheck>,
+    /// What the image of a registry or an archive would run, first part. It is not run: see `start_cmd`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub entrypoint: Vec<String>,
+    /// The rest of that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cmd: Vec<String>,
 }
 
 /// A health check as images have it.

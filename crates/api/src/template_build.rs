@@ -406,6 +406,15 @@ impl BuildStatus {
     }
 }
 
+/// An image that a build fetched.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BaseImage {
+    /// What was asked for.
+    pub reference: String,
+    /// What that was: `sha256:…` of its manifest.
+    pub digest: String,
+}
+
 /// A build.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Build {
@@ -423,6 +432,9 @@ pub struct Build {
     pub build_backend: BuildBackend,
     /// `declarative`, `dockerfile`, `oci_import` or `template_base`.
     pub source_type: String,
+    /// The images that it was made over or copied from, as they were then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub base_images: Vec<BaseImage>,
     /// SHA-256 of what was asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_digest: Option<String>,

@@ -24,6 +24,8 @@ use crate::{
 
 /// The most entries one list answers with.
 const MAX_ENTRIES: usize = 200_000;
+/// What the kernel shows in the machine's root.
+const KERNEL: [&str; 3] = ["dev", "proc", "sys"];
 /// The deepest a list goes.
 const MAX_DEPTH: u32 = 64;
 /// Bytes moved at once.
@@ -275,6 +277,8 @@ pub(crate) async fn tar(guest: &Guest, query: ReadQuery) -> Result<Chunks> {
         Some(path) => Some(files.target(path)?.real),
         None => None,
     };
+    // What the kernel shows in the machine's root is not of it, and has files without an end.
+    let root = guest.host_path("/");
     let checked = target.clone();
     files
         .run(move || {
@@ -297,6 +301,7 @@ pub(crate) async fn tar(guest: &Guest, query: ReadQuery) -> Result<Chunks> {
                 let mut tree = Tree {
                     archive: &mut archive,
                     except: except.and_then(|path| path.canonicalize().ok()),
+                    kernel: KERNEL.map(|name| root.join(name)),
                     left: MAX_ENTRIES,
                 };
                 tree.add(&target.real.canonicalize()?, Path::new(""), MAX_DEPTH)?;
@@ -326,6 +331,8 @@ pub(crate) async fn tar(guest: &Guest, query: ReadQuery) -> Result<Chunks> {
 struct Tree<'a, W: Write> {
     archive: &'a mut tar::Builder<W>,
     except: Option<PathBuf>,
+    /// What the kernel shows, which is left out.
+    kernel: [PathBuf; 3],
     left: usize,
 }
 
@@ -336,7 +343,7 @@ impl<W: Write> Tree<'_, W> {
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
             let (path, name) = (entry.path(), inside.join(entry.file_name()));
-            if self.except.as_ref() == Some(&path) {
+            if self.except.as_ref() == Some(&path) || self.kernel.contains(&path) {
                 continue;
             }
             if self.left == 0 || depth == 0 {

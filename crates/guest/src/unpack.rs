@@ -66,6 +66,11 @@ pub(crate) async fn unpack(guest: &Guest, query: UnpackQuery, body: Incoming) ->
             piece: Bytes::new(),
             is_whole: false,
         };
+        let owner = match (owner, query.keep_owners) {
+            (Some(owner), _) => Some(owner),
+            (None, false) => Some((0, 0)),
+            (None, true) => None,
+        };
         let unpacked = put(&mut body, &target, owner, query.mode)?;
         // What follows the archive's end is of no use, but the sender must get rid of it.
         io::copy(&mut body, &mut io::sink()).map_err(|_| cut_off())?;
@@ -75,6 +80,7 @@ pub(crate) async fn unpack(guest: &Guest, query: UnpackQuery, body: Incoming) ->
     unpacked
 }
 
+/// `owner` is whom everything belongs to; without one the archive says it.
 fn put(
     body: &mut Body,
     target: &Target,
@@ -82,12 +88,12 @@ fn put(
     mode: Option<u32>,
 ) -> Result<Unpacked> {
     let broken = |error: io::Error| Error::invalid(format!("the archive: {error}"));
-    let (uid, gid) = owner.unwrap_or((0, 0));
-    let give = |path: &Path| lchown(path, Some(uid), Some(gid));
     let is_new = !target.real.is_dir();
     if is_new {
-        fs::create_dir_all(&target.real).map_err(|e| Error::io(&target.shown, &e))?;
-        give(&target.real).map_err(|e| Error::io(&target.shown, &e))?;
+        let (uid, gid) = owner.unwrap_or((0, 0));
+        fs::create_dir_all(&target.real)
+            .and_then(|()| lchown(&target.real, Some(uid), Some(gid)))
+            .map_err(|e| Error::io(&target.shown, &e))?;
     }
     let mut unpacked = Unpacked::default();
     let mut modes = BTreeMap::new();
@@ -104,6 +110,8 @@ fn put(
         }
         let kind = entry.header().entry_type();
         let bits = mode.unwrap_or(entry.header().mode().unwrap_or(0o755) & 0o7777);
+        let (uid, gid) = owner.unwrap_or_else(|| said_owner(entry.header()));
+        let give = |path: &Path| lchown(path, Some(uid), Some(gid));
         let real = target.real.join(&inside);
         let system = |error: io::Error| Error::io(&shown, &error);
         if kind.is_dir() {
@@ -169,6 +177,16 @@ fn put(
             .map_err(|error| Error::io(&real.to_string_lossy(), &error))?;
     }
     Ok(unpacked)
+}
+
+/// Whom an archive says that an entry belongs to; root if that is no number that can be one.
+fn said_owner(header: &tar::Header) -> (u32, u32) {
+    let id = |said: io::Result<u64>| {
+        (said.ok().and_then(|id| u32::try_from(id).ok()))
+            .filter(|id| *id != u32::MAX)
+            .unwrap_or(0)
+    };
+    (id(header.uid()), id(header.gid()))
 }
 
 /// A name without `.` and a slash at its beginning; nothing if it has `..`.

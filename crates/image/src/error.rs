@@ -267,6 +267,36 @@ impl ImageError {
         }
     }
 
+    /// A word for programs, which stays the same.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Reference { .. } => "image_reference",
+            Self::Plain { .. } => "registry_insecure",
+            Self::NotFound { .. } => "image_not_found",
+            Self::Denied { .. } => "registry_denied",
+            Self::Unreachable { .. } => "registry_unreachable",
+            Self::Answer { .. } => "registry_protocol",
+            Self::Deadline { .. } => "image_timeout",
+            Self::Digest { .. } => "image_digest",
+            Self::TooLarge { .. } => "image_too_large",
+            Self::Malformed { .. } => "image_malformed",
+            Self::MediaType { .. } => "image_media_type",
+            Self::Platform { .. } => "image_platform",
+            Self::Layer {
+                source: LayerError::Write { source, .. },
+                ..
+            } if source.kind() == io::ErrorKind::StorageFull => "disk_full",
+            Self::Layer {
+                source: LayerError::Write { .. },
+                ..
+            }
+            | Self::File { .. }
+            | Self::NeedsRoot => "host",
+            Self::Layer { .. } => "image_layer",
+        }
+    }
+
     /// Whether the same request may work later.
     #[must_use]
     pub fn retryable(&self) -> bool {

@@ -79,10 +79,8 @@ impl Images {
         });
 
         // One image may have a layer twice; it is fetched once.
-        let wanted: BTreeMap<&str, &Part> = (config.diff_ids.iter())
-            .map(String::as_str)
-            .zip(&layers)
-            .collect();
+        let wanted: BTreeMap<String, Part> =
+            (config.diff_ids.iter().cloned()).zip(layers).collect();
         let missing: u64 = wanted
             .iter()
             .filter(|(diff_id, _)| self.layers.get(diff_id).is_none())
@@ -104,9 +102,9 @@ impl Images {
         let trees: BTreeMap<String, LayerTree> = stream::iter(wanted)
             .map(|(diff_id, part)| async move {
                 let tree = self
-                    .fetch(session, diff_id, part, report, allowance)
+                    .fetch(session, &diff_id, &part, report, allowance)
                     .await?;
-                Ok::<_, ImageError>((diff_id.to_owned(), tree))
+                Ok::<_, ImageError>((diff_id, tree))
             })
             .buffer_unordered(AT_ONCE)
             .try_collect()

@@ -34,6 +34,8 @@ use crate::{
 
 const UNPACKING: &str = ".unpacking-";
 const REMOVING: &str = ".removing-";
+const NOTED: &str = ".layer-";
+const NOTED_END: &str = ".json";
 /// How often it is looked whether another process is done with a layer.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -136,6 +138,20 @@ impl Layers {
         })
     }
 
+    /// The layers that are kept.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn all(&self) -> Result<Vec<LayerTree>, ImageError> {
+        let failed = || ImageError::file::<io::Error>("read", &self.directory);
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&self.directory).map_err(failed())? {
+            let name = entry.map_err(failed())?.file_name();
+            all.extend(name.to_str().and_then(|digest| self.get(digest)));
+        }
+        Ok(all)
+    }
+
     /// Removes a layer. The caller sees to it that nobody uses it and no image with it is being fetched. Fine if it is
     /// not kept.
     ///
@@ -167,7 +183,7 @@ impl Layers {
     }
 
     fn facts_file(&self, digest: &str) -> PathBuf {
-        self.directory.join(format!(".layer-{digest}.json"))
+        self.directory.join(format!("{NOTED}{digest}{NOTED_END}"))
     }
 
     fn delete(&self, name: &str) -> Result<(), ImageError> {
@@ -193,9 +209,27 @@ impl Layers {
             {
                 tracing::info!(path = %entry.path().display(), "removing an unfinished layer");
                 self.delete(name)?;
+            } else if let Some(digest) = whose(name) {
+                self.remove_half(digest)?;
             }
         }
         Ok(())
+    }
+
+    /// Removes what is there of a layer that lacks its tree or what is known about that: a process was killed between
+    /// the two, when it kept the layer or when it removed it.
+    fn remove_half(&self, digest: &str) -> Result<(), ImageError> {
+        if self.get(digest).is_some() {
+            return Ok(());
+        }
+        // Whoever is between the two right now has this.
+        let Some(_building) = self.building(digest)? else {
+            return Ok(());
+        };
+        match self.get(digest) {
+            Some(_) => Ok(()),
+            None => self.remove(digest),
+        }
     }
 
     /// A file that has no name, and is gone when it is closed.
@@ -406,6 +440,14 @@ fn lock(path: &Path) -> Result<Option<File>, ImageError> {
     let held = file.metadata().map_err(failed)?;
     let there = fs::symlink_metadata(path).is_ok_and(|there| there.ino() == held.ino());
     Ok(there.then_some(file))
+}
+
+/// The digest of the layer that a file of the directory belongs to.
+fn whose(name: &str) -> Option<&str> {
+    let noted = name
+        .strip_prefix(NOTED)
+        .and_then(|rest| rest.strip_suffix(NOTED_END));
+    Some(noted.unwrap_or(name)).filter(|digest| is_digest(digest))
 }
 
 fn set_mode(path: &Path, mode: u32) -> io::Result<()> {

@@ -100,7 +100,8 @@ impl<'a, R: Read> Members<'a, R> {
         let (mut pax, mut gnu) = (Extended::default(), Extended::default());
         let mut extended = false;
         loop {
-            self.pass(self.content + self.padding)?;
+            self.pass(self.content)?;
+            self.pass_padding()?;
             (self.content, self.padding) = (0, 0);
             let mut block = [0; BLOCK as usize];
             if !self.fill(&mut block)? || block.iter().all(|byte| *byte == 0) {
@@ -253,6 +254,14 @@ impl<'a, R: Read> Members<'a, R> {
             Ok(_) => Err(LayerError::CutShort),
             Err(e) => Err(LayerError::read(e)),
         }
+    }
+
+    /// What fills up the block. It may be missing where the archive ends: there are tools for images that do not end one
+    /// properly (umoci 0.4), and Go's reader takes what they make.
+    fn pass_padding(&mut self) -> Result<(), LayerError> {
+        io::copy(&mut (&mut self.input).take(self.padding), &mut io::sink())
+            .map(drop)
+            .map_err(LayerError::read)
     }
 
     /// A part of the last member's content; empty at its end.

@@ -356,6 +356,35 @@ async fn equal_layers_are_fetched_once() {
     );
 }
 
+/// A process may be killed between the two renames that keep a layer, and between the two that remove one.
+#[test]
+fn half_of_a_layer_is_removed_when_the_directory_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = dir.path().join("root.tar");
+    let mut tar = tar::Builder::new(fs::File::create(&archive).unwrap());
+    tar.append_path_with_name("Cargo.toml", "file").unwrap();
+    tar.finish().unwrap();
+    let made = images(dir.path());
+    let image = made.from_rootfs_archive(&archive, &|_| {}).unwrap();
+    let layer = image.layers[0].clone();
+    assert_eq!(made.layers().all().unwrap(), [layer.clone()]);
+    let at = layer.path.parent().unwrap();
+    let noted = at.join(format!(".layer-{}.json", layer.digest));
+    for half in [&layer.path, &noted] {
+        let made = images(dir.path());
+        let image = made.from_rootfs_archive(&archive, &|_| {}).unwrap();
+        assert_eq!(image.layers, [layer.clone()]);
+        match half.is_dir() {
+            true => fs::remove_dir_all(half).unwrap(),
+            false => fs::remove_file(half).unwrap(),
+        }
+        assert!(made.layers().all().unwrap().is_empty());
+        let made = images(dir.path());
+        assert!(made.layers().all().unwrap().is_empty());
+        assert_eq!(fs::read_dir(at).unwrap().count(), 0);
+    }
+}
+
 #[tokio::test]
 async fn every_form_of_one_image_is_the_same() {
     let dir = tempfile::tempdir().unwrap();

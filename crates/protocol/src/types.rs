@@ -306,6 +306,9 @@ pub struct UnpackQuery {
     /// Whom everything belongs to: a name or number, with a group after a colon; root when absent.
     #[serde(default)]
     pub owner: Option<String>,
+    /// Whether everything belongs to whom the archive says, by number, unless there is an `owner`.
+    #[serde(default)]
+    pub keep_owners: bool,
     /// Permission bits of all files and directories, instead of those in the archive.
     #[serde(default)]
     pub mode: Option<u32>,

@@ -1,5 +1,7 @@
 //! Settings of the server. The CLI reads them from defaults, file, environment and flags.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// Limits and habits. Every field has a default.
@@ -39,6 +41,11 @@ pub struct Config {
     pub template_disk_mb: u64,
     /// The most that layers of builds take on disk that no template needs, in MiB.
     pub template_cache_mb: u64,
+    /// Registries of images, as `HOST[:PORT]`, that are spoken to over plain HTTP. Those on this host always are.
+    pub insecure_registries: Vec<String>,
+    /// Where images of a registry are fetched in its place, both as `HOST[:PORT]`. One without TLS has to be among
+    /// `insecure_registries` too.
+    pub registry_mirrors: BTreeMap<String, String>,
     /// How often in a row the entry point of a service is started again after it ended by itself.
     pub service_restarts: u32,
     /// Pause before the first of these, in milliseconds; each next is twice as long.
@@ -92,6 +99,8 @@ impl Default for Config {
             template_build_secs: 3600,
             template_disk_mb: 10 << 10,
             template_cache_mb: 20 << 10,
+            insecure_registries: Vec::new(),
+            registry_mirrors: BTreeMap::new(),
             service_restarts: 5,
             service_restart_pause_ms: 500,
             preview_ttl_secs: 3600,
@@ -110,6 +119,28 @@ impl Default for Config {
             volume_max_files: 0,
             drain_secs: 10,
         }
+    }
+}
+
+impl Config {
+    /// Checks what a wrong value of would only be felt later.
+    ///
+    /// # Errors
+    /// The setting and what is wrong with it, in words.
+    pub fn check(&self) -> Result<(), String> {
+        let mirrors = self.registry_mirrors.iter();
+        let names = (mirrors.flat_map(|(name, mirror)| [name, mirror]))
+            .map(|name| ("registry_mirrors", name))
+            .chain((self.insecure_registries.iter()).map(|name| ("insecure_registries", name)));
+        for (setting, name) in names {
+            let plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
+            if name.is_empty() || !name.chars().all(plain) {
+                return Err(format!(
+                    "{setting}: {name:?} is no registry: HOST or HOST:PORT, without http:// and without a path"
+                ));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Layers that steps of builds wrote, and files of build contexts.
+//! Layers that steps of builds wrote or that images have, and files of build contexts.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -49,6 +49,38 @@ pub fn insert(tx: &Tx<'_>, row: &LayerRow) -> Result<(), StoreError> {
         row.created_at,
         row.used_at,
     ])?;
+    Ok(())
+}
+
+/// Keeps a layer of an image that may be known, whose tree is on the disk.
+///
+/// # Errors
+/// Those of the database.
+pub fn note(tx: &Tx<'_>, row: &LayerRow) -> Result<(), StoreError> {
+    tx.prepare_cached(
+        "INSERT INTO template_layer (id, key, size_bytes, created_at, used_at, is_synced) VALUES (?1,?2,?3,?4,?5,1) \
+         ON CONFLICT (id) DO NOTHING",
+    )?
+    .execute(params![
+        row.id,
+        row.key,
+        i64::try_from(row.size_bytes).unwrap_or(i64::MAX),
+        row.created_at,
+        row.used_at,
+    ])?;
+    Ok(())
+}
+
+/// Layers count as used from now on.
+///
+/// # Errors
+/// Those of the database.
+pub fn used(tx: &Tx<'_>, ids: &[String], now: i64) -> Result<(), StoreError> {
+    let mut statement =
+        tx.prepare_cached("UPDATE template_layer SET used_at = ?2 WHERE id = ?1")?;
+    for id in ids {
+        statement.execute(params![id, now])?;
+    }
     Ok(())
 }
 

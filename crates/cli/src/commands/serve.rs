@@ -78,7 +78,9 @@ The file:
   spare_machines = 4                            # machines prepared ahead
   log = \"info\"                                  # or a filter such as info,nullspace_server=debug
   [limits]                                      # max_machines, max_memory_mb, default_timeout_ms, …
-  webhook_private_receivers = false             # webhooks to loopback and private addresses")]
+  webhook_private_receivers = false             # webhooks to loopback and private addresses
+  insecure_registries = [\"registry.lan:5000\"]  # images come from these over plain HTTP
+  registry_mirrors = { \"docker.io\" = \"mirror.lan\" }  # and from these instead")]
 pub(crate) struct Args {
     /// Address and port to listen on.
     #[arg(long, value_name = "ADDRESS")]

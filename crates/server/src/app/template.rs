@@ -13,6 +13,7 @@ mod definition;
 mod derived;
 mod dockerfile;
 pub mod gc;
+mod image;
 mod journal;
 mod layer;
 pub mod named;
@@ -85,6 +86,7 @@ pub struct Registry {
     users: RwLock<HashMap<String, String>>,
     builds: build::Builds,
     held: layer::Held,
+    fetcher: OnceLock<image::Fetcher>,
 }
 
 impl Registry {
@@ -301,6 +303,7 @@ pub async fn restore(app: &super::AppState) -> Result<()> {
     build::interrupt(app).await?;
     blob::sweep(app, true).await?;
     layer::clean(app).await?;
+    image::open(app).await?;
     let users = (app.store)
         .read(nullspace_store::template::machine_users)
         .await?;

@@ -113,6 +113,7 @@ impl Settings {
             Some(path) => read(path)?,
             None => (SettingsFile::default(), Vec::new()),
         };
+        file.limits.check().map_err(CliError::usage)?;
         let ssh_addr = match &file.ssh_addr {
             Some(text) => Some(
                 text.parse()

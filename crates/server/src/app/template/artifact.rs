@@ -12,13 +12,13 @@ use super::layer;
 /// See the module's docs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Artifact {
-    /// The digest of what is below the layers of steps.
+    /// The digest of what is below the layers of steps, an image's own included.
     pub(super) base: String,
     /// The trees of that, topmost first.
     pub(super) lower: Vec<PathBuf>,
     /// Host paths that it shows: source, target, whether writes are refused.
     pub(super) binds: Vec<(PathBuf, PathBuf, bool)>,
-    /// Ids of layers of steps, topmost first.
+    /// Ids of layers of steps, and below them of an image, topmost first.
     pub(super) layers: Vec<String>,
     /// Variables, in the order in which they were set.
     pub(super) env: Vec<(String, String)>,
@@ -97,9 +97,9 @@ impl Artifact {
     #[must_use]
     pub(super) fn files(&self) -> String {
         match self.layers.first() {
-            // An id is never used twice, so the topmost stands for all below.
-            Some(id) => id.clone(),
-            None => self.base.clone(),
+            // An id of a step's is never used twice, so the topmost stands for all below.
+            Some(id) if !layer::is_of_image(id) => id.clone(),
+            _ => self.base.clone(),
         }
     }
 

@@ -176,6 +176,7 @@ async fn start(
         status: BuildStatus::Waiting,
         build_backend: backend,
         source_type: source_type.to_owned(),
+        base_images: Vec::new(),
         source_digest: Some(definition::digest(&request, context_digest.as_deref())),
         context_digest,
         dockerfile_digest: definition::dockerfile_digest(&request),

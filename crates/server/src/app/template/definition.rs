@@ -26,6 +26,8 @@ const MAX_SECRETS: usize = 64;
 const MAX_SECRET: usize = 512 << 10;
 /// The longest that a readiness check may take, in seconds.
 const MAX_READY_SECS: u64 = 600;
+/// The registry of images whose names have none.
+const DOCKER: &str = "docker.io";
 /// The tag of a build that names none.
 const DEFAULT_TAG: &str = nullspace_api::template::DEFAULT_TAG;
 
@@ -63,11 +65,55 @@ impl Secrets {
         }
     }
 
+    /// What must be in nothing that a build says.
+    pub(super) fn hidden(&self) -> Vec<&str> {
+        let auths = (self.registries.iter().map(|named| &named.auth)).chain(&self.auth);
+        let of_auth = auths.filter_map(|auth| match auth {
+            RegistryAuth::Basic { password, .. } => Some(password.0.as_str()),
+            RegistryAuth::GcpArtifactRegistry {
+                service_account_json,
+            } => match &service_account_json.0 {
+                serde_json::Value::String(text) => Some(text.as_str()),
+                object => object["private_key"].as_str(),
+            },
+            RegistryAuth::AwsEcr { .. } => None,
+        });
+        let values = self.values.iter().map(|secret| secret.value.0.as_str());
+        values.chain(of_auth).collect()
+    }
+
     /// Checks them.
     ///
     /// # Errors
-    /// `invalid_request`; no value is in it.
+    /// `invalid_request`, `not_implemented` for Amazon's form; no value is in it.
     pub(super) fn check(&self) -> Result<()> {
+        let named = (self.registries.iter()).map(|named| ("registry_auth", &named.auth));
+        for (field, auth) in named.chain(self.auth.iter().map(|auth| ("base_image_auth", auth))) {
+            if matches!(auth, RegistryAuth::AwsEcr { .. }) {
+                return Err(Error::not_implemented(format!(
+                    "{field} of kind aws_ecr, asking Amazon for a password"
+                ))
+                .with_action(
+                    "get one with `aws ecr get-login-password` and send it as kind basic, user name AWS",
+                ));
+            }
+        }
+        let mut seen = HashSet::new();
+        for named in &self.registries {
+            let name = registry_name(&named.registry);
+            let plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
+            if name.is_empty() || name.len() > 255 || !name.chars().all(plain) {
+                return Err(Error::invalid(
+                    "registry_auth: a registry is HOST or HOST:PORT, such as ghcr.io",
+                ));
+            }
+            if !seen.insert(name) {
+                return Err(Error::invalid(format!(
+                    "registry_auth: {:?} is there twice",
+                    named.registry
+                )));
+            }
+        }
         if self.values.len() > MAX_SECRETS {
             return Err(Error::invalid(format!("build_secrets: over {MAX_SECRETS}")));
         }
@@ -320,6 +366,26 @@ fn check_readiness(readiness: &Readiness) -> Result<()> {
             bad("timeout_ms: must be at most 600000")
         }
         _ => readiness.pace().map_or(Ok(()), times),
+    }
+}
+
+/// The registry that an image is in: what is before the first slash, if that can be a host.
+pub(super) fn registry_of(image: &str) -> String {
+    match image.split_once('/') {
+        Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => {
+            registry_name(first)
+        }
+        _ => DOCKER.to_owned(),
+    }
+}
+
+/// One name of a registry for the several that tools write: Docker's own is known by more than one.
+pub(super) fn registry_name(text: &str) -> String {
+    let host = (text.strip_prefix("https://")).unwrap_or(text);
+    let host = host.split('/').next().unwrap_or(host).to_ascii_lowercase();
+    match host.as_str() {
+        "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => DOCKER.to_owned(),
+        _ => host,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use nullspace_api::agent::{GcItem, GcReport};
 
-use super::layer;
+use super::{image, layer};
 use crate::{app::App, error::Result};
 
 /// Removes them, or only says which they are.
@@ -10,6 +10,7 @@ use crate::{app::App, error::Result};
 /// # Errors
 /// When the disk or the record cannot be read or written.
 pub async fn collect(app: &App, dry_run: bool, report: &mut GcReport) -> Result<()> {
+    image::note(app).await?;
     let needed = app.store.read(layer::needed).await?;
     for row in layer::all(app).await? {
         if needed.contains(&row.id) || app.templates.held.has(&row.id) {

@@ -1,9 +1,6 @@
 //! What a build says: kept first, then told to whoever follows. Secrets are taken out of every line.
 
-use nullspace_api::{
-    template_build::{BuildLogEntry, BuildSecret},
-    time,
-};
+use nullspace_api::{template_build::BuildLogEntry, time};
 use nullspace_store::{
     StoreError, template as templates,
     template_build::{self as rows, BuildRow},
@@ -43,14 +40,11 @@ impl Journal {
         app: &AppState,
         row: BuildRow,
         told: watch::Sender<u64>,
-        secrets: &[BuildSecret],
+        secrets: &[&str],
     ) -> Self {
         let mut hidden: Vec<String> = secrets
             .iter()
-            .flat_map(|secret| {
-                let value = secret.value.0.as_str();
-                std::iter::once(value).chain(value.lines()).map(str::trim)
-            })
+            .flat_map(|value| std::iter::once(*value).chain(value.lines()).map(str::trim))
             .filter(|text| text.len() >= MIN_SECRET)
             .map(str::to_owned)
             .collect();

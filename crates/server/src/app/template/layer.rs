@@ -1,4 +1,5 @@
-//! Layers that steps of builds wrote: found by everything they depend on, kept for as long as something needs them.
+//! Layers that steps of builds wrote: found by everything they depend on, kept for as long as something needs them. Those
+//! of images (see [`image`]) are kept beside them, by the same rules.
 //!
 //! ```text
 //!  key ──take──▶ there it is
@@ -22,6 +23,7 @@ use nullspace_store::{
 };
 use sha2::{Digest, Sha256};
 
+use super::image;
 use crate::{
     app::{App, agent, agent_artifact, bundle, machine},
     error::{Error, Result},
@@ -37,7 +39,7 @@ impl Held {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hold(&self, build: &str, layer: &str) {
+    pub(super) fn hold(&self, build: &str, layer: &str) {
         self.lock().insert((build.to_owned(), layer.to_owned()));
     }
 
@@ -58,10 +60,24 @@ pub(super) fn root(data_dir: &Path) -> PathBuf {
     data_dir.join("template-layers")
 }
 
+/// Where the layers of images are.
+pub(super) fn image_root(data_dir: &Path) -> PathBuf {
+    data_dir.join("image-layers")
+}
+
+/// Whether it is a layer of an image, whose id is the digest of its content, and not one that a step wrote.
+#[must_use]
+pub(super) fn is_of_image(id: &str) -> bool {
+    !id.starts_with(id::TEMPLATE_LAYER)
+}
+
 /// Where the tree of a layer is.
 #[must_use]
 pub(super) fn path(data_dir: &Path, id: &str) -> PathBuf {
-    root(data_dir).join(id)
+    match is_of_image(id) {
+        true => image_root(data_dir).join(id),
+        false => root(data_dir).join(id),
+    }
 }
 
 /// The digest of what a layer depends on, in hex.
@@ -250,8 +266,25 @@ pub(super) fn needed(
 
 /// Removes a layer, unless something needs it. Answers whether it did.
 pub(super) async fn remove(app: &App, id: &str) -> Result<bool> {
+    if is_of_image(id) {
+        return image::remove(app, id, forget(app, id)).await;
+    }
+    if !forget(app, id).await? {
+        return Ok(false);
+    }
+    let path = path(&app.data_dir, id);
+    agent::blocking(move || {
+        bundle::remove_tree(&path)
+            .map_err(|e| Error::internal(format!("removing {}: {e}", path.display())))
+    })
+    .await?;
+    Ok(true)
+}
+
+/// Takes a layer off the record, unless something needs it. Answers whether it did.
+async fn forget(app: &App, id: &str) -> Result<bool> {
     let (wanted, held) = (id.to_owned(), app.templates.held.clone());
-    let removed = app
+    let is_forgotten = app
         .store
         .write(move |tx| {
             let is_needed = held.has(&wanted) || needed(tx)?.contains(&wanted);
@@ -261,20 +294,13 @@ pub(super) async fn remove(app: &App, id: &str) -> Result<bool> {
             Ok::<_, StoreError>(!is_needed)
         })
         .await?;
-    if removed {
-        let path = path(&app.data_dir, id);
-        agent::blocking(move || {
-            bundle::remove_tree(&path)
-                .map_err(|e| Error::internal(format!("removing {}: {e}", path.display())))
-        })
-        .await?;
-    }
-    Ok(removed)
+    Ok(is_forgotten)
 }
 
 /// Removes layers that were not used for longest and that nothing needs, until the rest is within its limit.
 pub(super) async fn make_room(app: &App) -> Result<()> {
     let limit = app.config.template_cache_mb << 20;
+    image::note(app).await?;
     let needed = app.store.read(needed).await?;
     let unneeded: Vec<LayerRow> = (all(app).await?.into_iter())
         .filter(|row| !needed.contains(&row.id))

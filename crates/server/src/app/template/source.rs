@@ -1,4 +1,4 @@
-//! What a build starts from: a template, a Debian of our own making, or an image.
+//! What a build starts from: a template, or an image.
 
 use std::sync::Arc;
 
@@ -10,10 +10,7 @@ use super::{
     named,
     reference::{Reference, Subject, Which},
 };
-use crate::{
-    app::AppState,
-    error::{Error, Result},
-};
+use crate::{app::AppState, error::Result};
 
 /// The template that a reference to a base means, if it means one. `python:3.12` is an image unless a template of that
 /// name was built here.
@@ -43,10 +40,4 @@ pub(super) async fn template(app: &AppState, text: &str) -> Result<Option<Artifa
         }
         Err(error) => Err(error),
     }
-}
-
-/// Says that images are not there.
-pub(super) fn no_images(text: &str) -> Error {
-    Error::not_implemented(format!("images as the base of a template ({text})"))
-        .with_action("start from the template `base`: from_template(\"base\")")
 }

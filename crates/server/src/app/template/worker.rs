@@ -9,6 +9,7 @@
 
 mod copy;
 mod end;
+mod image;
 mod instruction;
 mod step;
 
@@ -94,7 +95,7 @@ pub(super) async fn run(
             return;
         }
     };
-    let journal = Journal::new(&app, row, told, &job.secrets.values);
+    let journal = Journal::new(&app, row, told, &job.secrets.hidden());
     let limit = Duration::from_secs(app.config.template_build_secs);
     let mut worker = Worker {
         bypass: match job.request.skip_cache {

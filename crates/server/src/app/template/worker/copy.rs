@@ -21,6 +21,8 @@ use crate::app::{
 
 /// Where archives are that are about to be unpacked.
 const INCOMING: &str = "/.nullspace-add";
+/// What the kernel shows in every machine, and no image has.
+const KERNEL: [&str; 3] = ["/dev", "/proc", "/sys"];
 /// Ends of names of archives that `tar` unpacks.
 const ARCHIVES: [&str; 9] = [
     ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst",
@@ -178,6 +180,7 @@ impl Worker {
         let query = UnpackQuery {
             path: into.to_owned(),
             owner: copy.owner.clone(),
+            keep_owners: copy.owner.is_none() && !matches!(copy.from, CopyFrom::Context),
             mode: copy.mode,
         };
         let unpacked = self.unless_stopped(guest.unpack(&query, data)).await?;
@@ -284,6 +287,12 @@ impl Worker {
         }
         let several = sources.len() > 1;
         for path in sources {
+            if is_of_kernel(&path) {
+                // What the other has of it is an empty directory.
+                let empty = stream_of("\0".repeat(1024));
+                self.unpack(&target, instruction, &to, copy, empty).await?;
+                continue;
+            }
             let request = PathRequest {
                 path: path.clone(),
                 follow: true,
@@ -365,6 +374,13 @@ async fn own(worker: &Worker, id: &str) -> Result<GuestClient, End> {
     machine::own_guest(&worker.app, id)
         .await
         .map_err(|error| of_machine("build_step", &error))
+}
+
+/// Whether it is what the kernel shows, or in that.
+fn is_of_kernel(path: &str) -> bool {
+    KERNEL.iter().any(|top| {
+        (path.strip_prefix(top)).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    })
 }
 
 fn parent(path: &str) -> String {

@@ -33,7 +33,17 @@ pub(super) struct State {
 }
 
 impl State {
-    /// What runs in machines, by the words of a Dockerfile; what an image says about that does not count.
+    /// The start of a stage, and what runs its lines if that is not the usual shell.
+    pub(super) fn over(artifact: Artifact, shell: Option<Vec<String>>) -> Self {
+        Self {
+            artifact,
+            shell,
+            ..Self::default()
+        }
+    }
+
+    /// What runs in machines, by the words of a Dockerfile. An image's own command does not count; its entry point does
+    /// for a `CMD` that is written above it.
     pub(super) fn start_cmd(&self) -> Option<String> {
         let line = |command: &Command| match command {
             Command::Line(line) => line.clone(),
@@ -42,7 +52,10 @@ impl State {
                 words.join(" ")
             }
         };
-        match (&self.entrypoint, &self.cmd) {
+        let below = Some(&self.artifact.oci.entrypoint)
+            .filter(|words| self.cmd.is_some() && !words.is_empty())
+            .map(|words| Command::Words(words.clone()));
+        match (self.entrypoint.as_ref().or(below.as_ref()), &self.cmd) {
             (None, None) => None,
             (None, Some(cmd)) => Some(line(cmd)),
             (Some(Command::Words(words)), Some(Command::Words(more))) => {
@@ -268,11 +281,12 @@ impl Worker {
             .unless_stopped(source::template(&app, text))
             .await?
             .map_err(|error| End::of("prepare", &error))?;
-        let artifact = match found {
-            Some(artifact) => artifact,
+        let mut state = match found {
+            Some(artifact) => State::over(artifact, None),
             None => self.image(text).await?,
         };
-        let lost = artifact.lower.iter().find(|path| !path.is_dir());
+        let lower = state.artifact.layer(&self.app.data_dir, "").lower;
+        let lost = lower.iter().find(|path| !path.is_dir());
         if let Some(lost) = lost {
             tracing::error!(path = %lost.display(), "a tree of a template is gone");
             let message = format!("a tree of {text} is gone");
@@ -283,20 +297,12 @@ impl Worker {
                 "build that template again",
             ));
         }
+        // Also of an image that nothing is done in.
+        self.limit_depth(&mut state).await?;
         // What machines of the base do at their start is not done in those that build.
-        let artifact = Artifact {
-            start_cmd: None,
-            readiness: None,
-            ..artifact
-        };
-        Ok(State {
-            artifact,
-            ..State::default()
-        })
-    }
-
-    async fn image(&mut self, text: &str) -> Result<Artifact, End> {
-        Err(End::of("prepare", &source::no_images(text)))
+        state.artifact.start_cmd = None;
+        state.artifact.readiness = None;
+        Ok(state)
     }
 
     /// Nothing to start from.
@@ -342,6 +348,7 @@ impl Worker {
         let query = UnpackQuery {
             path: path.to_owned(),
             owner,
+            keep_owners: false,
             mode: None,
         };
         let empty = futures_util::stream::iter([Ok(bytes::Bytes::from_static(&EMPTY_TAR))]);
@@ -373,5 +380,11 @@ mod tests {
         assert_eq!(both.start_cmd().as_deref(), Some("serve 'a b' --port 1"));
         let line = state(None, Some(Command::Line("echo $X".into())));
         assert_eq!(line.start_cmd().as_deref(), Some("echo $X"));
+        let mut over_image = state(None, Some(words(&["--port", "1"])));
+        over_image.artifact.oci.entrypoint = vec!["serve".into()];
+        over_image.artifact.oci.cmd = vec!["--port".into(), "80".into()];
+        assert_eq!(over_image.start_cmd().as_deref(), Some("serve --port 1"));
+        over_image.cmd = None;
+        assert_eq!(over_image.start_cmd(), None);
     }
 }
