@@ -34,7 +34,7 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::net::UnixListener as StdListener},
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, atomic::AtomicBool},
 };
 
 pub use alone::main;
@@ -68,6 +68,7 @@ struct Inner {
     root: PathBuf,
     init: bool,
     defaults: RwLock<Arc<Defaults>>,
+    has_own_defaults: AtomicBool,
     processes: process::Table,
     watches: watch::Count,
     publishing: staging::Publishing,
@@ -107,6 +108,7 @@ impl Guest {
                 root: config.root,
                 init: config.init,
                 defaults: RwLock::new(Arc::new(defaults)),
+                has_own_defaults: AtomicBool::new(false),
                 processes,
                 watches: watch::Count::default(),
                 publishing: staging::Publishing::default(),

@@ -23,9 +23,9 @@ use crate::{
     alone::{Setup, Show},
     frame::{self, Frame, FrameError},
     types::{
-        ErrorBody, ErrorKind, ExecRequest, FileInfo, Hello, OutputQuery, PathRequest,
-        PermissionsRequest, ProcessInfo, ReadQuery, RenameRequest, SignalRequest, Started,
-        TerminalSize, UnpackQuery, Unpacked, WriteQuery,
+        DefaultsRequest, ErrorBody, ErrorKind, ExecRequest, FileInfo, Hello, OutputQuery,
+        PathRequest, PermissionsRequest, ProcessInfo, ReadQuery, RenameRequest, SignalRequest,
+        Started, TerminalSize, UnpackQuery, Unpacked, WriteQuery,
     },
 };
 
@@ -91,6 +91,7 @@ impl GuestClient {
             hello: Arc::new(Hello {
                 protocol: 0,
                 version: String::new(),
+                has_own_defaults: false,
             }),
         };
         let hello: Hello = client.get("/hello", "shaking hands").await?;
@@ -152,6 +153,16 @@ impl GuestClient {
     /// `Io` when the machine lacks something.
     pub async fn sync(&self) -> Result<(), GuestError> {
         self.post("/sync", &(), "writing everything out")
+            .await
+            .map(drop)
+    }
+
+    /// Changes what commands have that start from now on, unless they say otherwise.
+    ///
+    /// # Errors
+    /// [`GuestError::Refused`] when the working directory cannot be made, or by a guest that is older than this.
+    pub async fn set_defaults(&self, request: &DefaultsRequest) -> Result<(), GuestError> {
+        self.post("/defaults", request, "changing the defaults of commands")
             .await
             .map(drop)
     }
