@@ -145,7 +145,10 @@ pub(crate) fn resumed(guest: &Guest, setup: Setup) -> io::Result<()> {
     if let Some(secret) = &guest.secret {
         *secret.write().unwrap_or_else(PoisonError::into_inner) = setup.secret;
     }
-    guest.set_defaults(setup.env, setup.cwd);
+    // The server does not keep the values of variables: what the machine had it has still.
+    let mut env = guest.defaults().env.clone();
+    env.extend(setup.env);
+    guest.set_defaults(env, setup.cwd);
     Ok(())
 }
 

@@ -28,7 +28,8 @@ pub struct Setup {
     pub secret: [u8; SECRET_BYTES],
     /// The name it gives itself.
     pub hostname: String,
-    /// Environment of commands that start from now on, unless they set the name themselves.
+    /// Environment of commands that start from now on, unless they set the name themselves. A machine that goes on from a
+    /// checkpoint has what it had besides.
     pub env: BTreeMap<String, String>,
     /// The default working directory; made if missing.
     pub cwd: String,
