@@ -2,7 +2,7 @@
 
 import time
 
-from nullspace import Sandbox
+from nullspace import Sandbox, Volume
 from nullspace.errors import ConflictError
 from nullspace.snapshot import Snapshot
 
@@ -87,6 +87,25 @@ assert Snapshot.list() == []
 # Whoever holds the old handle goes on with it.
 assert ask(sandbox)[0] == word
 sandbox.kill()
+
+# Volumes are there again, those of its making and those that came later, and those that went are not.
+first, second, gone = (Volume.create(name) for name in ("first", "second", "gone"))
+holder = Sandbox.create(timeout=900, volumes=[first.mount("/first"), gone.mount("/gone")])
+holder.attach_volume(second.mount("/second", read_only=True))
+second.files.write("/word", "second\n")
+for one in holder.list_volumes():
+    if one.mount_path == "/gone":
+        holder.detach_volume(one.id)
+holder.commands.run("echo first > /first/word; sleep 1000 > /dev/null 2>&1 < /first/word & echo $! > /workspace/pid", shell=True)
+kept = holder.hibernate()
+assert first.files.read("/word") == "first\n"
+holder = Sandbox.resume(kept.id)
+said = holder.commands.run("kill -0 $(cat pid); cat /first/word /second/word; touch /second/x 2>&1 || echo refused; ls /gone", shell=True)
+assert said.stdout.startswith("first\nsecond\n") and said.stdout.endswith("refused\n"), said
+assert sorted(one.mount_path for one in holder.list_volumes()) == ["/first", "/second"]
+holder.commands.run("echo more >> /first/word", shell=True)
+assert first.files.read("/word") == "first\nmore\n"
+holder.kill()
 
 wakes = Sandbox.create(timeout=900, on_timeout="pause", auto_resume=True)
 wakes.commands.run("sleep 1000 > /dev/null 2>&1 & echo $! > /workspace/pid", shell=True)

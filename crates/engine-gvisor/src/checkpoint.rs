@@ -101,7 +101,7 @@ impl Source {
             .write(true)
             .open("/dev/null")
             .named("open /dev/null")?;
-        let saved = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             let kernel = scope.spawn(|| {
                 let files = [writer.as_fd(), nowhere.as_fd(), nowhere.as_fd()];
                 let saved = control::save(&self.control, files);
@@ -121,8 +121,7 @@ impl Source {
                 (Err(_), Err(error)) => Err(Failure::Step("look at the memory", error.to_string())),
                 (Err(error), Ok(())) => Err(Failure::Step("look at the memory", error.to_string())),
             }
-        });
-        saved
+        })
     }
 
     /// Writes everything but the record, in a machine that stands still.
@@ -140,7 +139,7 @@ impl Source {
         let pages = new(PAGES).named("make the checkpoint's files")?;
         let state = new(STATE).named("make the checkpoint's files")?;
         fs::copy(self.directory.join(SECRET), target.join(SECRET)).named("copy the secret")?;
-        let saved = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             let kernel = scope.spawn(|| {
                 let files = [writer.as_fd(), table.as_fd(), pages.as_fd()];
                 let saved = control::save(&self.control, files);
@@ -159,8 +158,7 @@ impl Source {
                 (Err(error), _) => Err(Failure::Step("keep the memory", error.to_string())),
                 (Ok(()), copied) => copied,
             }
-        });
-        saved
+        })
     }
 
     /// Copies the writable layer when the machine stands still, then lets its kernel write.

@@ -83,20 +83,21 @@ fn place_of(what: &Show) -> io::Result<Option<String>> {
 }
 
 fn find(mounts: &str, name: &str) -> Option<String> {
-    // "id parent major:minor root place options…"
-    let fields = mounts.lines().map(|line| {
-        let mut fields = line.split(' ').skip(2);
-        (fields.next(), fields.next(), fields.next())
-    });
-    let device = fields
-        .clone()
-        .find(|(_, root, place)| *root == Some("/") && *place == Some(SHOWN))?
+    let device = entries(mounts)
+        .find(|(_, root, place)| (*root, *place) == ("/", SHOWN))?
         .0;
     let root = format!("/{name}");
-    let found = fields
-        .filter(|(its, its_root, _)| *its == device && *its_root == Some(root.as_str()))
-        .find_map(|(_, _, place)| place.map(unescape));
-    found
+    entries(mounts)
+        .find(|(its, its_root, _)| (*its, *its_root) == (device, root.as_str()))
+        .map(|(_, _, place)| unescape(place))
+}
+
+/// Device, root in it, and place of each mount, from "id parent major:minor root place options…".
+fn entries(mounts: &str) -> impl Iterator<Item = (&str, &str, &str)> {
+    mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(2);
+        Some((fields.next()?, fields.next()?, fields.next()?))
+    })
 }
 
 /// The kernel writes what would end a field as three octal digits.
