@@ -1,5 +1,11 @@
 //! A data directory with a gVisor engine of its own.
 
+#![allow(
+    unused_imports,
+    unreachable_pub,
+    reason = "each test program uses its part of this"
+)]
+
 #[path = "../../../engine-native/tests/common/probes.rs"]
 pub mod probes;
 #[path = "../../../engine-native/tests/common/world.rs"]
@@ -8,11 +14,6 @@ mod world;
 use nullspace_engine_gvisor::{GvisorEngine, Release};
 use nullspace_engine_native::{Config, GvisorConfig, Host};
 
-#[allow(
-    unused_imports,
-    unreachable_pub,
-    reason = "each test program uses its part of this"
-)]
 pub use world::{World, eventually};
 
 /// A world on a host that has `runsc`; `None`, and a line that says so, on others.

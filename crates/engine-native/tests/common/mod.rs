@@ -1,15 +1,16 @@
 //! A data directory with a native engine of its own.
 
+#![allow(
+    unused_imports,
+    unreachable_pub,
+    reason = "each test program uses its part of this"
+)]
+
 pub mod probes;
 mod world;
 
 use nullspace_engine_native::NativeEngine;
 
-#[allow(
-    unused_imports,
-    unreachable_pub,
-    reason = "each test program uses its part of this"
-)]
 pub use world::{World, eventually};
 
 impl World {
