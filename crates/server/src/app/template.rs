@@ -5,6 +5,7 @@
 //!  build ──▶ definition ──▶ program ──▶ worker: a machine per step, what it wrote is a layer ──▶ artifact ──▶ named
 //! ```
 
+mod archive;
 mod artifact;
 pub mod blob;
 pub mod build;
