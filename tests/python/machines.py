@@ -87,7 +87,7 @@ def options():
     """What else can be asked for."""
     with Sandbox.create(
         template="host", disk_mb=64, internet_access=False, network={"allow_public_traffic": False}, timeout_action="destroy",
-        warm_pool="pool_none", warm_pool_mode="prefer", metadata={"nested": {"a": [1, None, "ü"]}},
+        warm_pool="pool_none", warm_pool_mode="bypass", metadata={"nested": {"a": [1, None, "ü"]}},
     ) as box:
         info = box.get_info()
         assert info.metadata == {"nested": {"a": [1, None, "ü"]}}
@@ -100,6 +100,7 @@ def options():
     raises(AuthError, "unauthorized", lambda: Sandbox.create(template="host", api_key="ns_live_wrong"))
     raises(SandboxError, "invalid_request", lambda: Sandbox.create(auto_resume=True))
     raises(SandboxError, "invalid_request", lambda: Sandbox.create(cwd="relative"))
+    raises(SandboxError, "warm_pool_not_found", lambda: Sandbox.create(template="host", warm_pool="twp_none"))
     raises(SandboxError, "invalid_request", lambda: Sandbox.create(envs={"A=B": "c"}))
 
 

@@ -22,6 +22,7 @@ mod internet;
 mod isolation;
 mod lifecycle;
 mod monitoring;
+mod pools;
 #[path = "../ports.rs"]
 mod ports;
 mod previews;

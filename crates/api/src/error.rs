@@ -67,6 +67,10 @@ pub mod code {
     pub const NO_ELIGIBLE_RUNTIME_HOST: &str = "no_eligible_runtime_host";
     /// A warm instance was required and there is none.
     pub const WARM_POOL_UNAVAILABLE: &str = "warm_pool_unavailable";
+    /// No such warm pool.
+    pub const WARM_POOL_NOT_FOUND: &str = "warm_pool_not_found";
+    /// A warm instance was required of a pool that makes other machines, or the pool is in no state for that.
+    pub const WARM_POOL_CONFLICT: &str = "warm_pool_conflict";
     /// The command's time limit ended it.
     pub const EXEC_TIMEOUT: &str = "exec_timeout";
     /// The machine could not run the command at all.

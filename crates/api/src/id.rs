@@ -34,6 +34,8 @@ pub const TEMPLATE_LAYER: &str = "tly_";
 pub const TEMPLATE_BLOB: &str = "tblob_";
 /// A name of a template that is kept for somebody.
 pub const TEMPLATE_CLAIM: &str = "tclm_";
+/// A warm pool.
+pub const WARM_POOL: &str = "twp_";
 /// An API key (not the key itself).
 pub const KEY: &str = "key_";
 /// One HTTP request.

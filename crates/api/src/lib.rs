@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod monitor;
 mod noun;
 pub mod page;
+pub mod pool;
 pub mod preview;
 pub mod process;
 pub mod pty;

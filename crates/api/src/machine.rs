@@ -182,13 +182,13 @@ pub struct VolumeMount {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WarmPoolRequest {
-    /// Which pool.
+    /// Which pool. Template and size are the pool's then, where the request does not say them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// `prefer` when absent.
+    /// As the pool says when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<WarmPoolMode>,
-    /// How long to wait for a ready instance.
+    /// How long to wait for a ready instance, at most 30,000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait_ms: Option<u64>,
 }
@@ -311,6 +311,12 @@ pub struct WarmPoolCheckout {
     pub id: Option<String>,
     /// The mode that was asked.
     pub mode: WarmPoolMode,
+    /// How long it was to wait for a ready instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_ms: Option<u64>,
+    /// Why none was taken, in one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// Query of `GET /v1/machines`.

@@ -273,6 +273,19 @@ mod tests {
              --disk 3 --timeout 4 --cwd /x --metadata-json {} --metadata a=b --env a=b --env-json {} --network-json {} \
              --internet-access --idempotency-key k --on-timeout destroy --timeout-action destroy --no-auto-resume \
              --volume ref=a,mount=/b --resolution 1x2 --dpi 96 --display :1",
+            "template warm-pool create t --name n --min-ready 0 --max-ready 1 --vcpus 1 --memory 2 --disk 3 \
+             --checkout-policy REQUIRE --idle-timeout 4 --stale-after 5 --version-policy track_tag --track-tag s \
+             --label a=b --metadata-json {} --metadata a=b --json",
+            "template warm-pool list --template t --state enabled --label a=b --status ready --limit 1 --json",
+            "template warm-pool get p --json",
+            "template warm-pool wait p --min-ready 1 --timeout 2 --interval 0.5 --json",
+            "template warm-pool scale p --min-ready 1 --max-ready 2 --json",
+            "template warm-pool scale p --max-ready 2",
+            "template warm-pool enable p --json",
+            "template warm-pool disable p --json",
+            "template warm-pool drain p --json",
+            "template warm-pool reconcile p --json",
+            "template warm-pool delete p --json",
             "sandbox create --snapshot-id s --no-internet-access --auto-resume --on-timeout pause",
             "sandbox list --json --fields id --state running --state paused --template t --metadata a=b \
              --metadata-json {} --limit 3 --next-token t",

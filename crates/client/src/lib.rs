@@ -27,6 +27,7 @@ pub mod files;
 pub mod git;
 pub mod machines;
 pub mod monitor;
+pub mod pools;
 mod previews;
 pub mod processes;
 pub mod pty;

@@ -70,10 +70,11 @@ impl<'a> Files<'a> {
         if path.is_empty() || path.contains('\0') {
             return Err(Error::invalid("the path is empty or holds a NUL byte"));
         }
+        let defaults = self.guest.defaults();
         let base = self
             .user
             .as_ref()
-            .map_or(self.guest.inner.config.cwd.as_str(), |u| u.home.as_str());
+            .map_or(defaults.cwd.as_str(), |u| u.home.as_str());
         let mut parts: Vec<&str> = Vec::new();
         let base = if path.starts_with('/') { "" } else { base };
         for part in base.split('/').chain(path.split('/')) {

@@ -1,6 +1,10 @@
 //! The guest's routes. Each is one line here and one function in the module of its noun.
 
-use std::{convert::Infallible, io, sync::Arc};
+use std::{
+    convert::Infallible,
+    io,
+    sync::{Arc, atomic::Ordering},
+};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt, stream};
@@ -8,8 +12,8 @@ use http_body::Frame as BodyFrame;
 use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use nullspace_protocol::{
-    ErrorBody, ErrorKind, ExecRequest, Hello, OutputQuery, PROTOCOL_VERSION, SignalRequest,
-    Started, TerminalSize, frame::Frame,
+    DefaultsRequest, ErrorBody, ErrorKind, ExecRequest, Hello, OutputQuery, PROTOCOL_VERSION,
+    PathRequest, SignalRequest, Started, TerminalSize, frame::Frame,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio_stream::wrappers::ReceiverStream;
@@ -65,7 +69,12 @@ async fn answer(
         (&Method::GET, ["hello"]) => ok(&Hello {
             protocol: PROTOCOL_VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            has_own_defaults: guest.inner.has_own_defaults.load(Ordering::Relaxed),
         }),
+        (&Method::POST, ["defaults"]) => {
+            change_defaults(guest, json(body).await?).await?;
+            ok(&())
+        }
         (&Method::POST, ["exec"]) => {
             let request: ExecRequest = json(body).await?;
             let collect = request.collect;
@@ -194,6 +203,27 @@ async fn answer(
 }
 
 /// Writes a body to a process's standard input piece by piece, as they come.
+/// Gives commands that start from now on what they have unless they say otherwise.
+async fn change_defaults(guest: &Guest, wanted: DefaultsRequest) -> Result<()> {
+    if wanted == DefaultsRequest::default() {
+        return Ok(());
+    }
+    let before = guest.defaults();
+    let cwd = wanted.cwd.unwrap_or_else(|| before.cwd.clone());
+    if cwd != before.cwd {
+        let path = PathRequest {
+            path: cwd.clone(),
+            ..PathRequest::default()
+        };
+        files::mkdir(guest, path).await?;
+    }
+    let mut env = before.env.clone();
+    env.extend(wanted.env);
+    guest.set_defaults(env, cwd);
+    guest.inner.has_own_defaults.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
 async fn typing(process: &Process, mut body: Incoming) -> Result<()> {
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| Error::invalid(format!("request body: {e}")))?;

@@ -32,7 +32,7 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::net::UnixListener as StdListener},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock, atomic::AtomicBool},
 };
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -59,7 +59,10 @@ pub struct Guest {
 }
 
 struct Inner {
-    config: Config,
+    root: PathBuf,
+    init: bool,
+    defaults: RwLock<Arc<Defaults>>,
+    has_own_defaults: AtomicBool,
     processes: process::Table,
     watches: watch::Count,
     publishing: staging::Publishing,
@@ -67,10 +70,16 @@ struct Inner {
     sftp: sftp::Count,
 }
 
+/// What commands have unless they say otherwise.
+struct Defaults {
+    env: BTreeMap<String, String>,
+    cwd: String,
+}
+
 impl std::fmt::Debug for Guest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Guest")
-            .field("root", &self.inner.config.root)
+            .field("root", &self.inner.root)
             .finish_non_exhaustive()
     }
 }
@@ -83,9 +92,16 @@ impl Guest {
     pub fn new(config: Config) -> io::Result<Self> {
         let processes = process::Table::default();
         reaper::start(processes.clone(), config.init)?;
+        let defaults = Defaults {
+            env: config.env,
+            cwd: config.cwd,
+        };
         Ok(Self {
             inner: Arc::new(Inner {
-                config,
+                root: config.root,
+                init: config.init,
+                defaults: RwLock::new(Arc::new(defaults)),
+                has_own_defaults: AtomicBool::new(false),
                 processes,
                 watches: watch::Count::default(),
                 publishing: staging::Publishing::default(),
@@ -93,6 +109,17 @@ impl Guest {
                 sftp: sftp::Count::default(),
             }),
         })
+    }
+
+    fn defaults(&self) -> Arc<Defaults> {
+        let defaults = self.inner.defaults.read();
+        defaults.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// For commands that start from now on.
+    fn set_defaults(&self, env: BTreeMap<String, String>, cwd: String) {
+        let defaults = self.inner.defaults.write();
+        *defaults.unwrap_or_else(PoisonError::into_inner) = Arc::new(Defaults { env, cwd });
     }
 
     /// Answers one host connection until it closes.
@@ -121,7 +148,7 @@ impl Guest {
 
     /// Where a path of the machine is for this process.
     fn host_path(&self, path: &str) -> PathBuf {
-        let root = &self.inner.config.root;
+        let root = &self.inner.root;
         if root == Path::new("/") {
             PathBuf::from(path)
         } else {

@@ -228,7 +228,7 @@ pub(crate) fn start(
     mut request: ExecRequest,
     attached: bool,
 ) -> Result<Arc<Process>> {
-    let config = &guest.inner.config;
+    let defaults = guest.defaults();
     let login = match &request.login {
         Some(wanted) => Some(Login::find(guest, wanted)?),
         None => None,
@@ -244,13 +244,13 @@ pub(crate) fn start(
         Some(user) => Some(Names::read(&guest.host_path("/etc")).identity(user)?),
         None => None,
     };
-    let mut env = config.env.clone();
+    let mut env = defaults.env.clone();
     if let Some(user) = &user {
         // The machine's own word for its root's home is not theirs.
         env.insert("HOME".to_owned(), user.home.clone());
     }
     env.extend(request.env);
-    let cwd = request.cwd.unwrap_or_else(|| config.cwd.clone());
+    let cwd = request.cwd.unwrap_or_else(|| defaults.cwd.clone());
     let cwd_path = guest.host_path(&cwd);
     match std::fs::metadata(&cwd_path) {
         Ok(meta) if meta.is_dir() => {}
@@ -322,7 +322,7 @@ pub(crate) fn start(
         })
         .map_err(|e| Error::io(&request.argv[0], &e))?;
     drop(wires.child);
-    if config.init {
+    if guest.inner.init {
         // When the machine is out of memory its programs go before its process 1 does. On some hosts process 1
         // cannot be made less likely to be chosen, so they are made more likely.
         let _ = std::fs::write(format!("/proc/{}/oom_score_adj", process.pid), "500");

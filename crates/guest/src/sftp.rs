@@ -78,7 +78,7 @@ pub(crate) fn open(guest: &Guest, user: &str, mut body: Incoming) -> Result<Chun
             }
         }
     });
-    let session = Session::new(guest.inner.config.root.clone(), &user);
+    let session = Session::new(guest.inner.root.clone(), &user);
     let failed = answers.clone();
     let work = move || serve(session, waiting, &answers);
     let run = move || {

@@ -22,9 +22,9 @@ use crate::{
     BoxedIo, PROTOCOL_VERSION,
     frame::{self, Frame, FrameError},
     types::{
-        ErrorBody, ErrorKind, ExecRequest, FileInfo, Hello, OutputQuery, PathRequest,
-        PermissionsRequest, ProcessInfo, ReadQuery, RenameRequest, SignalRequest, Started,
-        TerminalSize, UnpackQuery, Unpacked, WriteQuery,
+        DefaultsRequest, ErrorBody, ErrorKind, ExecRequest, FileInfo, Hello, OutputQuery,
+        PathRequest, PermissionsRequest, ProcessInfo, ReadQuery, RenameRequest, SignalRequest,
+        Started, TerminalSize, UnpackQuery, Unpacked, WriteQuery,
     },
 };
 
@@ -90,6 +90,7 @@ impl GuestClient {
             hello: Arc::new(Hello {
                 protocol: 0,
                 version: String::new(),
+                has_own_defaults: false,
             }),
         };
         let hello: Hello = client.get("/hello", "shaking hands").await?;
@@ -113,6 +114,16 @@ impl GuestClient {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.connection.is_closed()
+    }
+
+    /// Changes what commands have that start from now on, unless they say otherwise.
+    ///
+    /// # Errors
+    /// [`GuestError::Refused`] when the working directory cannot be made, or by a guest that is older than this.
+    pub async fn set_defaults(&self, request: &DefaultsRequest) -> Result<(), GuestError> {
+        self.post("/defaults", request, "changing the defaults of commands")
+            .await
+            .map(drop)
     }
 
     /// Starts a process and streams its output until it ends. Dropping the stream kills the process

@@ -20,9 +20,10 @@ mod watch;
 pub use client::{ByteStream, GuestClient, GuestError, Listener, OutputStream, WatchStream};
 pub use search::{ReplaceRequest, Replaced, SearchMatch, SearchRequest};
 pub use types::{
-    Connected, ErrorBody, ErrorKind, ExecRequest, FileInfo, FileKind, Hello, Login, MkdirRequest,
-    OutputQuery, PathRequest, PermissionsRequest, ProcessInfo, ReadQuery, RenameRequest, Retain,
-    SignalRequest, Started, Terminal, TerminalSize, UnpackQuery, Unpacked, WriteQuery,
+    Connected, DefaultsRequest, ErrorBody, ErrorKind, ExecRequest, FileInfo, FileKind, Hello,
+    Login, MkdirRequest, OutputQuery, PathRequest, PermissionsRequest, ProcessInfo, ReadQuery,
+    RenameRequest, Retain, SignalRequest, Started, Terminal, TerminalSize, UnpackQuery, Unpacked,
+    WriteQuery,
 };
 pub use upload::{
     Conflict, DiscardRequest, PartQuery, PublishOutcome, PublishRequest, Published, RefusedReason,

@@ -11,6 +11,9 @@ pub struct Hello {
     pub protocol: u32,
     /// The guest's own version, for people.
     pub version: String,
+    /// Whether the defaults of commands were changed since the machine was made.
+    #[serde(default)]
+    pub has_own_defaults: bool,
 }
 
 /// What becomes of a process's output once it was read from the pipe.
@@ -70,6 +73,27 @@ pub struct ExecRequest {
     /// with `login`. Their home directory is `HOME` unless `env` says something else. Since version 5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+}
+
+/// `POST /defaults`: what commands have that start from now on, unless they say otherwise. A guest that is older than this
+/// answers [`ErrorKind::Invalid`] or [`ErrorKind::NotFound`].
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DefaultsRequest {
+    /// Set over the environment that the machine has. May hold secrets: not printed.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// The default working directory, absolute; made if missing. As before when absent.
+    #[serde(default)]
+    pub cwd: Option<String>,
+}
+
+impl std::fmt::Debug for DefaultsRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DefaultsRequest")
+            .field("env", &self.env.len())
+            .field("cwd", &self.cwd)
+            .finish()
+    }
 }
 
 /// Somebody who logs in. The shell and the home directory are those of the machine's `/etc/passwd`.

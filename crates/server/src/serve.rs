@@ -240,6 +240,7 @@ impl Server {
             agents: app::agent::Agents::default(),
             ssh,
             volumes: app::volume::State::new(options.volume_keeper),
+            pools: app::pool::Pools::default(),
             snapshots: app::snapshot::Uses::default(),
             spelling: app::key::Spelling::default(),
             uploads: app::upload::Uploads::default(),
@@ -285,6 +286,7 @@ impl Server {
         tokio::spawn(forget(app.clone()));
         app.tasks.spawn(preview::keep_up(app.clone()));
         app.tasks.spawn(app::volume::keep_up(app.clone()));
+        app.tasks.spawn(app::pool::keep_up(app.clone()));
         let connections = TaskTracker::new();
         let accepting = accept(&app, listener, connections.clone());
         let metrics_address = metrics_listener.as_ref().map(|(_, address)| *address);
@@ -539,6 +541,9 @@ async fn forget(app: AppState) {
         }
         if let Err(error) = template::forget_old(&app).await {
             tracing::warn!(context = ?error.context, "what is left of templates could not be removed");
+        }
+        if let Err(error) = app::pool::forget_old(&app).await {
+            tracing::warn!(context = ?error.context, "what is left of warm pools could not be removed");
         }
         if let Err(error) = app::code::sweep(&app).await {
             tracing::warn!(context = ?error.context, "what is left of code could not be removed");

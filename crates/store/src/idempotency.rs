@@ -1,6 +1,6 @@
 //! Idempotency keys: which request made what, so that a repeated request gets the same thing.
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::{StoreError, Tx};
 
@@ -39,21 +39,9 @@ pub fn claim(
     now: i64,
     hash: impl Fn(&[u8], &[u8]) -> Vec<u8>,
 ) -> Result<Outcome, StoreError> {
-    let found: Option<(Vec<u8>, Vec<u8>, String)> = tx
-        .prepare_cached(
-            "SELECT salt, body_hash, subject FROM idempotency \
-             WHERE key_id = ?1 AND route = ?2 AND key = ?3",
-        )?
-        .query_row(params![claim.key_id, claim.route, claim.key], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-        })
-        .optional()?;
-    if let Some((salt, body_hash, subject)) = found {
-        return Ok(if hash(&salt, &claim.body) == body_hash {
-            Outcome::Replay(subject)
-        } else {
-            Outcome::Conflict
-        });
+    let found = look_up(tx, claim, &hash)?;
+    if found != Outcome::New {
+        return Ok(found);
     }
     let salt = uuid::Uuid::new_v4().into_bytes();
     tx.prepare_cached(
@@ -70,6 +58,33 @@ pub fn claim(
         now
     ])?;
     Ok(Outcome::New)
+}
+
+/// Who has a key, without claiming it.
+///
+/// # Errors
+/// Those of the database.
+pub fn look_up(
+    db: &Connection,
+    claim: &Claim,
+    hash: impl Fn(&[u8], &[u8]) -> Vec<u8>,
+) -> Result<Outcome, StoreError> {
+    let found: Option<(Vec<u8>, Vec<u8>, String)> = db
+        .prepare_cached(
+            "SELECT salt, body_hash, subject FROM idempotency \
+             WHERE key_id = ?1 AND route = ?2 AND key = ?3",
+        )?
+        .query_row(params![claim.key_id, claim.route, claim.key], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })
+        .optional()?;
+    Ok(match found {
+        None => Outcome::New,
+        Some((salt, body_hash, subject)) if hash(&salt, &claim.body) == body_hash => {
+            Outcome::Replay(subject)
+        }
+        Some(_) => Outcome::Conflict,
+    })
 }
 
 /// Frees the keys of a subject that never came to be, so that a repeated request tries again.

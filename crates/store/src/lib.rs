@@ -28,6 +28,7 @@ mod json;
 pub mod key;
 pub mod machine;
 mod migrate;
+pub mod pool;
 pub mod preview;
 mod reader;
 pub mod snapshot;

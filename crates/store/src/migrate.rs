@@ -21,6 +21,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0013_snapshots.sql"),
     include_str!("../migrations/0014_templates.sql"),
     include_str!("../migrations/0015_volumes.sql"),
+    include_str!("../migrations/0016_warm_pools.sql"),
 ];
 
 /// Brings the database to the newest schema, each step in a transaction of its own.

@@ -46,9 +46,10 @@ pub struct BuildRow {
 const COLUMNS: &str = "seq, id, template_id, name, key_id, status, backend, source_type, view, definition, layers, \
      artifact, digest, entries, created_at, updated_at, deleted_at";
 /// Builds whose layers something needs: those of templates that are there, those at work, and those below machines
-/// that live and below states that are kept.
+/// that live or wait in pools, and below states that are kept.
 const NEEDED: &str = "((status IN ('waiting', 'building') OR (status = 'ready' AND deleted_at IS NULL)) \
      OR digest IN (SELECT layer_digest FROM machine WHERE ended_at IS NULL) \
+     OR digest IN (SELECT digest FROM warm_instance) \
      OR digest IN (SELECT json_extract(shape, '$.layer_digest') FROM snapshot))";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<BuildRow> {

@@ -32,7 +32,7 @@ use nullspace_store::{
     Store, event as event_rows,
     idempotency::{self, Claim, Outcome},
     machine::{self as rows, MachineRow},
-    template as templates,
+    pool as pool_rows, template as templates,
     volume::{self as volume_rows, AttachmentRow},
 };
 use sha2::{Digest, Sha256};
@@ -46,9 +46,10 @@ use super::{
 };
 use crate::error::{Error, Result};
 
+pub(super) use adopt::hello;
 pub use adopt::{adopt, watch_exits};
-pub(super) use plan::check_envs;
 pub use plan::{NewMachine, RESERVED, absolute, check_cwd, is_reserved, plan, plan_from_snapshot};
+pub(super) use plan::{check_disk, check_envs, check_memory, check_vcpus};
 pub(super) use port::Port;
 
 /// How the record calls a machine that runs.
@@ -68,6 +69,8 @@ pub struct Live {
     handles: RwLock<HashMap<String, Arc<Handle>>>,
     /// Places taken, by live machines and by those about to be.
     taken: Arc<Mutex<usize>>,
+    /// How many machines callers wait for now.
+    wanted: watch::Sender<usize>,
     changes: Changes,
 }
 
@@ -83,7 +86,7 @@ impl Default for Changes {
 
 /// A place among the machines that may be alive at once; given back when dropped.
 #[derive(Debug)]
-struct Place(Arc<Mutex<usize>>);
+pub(super) struct Place(Arc<Mutex<usize>>);
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -136,11 +139,29 @@ impl Live {
             .remove(id);
     }
 
-    fn reserve(&self, limit: usize) -> Result<Place> {
+    /// Takes a place.
+    ///
+    /// # Errors
+    /// `capacity_exceeded`.
+    pub(super) fn reserve(&self, limit: usize) -> Result<Place> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         room(*taken, limit)?;
         *taken += 1;
         Ok(Place(self.taken.clone()))
+    }
+
+    /// Answers once nobody has waited for a machine for so long.
+    pub(super) async fn quiet(&self, moment: Duration) {
+        let mut wanted = self.wanted.subscribe();
+        // The sender is there for as long as this is.
+        while wanted.wait_for(|count| *count == 0).await.is_ok() {
+            if tokio::time::timeout(moment, wanted.changed())
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
     }
 
     /// Whether there is room for another machine now, without taking it.
@@ -292,6 +313,30 @@ enum Recorded {
     Conflict,
 }
 
+/// A machine that a pool hands out.
+#[derive(Debug)]
+pub(super) struct Pooled {
+    pub(super) id: String,
+    pub(super) place: Place,
+    pub(super) guest: GuestClient,
+}
+
+/// Somebody waits for a machine to be made, until this is dropped.
+struct Wanting(watch::Sender<usize>);
+
+impl Wanting {
+    fn new(live: &Live) -> Self {
+        live.wanted.send_modify(|count| *count += 1);
+        Self(live.wanted.clone())
+    }
+}
+
+impl Drop for Wanting {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
 /// Makes a machine and answers when it runs.
 ///
 /// When the caller goes away the machine is made all the same: with the same idempotency key it is
@@ -300,9 +345,46 @@ enum Recorded {
 /// # Errors
 /// `capacity_exceeded`, `idempotency_conflict`, `transition_in_progress`, and those of the engine.
 pub async fn create(app: &AppState, new: NewMachine, claim: Option<Claim>) -> Result<Created> {
+    counted(app, make(app, new, claim)).await
+}
+
+/// Makes a machine of one that a pool has ready: it gets what is its own, and runs. Otherwise as [`create`].
+///
+/// # Errors
+/// `warm_pool_unavailable` when the pool does not have it any more; those of [`create`].
+pub(super) async fn check_out(
+    app: &AppState,
+    new: NewMachine,
+    pooled: Pooled,
+    claim: Option<Claim>,
+) -> Result<Created> {
+    let work = async {
+        let _wanting = Wanting::new(&app.machines);
+        let user = new.runtime.user.clone();
+        let Pooled { id, place, guest } = pooled;
+        let (row, spec) = new.into_record(app, id, time::now());
+        // It is recorded once, as what it is a moment later: that is half of what is waited for. See `adopt_handed_out`.
+        let running = owner::stepped(&row, &built()?, time::now());
+        let beginning = owner::Beginning::Pooled {
+            guest,
+            user,
+            running: Box::new(running),
+        };
+        build(app, row, spec, beginning, claim, place).await
+    };
+    counted(app, work).await
+}
+
+/// The step of a machine that was made.
+fn built() -> Result<lifecycle::Step> {
+    lifecycle::step(State::Creating, lifecycle::Input::Built)
+        .map_err(|refused| Error::internal(format!("{refused:?}")))
+}
+
+async fn counted(app: &AppState, work: impl Future<Output = Result<Created>>) -> Result<Created> {
     let begun = Instant::now();
     let span = tracing::debug_span!("machine.create", machine = Empty);
-    let created = make(app, new, claim).instrument(span).await;
+    let created = work.instrument(span).await;
     match &created {
         Ok(Created::New(_)) => app.counts.created.observe(begun.elapsed()),
         Err(error) if error.kind.is_ours() => {
@@ -314,10 +396,17 @@ pub async fn create(app: &AppState, new: NewMachine, claim: Option<Claim>) -> Re
 }
 
 async fn make(app: &AppState, new: NewMachine, claim: Option<Claim>) -> Result<Created> {
+    let _wanting = Wanting::new(&app.machines);
+    let place = app.machines.reserve(app.config.max_machines)?;
     let id = id::new(id::MACHINE);
     let runtime = new.runtime.clone();
     let (row, spec) = new.into_record(app, id, time::now());
-    build(app, row, spec, owner::Beginning::New(runtime), claim).await
+    build(app, row, spec, owner::Beginning::New(runtime), claim, place).await
+}
+
+/// What the engine is told of a machine that a pool makes.
+pub(super) fn pooled_spec(app: &App, new: NewMachine, id: &str) -> Box<MachineSpec> {
+    new.into_record(app, id.to_owned(), time::now()).1
 }
 
 /// Makes a machine of a state that was kept; otherwise as [`create`].
@@ -330,6 +419,7 @@ pub(super) async fn create_from(
     claim: Option<Claim>,
 ) -> Result<Arc<MachineRow>> {
     row.spec = plan::recorded(&spec);
+    let place = app.machines.reserve(app.config.max_machines)?;
     let span = tracing::debug_span!("machine.create", machine = Empty);
     let made = build(
         app,
@@ -337,6 +427,7 @@ pub(super) async fn create_from(
         Box::new(spec),
         owner::Beginning::Kept { from, user },
         claim,
+        place,
     )
     .instrument(span)
     .await?;
@@ -354,13 +445,16 @@ async fn build(
     app: &AppState,
     mut row: MachineRow,
     spec: Box<MachineSpec>,
-    beginning: owner::Beginning,
+    mut beginning: owner::Beginning,
     claim: Option<Claim>,
+    place: Place,
 ) -> Result<Created> {
-    let place = app.machines.reserve(app.config.max_machines)?;
     Span::current().record("machine", &*row.id);
-    let recording = row.clone();
     let user = beginning.user().cloned();
+    let (recording, is_pooled) = match &beginning {
+        owner::Beginning::Pooled { running, .. } => ((**running).clone(), true),
+        _ => (row.clone(), false),
+    };
     let recorded = app
         .store
         .write(move |tx| {
@@ -372,6 +466,9 @@ async fn build(
                     Outcome::Replay(id) => return Ok(Recorded::Replay(id)),
                     Outcome::Conflict => return Ok(Recorded::Conflict),
                 }
+            }
+            if is_pooled && !pool_rows::claim(tx, &recording.id, recording.created_at)? {
+                return Err(taken(&recording.id));
             }
             let seq = rows::insert(tx, &recording)?;
             if let Some(user) = &user {
@@ -399,6 +496,9 @@ async fn build(
     match recorded {
         Recorded::New(seq) => {
             row.seq = seq;
+            if let owner::Beginning::Pooled { running, .. } = &mut beginning {
+                running.seq = seq;
+            }
             app.templates.set_user(&row.id, beginning.user().cloned());
         }
         Recorded::Replay(id) => return replay(app, &id).await.map(Created::Replayed),
@@ -415,6 +515,14 @@ async fn build(
     made.await
         .map_err(|_| Error::internal("the owner of a new machine is gone"))?
         .map(Created::New)
+}
+
+fn taken(id: &str) -> Error {
+    Error::new(
+        crate::error::Kind::Unavailable,
+        code::WARM_POOL_UNAVAILABLE,
+        format!("machine {id} is not the pool's any more"),
+    )
 }
 
 /// The refusal of a key that belongs to another request.

@@ -27,6 +27,7 @@ pub mod machine;
 pub mod metrics;
 pub(crate) mod monitor;
 pub mod output;
+pub mod pool;
 pub mod preview;
 pub mod process;
 pub mod pty;
@@ -75,6 +76,8 @@ pub struct App {
     pub spelling: key::Spelling,
     /// The live machines.
     pub machines: machine::Live,
+    /// Machines that are made beforehand.
+    pub(crate) pools: pool::Pools,
     /// States of machines that others are being made of.
     pub(crate) snapshots: snapshot::Uses,
     /// Files of machines that are gone; set by the agent side at start-up.

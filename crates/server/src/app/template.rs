@@ -256,6 +256,56 @@ pub(super) async fn gets_ready(app: &super::App, digest: &str) -> Result<bool> {
         .is_some_and(|artifact| artifact.start_cmd.is_some() || artifact.readiness.is_some()))
 }
 
+/// What a reference means at this moment.
+#[derive(Clone, Debug)]
+pub(super) struct Meaning {
+    pub(super) layer: Arc<Layer>,
+    /// A reference that means the same for ever; a built-in template has only its name.
+    pub(super) exact: String,
+    pub(super) build_id: Option<String>,
+}
+
+/// What a reference means at this moment.
+///
+/// # Errors
+/// Those of [`ensure`] and of [`Registry::find`].
+pub(super) async fn meaning(app: &super::AppState, text: &str) -> Result<Meaning> {
+    let reference = Reference::parse(text)?;
+    if let Some(name) = reference.builtin() {
+        derived::ensure(app, name).await?;
+        return Ok(Meaning {
+            layer: app.templates.find_builtin(name)?,
+            exact: text.to_owned(),
+            build_id: None,
+        });
+    }
+    let (artifact, name, template_id, build_id) = named::meaning(app, text).await?;
+    Ok(Meaning {
+        layer: Arc::new(artifact.layer(&app.data_dir, &name)),
+        exact: format!("{template_id}:{build_id}"),
+        build_id: Some(build_id),
+    })
+}
+
+/// A reference with a tag in place of what it says about builds; `None` if it names a build or another tag.
+pub(super) fn with_tag(text: &str, tag: &str) -> Result<Option<String>> {
+    reference::check_tag(tag)?;
+    let reference = Reference::parse(text)?;
+    Ok(match &reference.which {
+        Which::Default => Some(format!("{text}:{tag}")),
+        Which::Tag(said) if said == tag => Some(text.to_owned()),
+        Which::Tag(_) | Which::Build(_) => None,
+    })
+}
+
+/// The tag that a reference names.
+pub(super) fn tag_of(text: &str) -> Result<Option<String>> {
+    Ok(match Reference::parse(text)?.which {
+        Which::Tag(tag) => Some(tag),
+        Which::Default | Which::Build(_) => None,
+    })
+}
+
 /// References by build that are remembered.
 const EXACT: usize = 1024;
 

@@ -7,12 +7,6 @@ use crate::{app::AppState, error::Error};
 /// Under a machine, by feature.
 const OF_A_MACHINE: &[(&str, &[&str])] = &[("desktops", &["desktop", "desktop/{*rest}"])];
 
-/// Everywhere else.
-const ELSEWHERE: &[(&str, &[&str])] = &[(
-    "warm pools",
-    &["template-warm-pools", "template-warm-pools/{*rest}"],
-)];
-
 pub(super) fn routes() -> Router<AppState> {
     let mut router = Router::new();
     let refuse = |what: &'static str| any(move || async move { Error::not_implemented(what) });
@@ -21,11 +15,6 @@ pub(super) fn routes() -> Router<AppState> {
             for prefix in ["machines", "sandboxes"] {
                 router = router.route(&format!("/v1/{prefix}/{{id}}/{path}"), refuse(what));
             }
-        }
-    }
-    for &(what, paths) in ELSEWHERE {
-        for path in paths {
-            router = router.route(&format!("/v1/{path}"), refuse(what));
         }
     }
     router

@@ -22,7 +22,7 @@ use super::{
     fields::{self, project},
 };
 use crate::{
-    app::{AppState, Caller, machine, preview, snapshot, template, volume},
+    app::{AppState, Caller, machine, pool, preview, snapshot, template, volume},
     error::Result,
 };
 
@@ -43,11 +43,11 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
     responses(
         (status = 201, body = MachineInfo),
         (status = 400, body = ErrorBody, description = "`invalid_request`, `volume_invalid_mount_path`, `volume_overlapping_mounts`"),
-        (status = 404, body = ErrorBody, description = "`template_not_found`, `not_found` (a volume)"),
-        (status = 409, body = ErrorBody, description = "`idempotency_conflict`, `transition_in_progress`"),
+        (status = 404, body = ErrorBody, description = "`template_not_found`, `not_found` (a volume), `warm_pool_not_found`"),
+        (status = 409, body = ErrorBody, description = "`idempotency_conflict`, `transition_in_progress`, `warm_pool_conflict`"),
         (status = 429, body = ErrorBody, description = "`capacity_exceeded`"),
         (status = 501, body = ErrorBody, description = "`not_implemented`"),
-        (status = 503, body = ErrorBody, description = "`no_eligible_runtime_host`, `template_not_ready`"),
+        (status = 503, body = ErrorBody, description = "`no_eligible_runtime_host`, `template_not_ready`, `warm_pool_unavailable`"),
     ))]
 async fn create(
     State(app): State<AppState>,
@@ -56,11 +56,14 @@ async fn create(
     Json(mut request): Json<CreateMachineRequest>,
 ) -> Result<Response> {
     let claim = claim(&headers, &caller, CREATE.to_owned(), &request)?;
+    let asked = pool::ask(&app, &mut request)?;
     if request.snapshot_id.is_some() {
+        let checkout = asked.map(|asked| asked.of_snapshot()).transpose()?;
         let (snapshot_id, row) = machine::plan_from_snapshot(&app, request, &caller.key_id)?;
         let row = snapshot::make(&app, &snapshot_id, row, claim).await?;
         let info = MachineInfo {
             traffic_access_token: preview::traffic_token(&app, &row),
+            warm_pool_checkout: checkout,
             ..machine::info(&row)
         };
         return Ok((StatusCode::CREATED, Json(info)).into_response());
@@ -69,11 +72,9 @@ async fn create(
         template::ensure(&app, name).await?;
     }
     let volumes = request.volumes.take().unwrap_or_default();
-    let (mut new, checkout) = machine::plan(&app, request, &caller.key_id)?;
+    let mut new = machine::plan(&app, request, &caller.key_id)?;
     new.volumes = volume::mount::plan(&app, &volumes, &new.cwd).await?;
-    let row = match machine::create(&app, new, claim).await? {
-        machine::Created::New(row) | machine::Created::Replayed(row) => row,
-    };
+    let (row, checkout) = pool::create_machine(&app, new, claim, asked).await?;
     let info = MachineInfo {
         traffic_access_token: preview::traffic_token(&app, &row),
         warm_pool_checkout: checkout,

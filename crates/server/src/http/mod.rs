@@ -27,6 +27,7 @@ mod machine;
 mod metrics;
 mod monitor;
 mod openapi;
+mod pool;
 mod preview;
 mod process;
 mod prometheus;
@@ -116,6 +117,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .merge(agent::routes())
         .merge(template::routes())
         .merge(template_build::routes())
+        .merge(pool::routes())
         .merge(health::routes())
         .merge(prometheus::routes())
 }

@@ -20,7 +20,7 @@ use crate::input;
   nullspace machine create --template host --timeout 3600 --memory 2048
   id=$(nullspace machine create --template host | jq -r .id)")]
 pub(super) struct Args {
-    /// What to start from; `base` and `host` are always there.
+    /// What to start from; `base` and `host` are always there. As the pool has it with --warm-pool.
     #[arg(long, conflicts_with = "snapshot_id")]
     template: Option<String>,
     /// Start from a snapshot instead.
@@ -111,7 +111,8 @@ pub(super) async fn run(args: &Args, app: &App) -> Outcome {
 }
 
 fn request(args: &Args) -> Result<CreateMachineRequest, CliError> {
-    let from_snapshot = args.snapshot_id.is_some();
+    // A snapshot and a pool say what machines of them are.
+    let is_said = args.snapshot_id.is_some() || args.warm_pool.is_some();
     let mut envs: BTreeMap<String, String> = BTreeMap::new();
     if let Some(json) = &args.env_json {
         for (name, value) in input::object("--env-json", json)? {
@@ -133,8 +134,7 @@ fn request(args: &Args) -> Result<CreateMachineRequest, CliError> {
         })
         .transpose()?;
     Ok(CreateMachineRequest {
-        template: (!from_snapshot)
-            .then(|| args.template.clone().unwrap_or_else(|| "base".to_owned())),
+        template: (args.template.clone()).or_else(|| (!is_said).then(|| "base".to_owned())),
         snapshot_id: args.snapshot_id.clone(),
         vcpus: args.vcpus,
         memory_mb: args.memory,
@@ -271,6 +271,10 @@ mod tests {
         assert_eq!(
             asked("--snapshot-id s").expect("fine"),
             json!({"snapshot_id": "s", "timeout_ms": 300_000})
+        );
+        assert_eq!(
+            asked("--warm-pool twp_1 --warm-pool-mode require --warm-pool-wait 9").expect("fine"),
+            json!({"timeout_ms": 300_000, "warm_pool": {"id": "twp_1", "mode": "require", "wait_ms": 9}})
         );
         for bad in [
             "--warm-pool-wait 1",

@@ -118,10 +118,9 @@ impl Files {
     /// An image, `PATH[:NAME]`, beside what else there is. Answers what a build calls it.
     pub(super) fn add_archive(&mut self, text: &str) -> Result<String, CliError> {
         // A path may have colons, and so may a name.
-        let ends = (text.match_indices(':').map(|(at, _)| at)).chain([text.len()]);
+        let mut ends = (text.match_indices(':').map(|(at, _)| at)).chain([text.len()]);
         let end = ends
-            .filter(|end| *end > 0 && Path::new(&text[..*end]).exists())
-            .next_back()
+            .rfind(|end| *end > 0 && Path::new(&text[..*end]).exists())
             .ok_or_else(|| CliError::usage(format!("--from-archive {text}: no such file")))?;
         let path = Path::new(&text[..end]);
         let real = std::fs::canonicalize(path)

@@ -5,6 +5,7 @@ mod context;
 mod history;
 mod make;
 mod name;
+mod warm_pool;
 
 use clap::Subcommand;
 
@@ -62,6 +63,8 @@ enum Command {
     Retry(history::RetryArgs),
     /// Make a tag mean a build
     Promote(history::PromoteArgs),
+    /// Machines that are made beforehand
+    WarmPool(warm_pool::Args),
 }
 
 pub(crate) async fn run(args: Args, app: &App) -> Outcome {
@@ -87,5 +90,6 @@ pub(crate) async fn run(args: Args, app: &App) -> Outcome {
         Command::Cancel(args) => history::cancel(args, app).await,
         Command::Retry(args) => history::retry(args, app).await,
         Command::Promote(args) => history::promote(args, app).await,
+        Command::WarmPool(args) => warm_pool::run(args, app).await,
     }
 }

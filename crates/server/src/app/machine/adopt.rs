@@ -19,7 +19,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::owner::{self, Change};
 use crate::{
-    app::{AppState, snapshot, template},
+    app::{AppState, pool, snapshot, template},
     error::Result,
 };
 
@@ -38,6 +38,7 @@ pub async fn adopt(app: &AppState) -> Result<()> {
     // Before there are owners, who say it themselves.
     let untold = app.store.read(rows::destroyed_untold).await?;
     let alive: HashSet<String> = app.engine.list().await?.into_iter().map(|m| m.id).collect();
+    let pooled = pool::adopt(app, &alive).await?;
     let known: HashSet<String> = rows.iter().map(|row| row.id.clone()).collect();
     let count = rows.len();
     let mut kept = hibernated(app).await?;
@@ -45,13 +46,22 @@ pub async fn adopt(app: &AppState) -> Result<()> {
         .map(|row| {
             let alive = alive.contains(&row.id);
             let snapshot = kept.remove(&row.id);
-            adopt_one(app, row, alive, snapshot)
+            let is_in_doubt = pooled.in_doubt.contains(&row.id);
+            async move {
+                match is_in_doubt {
+                    true => adopt_handed_out(app, row, alive).await,
+                    false => adopt_one(app, row, alive, snapshot).await,
+                }
+            }
         })
         .buffer_unordered(TOGETHER)
         .collect()
         .await;
     adopted.into_iter().collect::<Result<()>>()?;
-    let strays: Vec<&String> = alive.difference(&known).collect();
+    let strays: Vec<&String> = alive
+        .difference(&known)
+        .filter(|id| !pooled.waiting.contains(*id))
+        .collect();
     let mut left = HashSet::new();
     for id in &strays {
         if !end_stray(app, id).await? {
@@ -95,6 +105,24 @@ async fn adopt_one(
         }
         State::Destroyed | State::Error => Ok(()),
     }
+}
+
+/// A pool was handing it out when the server died. It is recorded as running, and is so only if it has what is its own,
+/// which it got last and which nobody else knows any more.
+async fn adopt_handed_out(app: &AppState, mut row: MachineRow, alive: bool) -> Result<()> {
+    let guest = match alive {
+        true => hello(app, &row.id).await,
+        false => None,
+    };
+    if guest.is_some_and(|guest| guest.hello().has_own_defaults) {
+        owner::handed_out(app, &row);
+        return settle(app, row, true, Change::None).await;
+    }
+    // It never ran, and nobody was told of it.
+    row.state = State::Creating.as_str().to_owned();
+    row.started_at = None;
+    row.timeout_at = None;
+    settle(app, row, false, Change::None).await
 }
 
 /// Records what became of a machine, and gives it an owner if it lives.
@@ -220,11 +248,16 @@ async fn hibernated(app: &AppState) -> Result<HashMap<String, SnapshotRow>> {
 }
 
 async fn answers(app: &AppState, id: &str) -> bool {
+    hello(app, id).await.is_some()
+}
+
+/// A connection to a guest that answers soon.
+pub(in crate::app) async fn hello(app: &AppState, id: &str) -> Option<GuestClient> {
     let hello = async {
         let io = app.engine.dial(id).await.ok()?;
         GuestClient::connect(io).await.ok()
     };
-    matches!(tokio::time::timeout(HELLO, hello).await, Ok(Some(_)))
+    tokio::time::timeout(HELLO, hello).await.ok()?
 }
 
 /// Ends a machine that lives although the record does not say so: whether it is gone.
@@ -280,6 +313,8 @@ async fn tell(app: &AppState, id: &str, loss: Loss, detail: String) {
     if let Some(handle) = app.machines.get(id) {
         // An owner that is gone has recorded an end already.
         let _ = handle.inbox.send(owner::Message::Ended(loss, detail)).await;
+    } else {
+        pool::lost(app, id, &detail);
     }
 }
 
@@ -298,6 +333,9 @@ async fn catch_up(app: &AppState) {
             return;
         }
     };
+    for id in pool::waiting(app).iter().filter(|id| !alive.contains(*id)) {
+        pool::lost(app, id, "found gone after missed reports");
+    }
     for handle in running.iter().filter(|h| !alive.contains(&h.id)) {
         let detail = "found gone after missed reports".to_owned();
         tell(app, &handle.id, Loss::GuestEnded, detail).await;

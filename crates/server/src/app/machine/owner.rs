@@ -14,9 +14,11 @@ use std::{path::PathBuf, sync::Arc};
 use nullspace_api::{error::code, machine::TimeoutAction, time};
 use nullspace_engine::{EngineError, MachineSpec, egress::Rules};
 use nullspace_lifecycle::machine::{self as lifecycle, Action, Input, Loss, State, Step};
+use nullspace_protocol::{DefaultsRequest, ErrorKind, GuestClient};
 use nullspace_store::{
     Store, StoreError, event as event_rows, idempotency,
     machine::{self as rows, MachineRow},
+    pool as pool_rows,
     snapshot::{self as snapshot_rows, SnapshotRow},
     volume::AttachmentRow,
 };
@@ -35,6 +37,9 @@ use crate::{
 const INBOX: usize = 4;
 /// Pause before something that must happen is tried again.
 const RETRY: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Before what a guest says of a directory that it could not make.
+const CWD: &str = "cwd: ";
 
 type Reply = oneshot::Sender<Result<Arc<MachineRow>>>;
 
@@ -111,6 +116,15 @@ pub(in crate::app) enum Message {
 pub(super) enum Beginning {
     /// It is new, and does this before it runs.
     New(Runtime),
+    /// It waited in a pool, and gets what is its own before it runs.
+    Pooled {
+        /// The way to its guest.
+        guest: GuestClient,
+        /// Who runs commands, unless they say so.
+        user: Option<String>,
+        /// What is recorded of it already.
+        running: Box<MachineRow>,
+    },
     /// It goes on from a state.
     Kept {
         /// Where that is.
@@ -125,7 +139,7 @@ impl Beginning {
     pub(super) fn user(&self) -> Option<&String> {
         match self {
             Self::New(runtime) => runtime.user.as_ref(),
-            Self::Kept { user, .. } => user.as_ref(),
+            Self::Pooled { user, .. } | Self::Kept { user, .. } => user.as_ref(),
         }
     }
 }
@@ -337,10 +351,16 @@ impl Owner {
 
     async fn build(&mut self, spec: MachineSpec, beginning: Beginning, reply: Reply) {
         let engine = tracing::debug_span!("engine.create", engine = self.app.engine.name());
+        let mut recorded = None;
         let (built, runtime) = match beginning {
             Beginning::New(runtime) => {
                 let built = self.app.engine.create(&spec).instrument(engine).await;
                 (built, runtime)
+            }
+            Beginning::Pooled { guest, running, .. } => {
+                recorded = Some(running);
+                // What its template wants done at the beginning was done in the pool.
+                (self.make_its_own(&spec, guest).await, Runtime::default())
             }
             Beginning::Kept { from, .. } => {
                 let restored = self.app.engine.restore(&spec, &from);
@@ -357,6 +377,15 @@ impl Owner {
                 self.must(Input::BuildFailed, Some(error.message.clone()))
                     .await;
                 Err(error)
+            }
+            Ok(()) if let Some(row) = recorded => {
+                self.row = *row;
+                self.clock = Clock::set(&self.row);
+                let published = Arc::new(self.row.clone());
+                self.publish.send_replace(published.clone());
+                self.app.machines.changed(&published);
+                handed_out(&self.app, &self.row);
+                Ok(())
             }
             Ok(()) => {
                 let app = self.app.clone();
@@ -385,6 +414,9 @@ impl Owner {
                 tracing::warn!(machine = self.row.id, %error, "the engine could not build a machine");
                 self.must(Input::BuildFailed, Some(error.to_string())).await;
                 match error {
+                    EngineError::InvalidSpec(why) if why.starts_with(CWD) => {
+                        Err(Error::invalid(why))
+                    }
                     EngineError::InvalidSpec(_) if has_volumes => {
                         Err(mount::refusal(error, &self.row.id))
                     }
@@ -393,6 +425,39 @@ impl Owner {
             }
         };
         let _ = reply.send(result.map(|()| Arc::new(self.row.clone())));
+    }
+
+    /// Gives a machine of a pool what it may reach, its volumes, and last its environment.
+    async fn make_its_own(
+        &mut self,
+        spec: &MachineSpec,
+        guest: GuestClient,
+    ) -> Result<(), EngineError> {
+        *self.handle.guest.lock().await = Some(guest.clone());
+        let engine = &self.app.engine;
+        if spec.egress != Rules::default() {
+            engine.set_egress(&spec.id, &spec.egress).await?;
+        }
+        for volume in &self.row.volumes {
+            engine
+                .attach(&spec.id, &mount::bind(&self.app, volume))
+                .await?;
+        }
+        let defaults = DefaultsRequest {
+            env: spec.env.clone(),
+            cwd: Some(spec.cwd.clone()),
+        };
+        let told = tokio::time::timeout(super::CONNECT, guest.set_defaults(&defaults)).await;
+        let failed = |reason: String| EngineError::Step {
+            step: "give a machine of a pool its environment".into(),
+            reason,
+        };
+        let told = told.map_err(|_| failed("the guest does not answer".into()))?;
+        told.map_err(|error| match error.kind() {
+            Some(ErrorKind::NoSpace) => EngineError::NoSpace(error.to_string()),
+            None | Some(ErrorKind::Exhausted) => failed(error.to_string()),
+            Some(_) => EngineError::InvalidSpec(format!("{CWD}{error}")),
+        })
     }
 
     /// Has the machine do what its template wants done before it runs. Whoever ends it meanwhile need not wait for that.
@@ -649,6 +714,27 @@ impl Owner {
         // Not before: saying goodbye to the guest would only hold up its end.
         *self.handle.guest.lock().await = None;
     }
+}
+
+/// Says in the log that a machine of a pool is somebody's now and runs.
+pub(super) fn handed_out(app: &App, row: &MachineRow) {
+    let Ok(step) = lifecycle::step(State::Creating, Input::Built) else {
+        return;
+    };
+    let now = time::now();
+    let events: Vec<_> = step
+        .events
+        .iter()
+        .map(|told| event::record(row, told, None, now))
+        .collect();
+    let id = row.id.clone();
+    app.store.write_later(move |tx| {
+        pool_rows::hand_out(tx, &id)?;
+        for event in &events {
+            event_rows::append(tx, event)?;
+        }
+        Ok(())
+    });
 }
 
 /// Says in the log that nothing of the machine is left.

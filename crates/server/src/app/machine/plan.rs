@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use nullspace_api::{
     error::code,
-    machine::{CreateMachineRequest, TimeoutAction, WarmPoolCheckout, WarmPoolMode},
+    machine::{CreateMachineRequest, TimeoutAction},
 };
 use nullspace_engine::{Bind, MachineSpec, egress::Rules};
 use nullspace_lifecycle::machine::State;
@@ -290,39 +290,23 @@ fn checked_metadata(metadata: Option<Map<String, Value>>) -> Result<String> {
     Ok(text)
 }
 
-/// Checks a create request against this server. The second value says how the machine is come by, when
-/// the request spoke about warm pools.
+/// Checks a create request against this server.
 ///
 /// # Errors
 /// `invalid_request` with the field, `not_implemented` with the feature, `template_not_found`,
 /// `no_eligible_runtime_host` when the disk is too full.
-pub fn plan(
-    app: &App,
-    request: CreateMachineRequest,
-    key_id: &str,
-) -> Result<(NewMachine, Option<WarmPoolCheckout>)> {
+pub fn plan(app: &App, request: CreateMachineRequest, key_id: &str) -> Result<NewMachine> {
     refuse_later_features(&request)?;
-    let checkout = warm_pool(&request)?;
     let (timeout_action, auto_resume) = at_the_limit(app, &request)?;
     let template = app
         .templates
         .find(request.template.as_deref().unwrap_or("base"))?;
     let vcpus = request.vcpus.unwrap_or(app.config.default_vcpus);
-    if vcpus == 0 || vcpus > app.config.max_vcpus {
-        return Err(Error::invalid(format!(
-            "vcpus: must be 1 to {}",
-            app.config.max_vcpus
-        )));
-    }
+    check_vcpus(app, vcpus)?;
     let memory_mb = request
         .memory_mb
         .unwrap_or_else(|| default_memory_mb(app, &template.name));
-    if memory_mb < 32 || memory_mb > app.config.max_memory_mb {
-        return Err(Error::invalid(format!(
-            "memory_mb: must be 32 to {}",
-            app.config.max_memory_mb
-        )));
-    }
+    check_memory(app, memory_mb)?;
     if let Some(disk_mb) = request.disk_mb {
         check_disk(app, disk_mb)?;
     }
@@ -354,7 +338,7 @@ pub fn plan(
         key_id: Some(key_id.to_owned()),
         ..NewMachine::from_template(app, template)
     };
-    Ok((new, checkout))
+    Ok(new)
 }
 
 /// What a machine gets that asks for none: kernels with their libraries need more than a shell.
@@ -412,29 +396,6 @@ pub(super) fn check_action(app: &App, action: TimeoutAction) -> Result<()> {
         return Err(snapshot::cannot(app, "hibernate machines"));
     }
     Ok(())
-}
-
-fn warm_pool(request: &CreateMachineRequest) -> Result<Option<WarmPoolCheckout>> {
-    let Some(warm_pool) = &request.warm_pool else {
-        return Ok(None);
-    };
-    let mode = warm_pool.mode.unwrap_or_default();
-    let source = match mode {
-        WarmPoolMode::Require => {
-            return Err(
-                Error::not_implemented("warm pools (warm_pool mode require)")
-                    .with_action("use mode prefer"),
-            );
-        }
-        WarmPoolMode::Prefer => "cold_create",
-        WarmPoolMode::Bypass => "bypassed",
-    };
-    Ok(Some(WarmPoolCheckout {
-        source: source.into(),
-        hit: false,
-        id: warm_pool.id.clone(),
-        mode,
-    }))
 }
 
 /// What is sent in a `Host` header must be one.
@@ -535,7 +496,27 @@ pub fn is_reserved(base: &str, path: &str) -> bool {
     std::path::Path::new(&absolute(base, path)).starts_with(RESERVED)
 }
 
-fn check_disk(app: &App, disk_mb: u64) -> Result<()> {
+pub(in crate::app) fn check_vcpus(app: &App, vcpus: u32) -> Result<()> {
+    if vcpus == 0 || vcpus > app.config.max_vcpus {
+        return Err(Error::invalid(format!(
+            "vcpus: must be 1 to {}",
+            app.config.max_vcpus
+        )));
+    }
+    Ok(())
+}
+
+pub(in crate::app) fn check_memory(app: &App, memory_mb: u64) -> Result<()> {
+    if memory_mb < 32 || memory_mb > app.config.max_memory_mb {
+        return Err(Error::invalid(format!(
+            "memory_mb: must be 32 to {}",
+            app.config.max_memory_mb
+        )));
+    }
+    Ok(())
+}
+
+pub(in crate::app) fn check_disk(app: &App, disk_mb: u64) -> Result<()> {
     if disk_mb == 0 {
         return Err(Error::invalid("disk_mb: must be at least 1"));
     }

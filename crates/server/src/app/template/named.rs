@@ -211,6 +211,18 @@ pub(super) async fn exact(app: &App, text: &str) -> Result<(Artifact, String)> {
         .ok_or_else(|| reference::not_found(text))
 }
 
+/// What a reference means now, its template's name, and the template's and the build's id: what is named so means the same
+/// for ever.
+///
+/// # Errors
+/// `template_not_found`.
+pub(super) async fn meaning(app: &App, text: &str) -> Result<(Artifact, String, String, String)> {
+    let found = find(app, text, false).await?;
+    let build = found.build.ok_or_else(|| reference::not_found(text))?;
+    let artifact = build::artifact(app, &build).ok_or_else(|| reference::not_found(text))?;
+    Ok((artifact, found.template.name, found.template.id, build.id))
+}
+
 /// One template.
 ///
 /// # Errors
