@@ -17,6 +17,7 @@ mod follow;
 mod gateway;
 mod nginx;
 mod peers;
+mod pool;
 mod rows;
 mod service;
 mod sleep;
@@ -97,6 +98,8 @@ pub(crate) enum Group {
     Watch,
     /// Volumes mounted, and written to.
     Volume,
+    /// Machines of a warm pool, one by one and in a burst.
+    Pool,
     /// Many terminals and WebSockets.
     Crowd,
     /// The server started on what is there.

@@ -15,7 +15,7 @@ use super::{
     api::{Client, Server},
     artifact, crowd, density, follow, gateway,
     peers::{self, Bundle, Live, Peer},
-    service, sleep, ssh, stream,
+    pool, service, sleep, ssh, stream,
     table::{Samples, Table},
     template, tree, upload, volume, watch, webhook,
 };
@@ -91,6 +91,9 @@ pub(crate) async fn all(args: &Args, server: &mut Server, table: &mut Table) -> 
     }
     if args.wants(Group::Volume) {
         volume::run(server, table).await.context("volume")?;
+    }
+    if args.wants(Group::Pool) {
+        pool::run(server, n, table).await.context("pool")?;
     }
     if args.wants(Group::Crowd) {
         crowd::run(server, table).await.context("crowd")?;
