@@ -14,6 +14,7 @@ mod crash;
 mod egress;
 mod frameworks;
 mod git;
+mod gvisor;
 mod harness;
 mod host;
 mod images;

@@ -234,6 +234,12 @@ impl World {
         }
     }
 
+    /// Gives the next server another value of an argument.
+    pub fn replace_argument(&mut self, name: &str, value: &str) {
+        let at = self.extra.iter().position(|argument| argument == name);
+        self.extra[at.expect("an argument") + 1] = value.to_owned();
+    }
+
     /// `SIGTERM`; answers with how it ended.
     pub fn terminate(&mut self) -> std::process::ExitStatus {
         self.host.look();

@@ -25,6 +25,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         resolver: Vec::new(),
         ca_bundle: None,
         spare: 8,
+        gvisor: None,
     })
     .await?;
     let mut times = [const { Vec::new() }; 4];

@@ -1,531 +1,46 @@
-//! The engine's side: asking the launcher, dialling guests, removing what machines leave on disk.
+//! The native engine: machines of this host's own kernel.
 
-use std::{
-    collections::{HashMap, HashSet},
-    io::{self, Write},
-    net::Ipv4Addr,
-    os::unix::process::CommandExt,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::path::Path;
 
 use async_trait::async_trait;
 use nullspace_engine::{
-    Bind, BoxedIo, Capabilities, Denial, Engine, EngineError, ExitReason, LiveMachine, MachineExit,
+    Bind, BoxedIo, Capabilities, Denial, Engine, EngineError, LiveMachine, MachineExit,
     MachineSpec, Usage, egress::Rules,
 };
 use nullspace_sys::stream::LocalStream;
-use sha2::{Digest, Sha256};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
-    net::TcpSocket,
-    sync::{broadcast, mpsc, oneshot},
-};
+use tokio::sync::broadcast;
 
 use crate::{
-    disk::Disks,
-    freezer, launcher, layer, usage,
-    wire::{self, Answer, Counter, LauncherConfig, Message, Meters, Refusal, Request, RequestBody},
+    host::{Config, Host, is_id},
+    wire::Kind,
 };
-
-/// How often a launcher that goes away while it is spoken to for the first time is replaced.
-const ATTEMPTS: usize = 3;
-
-/// How long a machine may take to take a connection: it is on the same host.
-const CONNECT: Duration = Duration::from_secs(3);
-
-/// How long the files of an ended machine are left alone: whoever ended it is being answered at that moment, and
-/// removing files keeps the disk busy.
-const AFTERWARDS: Duration = Duration::from_millis(20);
-
-/// How the engine finds or starts its launcher.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Where machines, layers and sockets live.
-    pub data_dir: PathBuf,
-    /// The program and first arguments that run [`crate::launcher_main`]; one more argument follows, which tells
-    /// it from other launchers in lists of processes.
-    pub launcher: Vec<String>,
-    /// The program and first arguments of the DNS resolver; the address follows. Empty for none.
-    pub resolver: Vec<String>,
-    /// The host's bundle of certificate authorities to place in machines.
-    pub ca_bundle: Option<PathBuf>,
-    /// Machines prepared ahead of any request. Each costs about half a megabyte.
-    pub spare: usize,
-}
 
 /// See the crate's docs. Dropping it leaves its machines alive.
 #[derive(Clone, Debug)]
 pub struct NativeEngine {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    config: Config,
-    link: Mutex<Option<Link>>,
-    /// One connection attempt at a time.
-    connecting: tokio::sync::Mutex<()>,
-    tags: AtomicU64,
-    exits: broadcast::Sender<MachineExit>,
-    denials: broadcast::Sender<Denial>,
-    trash: mpsc::UnboundedSender<PathBuf>,
-    /// Where the kernel counts what machines use, as far as that was asked.
-    meters: Mutex<HashMap<String, Arc<Meters>>>,
-    disks: Disks,
-}
-
-/// A standing connection to the launcher.
-#[derive(Clone, Debug)]
-struct Link {
-    requests: mpsc::UnboundedSender<Vec<u8>>,
-    waiting: Waiting,
-    /// The machines that end with this launcher.
-    machines: Arc<Mutex<HashSet<String>>>,
-    /// Where machines are on the network, as far as that was asked.
-    addresses: Arc<Mutex<HashMap<String, Option<Ipv4Addr>>>>,
-}
-
-type Reply = Result<Answer, Refusal>;
-/// Who waits for an answer, by tag. `None` once the connection broke: nobody may wait any more.
-type Waiting = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Reply>>>>>;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn unavailable(step: &str, error: impl std::fmt::Display) -> EngineError {
-    EngineError::Unavailable(format!("{step}: {error}"))
+    host: Host,
 }
 
 impl NativeEngine {
-    /// Finds the launcher of the data directory, or starts one, and removes what machines that are gone
-    /// left on disk.
+    /// An engine with a launcher that no other engine uses.
     ///
     /// # Errors
-    /// [`EngineError::Unavailable`] with what the host lacks.
+    /// Those of [`Host::start`].
     pub async fn start(config: Config) -> Result<Self, EngineError> {
-        let (trash, bin) = mpsc::unbounded_channel();
-        std::thread::Builder::new()
-            .name("machine-trash".into())
-            .spawn(move || empty_bin(bin))
-            .map_err(|e| unavailable("start a thread", e))?;
-        let shared = Shared {
-            config,
-            link: Mutex::default(),
-            connecting: tokio::sync::Mutex::default(),
-            tags: AtomicU64::new(1),
-            exits: broadcast::Sender::new(4096),
-            denials: broadcast::Sender::new(4096),
-            trash,
-            meters: Mutex::default(),
-            disks: Disks::start().map_err(|e| unavailable("start a thread", e))?,
-        };
-        let engine = Self {
-            shared: Arc::new(shared),
-        };
-        engine.link().await?;
-        engine.sweep().await?;
-        Ok(engine)
+        Host::start(config).await.map(Self::over)
     }
 
-    fn machine_dir(&self, id: &str) -> PathBuf {
-        self.shared.config.data_dir.join("machines").join(id)
+    /// An engine over a launcher.
+    #[must_use]
+    pub fn over(host: Host) -> Self {
+        Self { host }
     }
-
-    /// Throws away the directories of machines that are not alive.
-    async fn sweep(&self) -> Result<(), EngineError> {
-        let live: HashSet<String> = self
-            .list()
-            .await?
-            .into_iter()
-            .map(|machine| machine.id)
-            .collect();
-        let machines = self.shared.config.data_dir.join("machines");
-        for entry in std::fs::read_dir(machines).into_iter().flatten().flatten() {
-            if !live.contains(entry.file_name().to_string_lossy().as_ref()) {
-                let _ = self.shared.trash.send(entry.path());
-            }
-        }
-        Ok(())
-    }
-
-    /// Where a machine is on the network, asked once.
-    async fn address(&self, id: &str) -> Result<Option<Ipv4Addr>, EngineError> {
-        let link = self.link().await?;
-        if let Some(known) = lock(&link.addresses).get(id) {
-            return Ok(*known);
-        }
-        let asked = RequestBody::Address { id: id.to_owned() };
-        match self.ask_over(&link, asked).await? {
-            Answer::Address { address } => {
-                // One that ended meanwhile is not remembered: nobody would forget it again.
-                if lock(&link.machines).contains(id) {
-                    lock(&link.addresses).insert(id.to_owned(), address);
-                }
-                Ok(address)
-            }
-            other => Err(EngineError::Unavailable(format!(
-                "unexpected answer {other:?}"
-            ))),
-        }
-    }
-
-    /// The group that stops a machine's processes.
-    async fn freezer(&self, id: &str) -> Result<Counter, EngineError> {
-        if !is_id(id) {
-            return Err(EngineError::NotFound(id.to_owned()));
-        }
-        let meters = self.meters(id).await?;
-        if !lock(&self.link().await?.machines).contains(id) {
-            self.shared.forget(id);
-        }
-        meters.freezer.clone().ok_or(EngineError::Unsupported {
-            engine: "native",
-            what: "pause machines on a host without the freezer controller",
-        })
-    }
-
-    /// Where the kernel counts what a machine uses, asked once.
-    async fn meters(&self, id: &str) -> Result<Arc<Meters>, EngineError> {
-        if let Some(known) = lock(&self.shared.meters).get(id) {
-            return Ok(known.clone());
-        }
-        let link = self.link().await?;
-        let asked = RequestBody::Meters { id: id.to_owned() };
-        match self.ask_over(&link, asked).await? {
-            Answer::Meters { meters } => {
-                let meters = Arc::new(meters.ok_or_else(|| EngineError::NotFound(id.to_owned()))?);
-                // One that ended meanwhile is not remembered: nobody would forget it again.
-                if lock(&link.machines).contains(id) {
-                    lock(&self.shared.meters).insert(id.to_owned(), meters.clone());
-                }
-                Ok(meters)
-            }
-            other => Err(EngineError::Unavailable(format!(
-                "unexpected answer {other:?}"
-            ))),
-        }
-    }
-
-    /// Ends a machine; its files stay.
-    async fn end(&self, id: &str) -> Result<(), EngineError> {
-        let link = self.link().await?;
-        self.ask_over(&link, RequestBody::Destroy { id: id.to_owned() })
-            .await?;
-        lock(&link.machines).remove(id);
-        lock(&link.addresses).remove(id);
-        self.shared.forget(id);
-        Ok(())
-    }
-
-    async fn ask(&self, body: RequestBody) -> Result<Answer, EngineError> {
-        let link = self.link().await?;
-        self.ask_over(&link, body).await
-    }
-
-    async fn ask_over(&self, link: &Link, body: RequestBody) -> Result<Answer, EngineError> {
-        let tag = self.shared.tags.fetch_add(1, Ordering::Relaxed);
-        let (sender, receiver) = oneshot::channel();
-        if let Some(waiting) = lock(&link.waiting).as_mut() {
-            waiting.insert(tag, sender);
-        }
-        // When this fails the connection broke, and whoever waits is told below.
-        let _ = link.requests.send(wire::encode(&Request { tag, body }));
-        let gone = |_| EngineError::Unavailable("the launcher went away".into());
-        receiver.await.map_err(gone)?.map_err(Into::into)
-    }
-
-    /// The standing connection, made anew when it broke: to another launcher if the old one is gone.
-    async fn link(&self) -> Result<Link, EngineError> {
-        let standing = |shared: &Shared| {
-            lock(&shared.link)
-                .as_ref()
-                .filter(|link| lock(&link.waiting).is_some())
-                .cloned()
-        };
-        if let Some(link) = standing(&self.shared) {
-            return Ok(link);
-        }
-        let _one = self.shared.connecting.lock().await;
-        if let Some(link) = standing(&self.shared) {
-            return Ok(link);
-        }
-        // A launcher that has nothing to do may end at the moment it is connected to.
-        let mut last = EngineError::Unavailable("the launcher does not answer".into());
-        for _ in 0..ATTEMPTS {
-            let link = self.open_link().await?;
-            match self.ask_over(&link, RequestBody::Hello).await {
-                Ok(Answer::Hello { version, .. }) if version == wire::VERSION => {}
-                Ok(Answer::Hello { version, .. }) => {
-                    return Err(EngineError::Unavailable(format!(
-                        "the running launcher speaks version {version}, this program {}; end its machines first",
-                        wire::VERSION
-                    )));
-                }
-                Ok(_) => continue,
-                Err(error) => {
-                    last = error;
-                    continue;
-                }
-            }
-            match self.ask_over(&link, RequestBody::List).await {
-                Ok(Answer::List { ids }) => {
-                    lock(&link.machines).extend(ids);
-                    *lock(&self.shared.link) = Some(link.clone());
-                    return Ok(link);
-                }
-                Ok(_) => {}
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    }
-
-    async fn open_link(&self) -> Result<Link, EngineError> {
-        let (reader, writer) = tokio::io::split(self.find_or_start().await?);
-        let (requests, queue) = mpsc::unbounded_channel();
-        let link = Link {
-            requests,
-            waiting: Arc::new(Mutex::new(Some(HashMap::new()))),
-            machines: Arc::default(),
-            addresses: Arc::default(),
-        };
-        tokio::spawn(write_requests(writer, queue));
-        tokio::spawn(read_messages(
-            reader,
-            link.waiting.clone(),
-            link.machines.clone(),
-            link.addresses.clone(),
-            Arc::downgrade(&self.shared),
-        ));
-        Ok(link)
-    }
-
-    async fn find_or_start(&self) -> Result<LocalStream, EngineError> {
-        let run = self.shared.config.data_dir.join("run");
-        let socket = run.join("launcher.sock");
-        if let Ok(stream) = LocalStream::connect(&socket) {
-            return Ok(stream);
-        }
-        std::fs::create_dir_all(&run).map_err(|e| unavailable("make the run directory", e))?;
-        std::fs::create_dir_all(self.shared.config.data_dir.join("layers"))
-            .map_err(|e| unavailable("make the layers directory", e))?;
-        let mut child = self
-            .spawn_launcher(&run)
-            .map_err(|e| unavailable("start the launcher", e))?;
-        // It listens once it has prepared the host: some tens of milliseconds.
-        for _ in 0..3000 {
-            if let Ok(stream) = LocalStream::connect(&socket) {
-                // Its end is noticed on the socket; this only takes the zombie away.
-                std::thread::spawn(move || child.wait());
-                return Ok(stream);
-            }
-            if let Ok(Some(status)) = child.try_wait() {
-                let reason = std::fs::read_to_string(run.join("launcher.error"))
-                    .unwrap_or_else(|_| format!("it ended with {status}"));
-                return Err(unavailable("the launcher cannot work here", reason));
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        let _ = child.kill();
-        Err(EngineError::Unavailable(
-            "the launcher did not get ready in 30 s".into(),
-        ))
-    }
-
-    fn spawn_launcher(&self, run: &Path) -> io::Result<std::process::Child> {
-        let config = &self.shared.config;
-        let launcher = LauncherConfig {
-            data_dir: std::fs::canonicalize(&config.data_dir)?,
-            instance: instance(&std::fs::canonicalize(&config.data_dir)?),
-            ca_bundle: config.ca_bundle.clone(),
-            resolver: config.resolver.clone(),
-            spare: config.spare,
-        };
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(run.join("launcher.log"))?;
-        let mut child = Command::new(&config.launcher[0])
-            .args(&config.launcher[1..])
-            .arg(&launcher.instance)
-            .stdin(Stdio::piped())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            // A Ctrl-C at the server's terminal is not for it.
-            .process_group(0)
-            .spawn()?;
-        // Fits the pipe. One that ends at once leaves the reason elsewhere.
-        if let Some(mut stdin) = child.stdin.take() {
-            let _ = stdin.write_all(&serde_json::to_vec(&launcher)?);
-        }
-        Ok(child)
-    }
-}
-
-/// Ends every machine of a data directory and its launcher, if there is one, waits for it, and removes what
-/// a launcher that was killed left on the host.
-///
-/// # Errors
-/// When the launcher is there and does not answer, or what is left cannot be removed.
-pub fn shutdown(data_dir: &Path) -> io::Result<()> {
-    use std::io::Read;
-    if let Ok(mut stream) =
-        std::os::unix::net::UnixStream::connect(data_dir.join("run/launcher.sock"))
-    {
-        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-        // A launcher that ends at this moment answers nothing; what it leaves is removed below.
-        let asked = stream.write_all(&wire::encode(&Request {
-            tag: 1,
-            body: RequestBody::Shutdown,
-        }));
-        if asked.is_ok() {
-            // Its answer, or news of machines that end first, and then the end of the stream.
-            match stream.read_to_end(&mut Vec::new()) {
-                Err(error) if error.kind() != io::ErrorKind::ConnectionReset => return Err(error),
-                _ => {}
-            }
-        }
-    }
-    if !data_dir.join("run/launcher.lock").exists() {
-        return Ok(());
-    }
-    let data_dir = std::fs::canonicalize(data_dir)?;
-    launcher::clear(&data_dir, &instance(&data_dir))
-}
-
-/// Six hex digits that tell this data directory from others on the host.
-fn instance(data_dir: &Path) -> String {
-    let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
-    hex::encode(&digest[..3])
-}
-
-/// Whether this can be a machine's id, and so a name in `machines/`.
-fn is_id(id: &str) -> bool {
-    !id.is_empty()
-        && id
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
-}
-
-async fn write_requests(
-    mut writer: WriteHalf<LocalStream>,
-    mut queue: mpsc::UnboundedReceiver<Vec<u8>>,
-) {
-    while let Some(bytes) = queue.recv().await {
-        if writer.write_all(&bytes).await.is_err() {
-            return;
-        }
-    }
-    // The launcher closes its side then, and the reader ends.
-    let _ = writer.shutdown().await;
-}
-
-async fn read_messages(
-    mut reader: ReadHalf<LocalStream>,
-    waiting: Waiting,
-    machines: Arc<Mutex<HashSet<String>>>,
-    addresses: Arc<Mutex<HashMap<String, Option<Ipv4Addr>>>>,
-    shared: std::sync::Weak<Shared>,
-) {
-    let mut buffer = Vec::new();
-    loop {
-        match reader.read_buf(&mut buffer).await {
-            Ok(n) if n > 0 => {}
-            _ => break,
-        }
-        while let Ok(Some(message)) = wire::decode(&mut buffer) {
-            match message {
-                Message::Answer { tag, result } => {
-                    let waiter = lock(&waiting).as_mut().and_then(|w| w.remove(&tag));
-                    if let Some(waiter) = waiter {
-                        let _ = waiter.send(result);
-                    }
-                }
-                Message::Ended { id, reason } => {
-                    lock(&machines).remove(&id);
-                    lock(&addresses).remove(&id);
-                    if let Some(shared) = shared.upgrade() {
-                        shared.ended(id, reason);
-                    }
-                }
-                Message::Denied { denials } => {
-                    if let Some(shared) = shared.upgrade() {
-                        for denial in denials {
-                            let _ = shared.denials.send(denial);
-                        }
-                    }
-                }
-            }
-        }
-    }
-    // The launcher died and took its machines with it. Whoever waits hears it by the dropped channel; the
-    // next request starts another launcher.
-    *lock(&waiting) = None;
-    let lost = std::mem::take(&mut *lock(&machines));
-    if let Some(shared) = shared.upgrade() {
-        tracing::warn!(machines = lost.len(), "launcher connection lost");
-        for id in lost {
-            shared.ended(id, ExitReason::EngineLost);
-        }
-    }
-}
-
-impl Shared {
-    /// Nothing of the machine is measured any more.
-    fn forget(&self, id: &str) {
-        lock(&self.meters).remove(id);
-        self.disks.forget(id);
-    }
-
-    fn ended(&self, id: String, reason: ExitReason) {
-        self.forget(&id);
-        let _ = self
-            .trash
-            .send(self.config.data_dir.join("machines").join(&id));
-        let _ = self.exits.send(MachineExit { id, reason });
-    }
-}
-
-/// Removes what machines left, one at a time: it is nobody's hurry.
-fn empty_bin(mut bin: mpsc::UnboundedReceiver<PathBuf>) {
-    // Of this thread alone, as the kernel counts.
-    let _ = rustix::process::setpriority_process(None, 10);
-    while let Some(first) = bin.blocking_recv() {
-        std::thread::sleep(AFTERWARDS);
-        let mut next = Some(first);
-        while let Some(path) = next {
-            if let Err(error) = std::fs::remove_dir_all(&path)
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                tracing::warn!(path = %path.display(), error = %error, "machine files not removed");
-            }
-            next = bin.try_recv().ok();
-        }
-    }
-}
-
-fn frozen(id: &str, result: io::Result<()>) -> Result<(), EngineError> {
-    result.map_err(|error| match error.kind() {
-        // Its group is gone, and so is it.
-        io::ErrorKind::NotFound => EngineError::NotFound(id.to_owned()),
-        _ => EngineError::Step {
-            step: "stop or start a machine's processes".into(),
-            reason: error.to_string(),
-        },
-    })
 }
 
 #[async_trait]
 impl Engine for NativeEngine {
     fn name(&self) -> &'static str {
-        "native"
+        Kind::Native.name()
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -538,195 +53,72 @@ impl Engine for NativeEngine {
     }
 
     async fn health(&self) -> Result<(), EngineError> {
-        self.link().await.map(drop)
+        self.host.health().await
     }
 
     async fn create(&self, spec: &MachineSpec) -> Result<(), EngineError> {
-        spec.validate()?;
-        let link = self.link().await?;
-        // Before it is asked for: its end must be told even if it comes at once.
-        let known = !lock(&link.machines).insert(spec.id.clone());
-        let made = self
-            .ask_over(&link, RequestBody::Create(Box::new(spec.clone())))
-            .await;
-        match &made {
-            Err(EngineError::Exists(_)) | Ok(_) => {}
-            Err(_) if known => {}
-            Err(_) => {
-                lock(&link.machines).remove(&spec.id);
-                let _ = self.shared.trash.send(self.machine_dir(&spec.id));
-            }
-        }
-        made.map(drop)
+        self.host.create(Kind::Native, spec, None).await
     }
 
     async fn destroy(&self, id: &str) -> Result<(), EngineError> {
-        if !is_id(id) {
-            return Ok(());
-        }
-        self.end(id).await?;
-        let _ = self.shared.trash.send(self.machine_dir(id));
-        Ok(())
-    }
-
-    async fn pause(&self, id: &str) -> Result<(), EngineError> {
-        let group = self.freezer(id).await?;
-        frozen(id, freezer::freeze(&group).await)
-    }
-
-    async fn unpause(&self, id: &str) -> Result<(), EngineError> {
-        let group = self.freezer(id).await?;
-        frozen(id, freezer::write(&group, false))
+        self.host.destroy(id).await
     }
 
     async fn keep(&self, id: &str, target: &Path) -> Result<(), EngineError> {
-        if !is_id(id) {
-            return Err(EngineError::NotFound(id.to_owned()));
-        }
-        self.end(id).await?;
-        let (directory, target) = (self.machine_dir(id), target.to_owned());
-        let kept = tokio::task::spawn_blocking({
-            let directory = directory.clone();
-            move || layer::keep(&directory, &target)
-        })
-        .await;
-        let _ = self.shared.trash.send(directory);
-        let fail = |reason: String| EngineError::Step {
-            step: "keep the writable layer".into(),
-            reason,
-        };
-        match kept {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(fail(error.to_string())),
-            Err(error) => Err(fail(error.to_string())),
-        }
+        self.host.keep(id, target).await
+    }
+
+    async fn pause(&self, id: &str) -> Result<(), EngineError> {
+        self.host.pause(id).await
+    }
+
+    async fn unpause(&self, id: &str) -> Result<(), EngineError> {
+        self.host.unpause(id).await
     }
 
     async fn list(&self) -> Result<Vec<LiveMachine>, EngineError> {
-        match self.ask(RequestBody::List).await? {
-            Answer::List { ids } => Ok(ids.into_iter().map(|id| LiveMachine { id }).collect()),
-            other => Err(EngineError::Unavailable(format!(
-                "unexpected answer {other:?}"
-            ))),
-        }
+        self.host.list(Kind::Native).await
     }
 
     async fn dial(&self, id: &str) -> Result<BoxedIo, EngineError> {
         if !is_id(id) {
             return Err(EngineError::NotFound(id.to_owned()));
         }
-        match LocalStream::connect(&self.machine_dir(id).join("guest.sock")) {
+        match LocalStream::connect(&self.host.machine_dir(id).join("guest.sock")) {
             Ok(stream) => Ok(Box::new(stream)),
             Err(_) => Err(EngineError::NotFound(id.to_owned())),
         }
     }
 
     async fn connect(&self, id: &str, port: u16) -> Result<Option<BoxedIo>, EngineError> {
-        let Some(address) = self.address(id).await? else {
-            return Ok(None);
-        };
-        let connect = async {
-            let socket = TcpSocket::new_v4()?;
-            socket2::SockRef::from(&socket).set_mark(launcher::MARK)?;
-            socket.connect((address, port).into()).await
-        };
-        match tokio::time::timeout(CONNECT, connect).await {
-            Ok(Ok(stream)) => {
-                // Requests are small, and whoever waits for them waits for each.
-                let _ = stream.set_nodelay(true);
-                Ok(Some(Box::new(stream)))
-            }
-            Ok(Err(_)) | Err(_) => Ok(None),
-        }
+        self.host.connect(id, port).await
     }
 
     async fn usage(&self, id: &str) -> Result<Usage, EngineError> {
-        if !is_id(id) {
-            return Err(EngineError::NotFound(id.to_owned()));
-        }
-        let meters = self.meters(id).await?;
-        let directory = self.machine_dir(id);
-        let disk_used = self.shared.disks.used(id, directory.join("fs/upper"));
-        // The kernel adds up some of it when it is read.
-        let counted = tokio::task::spawn_blocking(move || {
-            let counted = usage::read(&meters)?;
-            let disk = rustix::fs::statvfs(&directory)?;
-            Ok::<_, io::Error>((counted, disk.f_bavail.saturating_mul(disk.f_frsize)))
-        });
-        let (disk_used_bytes, counted) = tokio::join!(disk_used, counted);
-        // Nobody would forget one that ended meanwhile.
-        if !lock(&self.link().await?.machines).contains(id) {
-            self.shared.forget(id);
-        }
-        let failed = |error: io::Error| match error.kind() {
-            // It ended under our hands.
-            io::ErrorKind::NotFound => EngineError::NotFound(id.to_owned()),
-            io::ErrorKind::Unsupported => EngineError::Unsupported {
-                engine: "native",
-                what: "measure machines on a host without the cpuacct controller",
-            },
-            _ => EngineError::Step {
-                step: "measure a machine".into(),
-                reason: error.to_string(),
-            },
-        };
-        let counted = counted.map_err(|error| failed(io::Error::other(error)))?;
-        let (counted, disk_free_bytes) = counted.map_err(failed)?;
-        Ok(Usage {
-            at: counted.at,
-            cpu_micros: counted.cpu_micros,
-            memory_bytes: counted.memory_bytes,
-            memory_limit_bytes: counted.memory_limit_bytes,
-            disk_used_bytes,
-            disk_total_bytes: disk_used_bytes.saturating_add(disk_free_bytes),
-            network_rx_bytes: counted.network_rx_bytes,
-            network_tx_bytes: counted.network_tx_bytes,
-        })
+        self.host.usage(id, 0).await
     }
 
     async fn set_egress(&self, id: &str, rules: &Rules) -> Result<(), EngineError> {
-        if !is_id(id) {
-            return Err(EngineError::NotFound(id.to_owned()));
-        }
-        let link = self.link().await?;
-        let asked = RequestBody::Egress {
-            id: id.to_owned(),
-            rules: Box::new(rules.clone()),
-        };
-        let done = self.ask_over(&link, asked).await;
-        // It may be on the network now, or off it.
-        lock(&link.addresses).remove(id);
-        done.map(drop)
+        self.host.set_egress(id, rules).await
     }
 
     async fn attach(&self, id: &str, bind: &Bind) -> Result<(), EngineError> {
-        bind.validate()?;
-        let (id, bind) = (id.to_owned(), Box::new(bind.clone()));
-        self.ask(RequestBody::Attach { id, bind }).await.map(drop)
+        self.host.attach(id, bind).await
     }
 
     async fn detach(&self, id: &str, target: &Path) -> Result<(), EngineError> {
-        let (id, target) = (id.to_owned(), target.to_owned());
-        self.ask(RequestBody::Detach { id, target }).await.map(drop)
+        self.host.detach(id, target).await
     }
 
     async fn attached(&self, id: &str) -> Result<Vec<Bind>, EngineError> {
-        match self
-            .ask(RequestBody::Attached { id: id.to_owned() })
-            .await?
-        {
-            Answer::Attached { binds } => Ok(binds),
-            other => Err(EngineError::Unavailable(format!(
-                "unexpected answer {other:?}"
-            ))),
-        }
+        self.host.attached(id).await
     }
 
     fn denials(&self) -> broadcast::Receiver<Denial> {
-        self.shared.denials.subscribe()
+        self.host.denials(Kind::Native)
     }
 
     fn exits(&self) -> broadcast::Receiver<MachineExit> {
-        self.shared.exits.subscribe()
+        self.host.exits(Kind::Native)
     }
 }

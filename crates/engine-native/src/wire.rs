@@ -3,6 +3,7 @@
 
 use std::{net::Ipv4Addr, path::PathBuf};
 
+use crate::launcher::pack::Pack;
 use nullspace_engine::{Bind, Denial, EngineError, ExitReason, MachineSpec, egress::Rules};
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,49 @@ pub(crate) struct LauncherConfig {
     pub(crate) resolver: Vec<String>,
     /// Machines prepared ahead.
     pub(crate) spare: usize,
+    /// How gVisor's machines are made; `None` where there are none.
+    pub(crate) gvisor: Option<GvisorConfig>,
+}
+
+/// What the launcher must know to make machines of gVisor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GvisorConfig {
+    /// `runsc`.
+    pub runsc: PathBuf,
+    /// The first arguments with which the launcher's own program is the guest.
+    pub guest: Vec<String>,
+    /// Machines prepared ahead, once one was asked for. Each takes about 40 MB.
+    pub spare: usize,
+}
+
+/// The checkpoint that a machine goes on from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Its directory.
+    pub directory: PathBuf,
+    /// The guest that runs in it.
+    pub guest: Pack,
+}
+
+/// What a machine is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Namespaces of this host's kernel.
+    Native,
+    /// A kernel of its own, in a process.
+    Gvisor,
+}
+
+impl Kind {
+    /// The engine's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Gvisor => "gvisor",
+        }
+    }
 }
 
 /// Asked by the engine.
@@ -37,7 +81,11 @@ pub(crate) struct Request {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum RequestBody {
     Hello,
-    Create(Box<MachineSpec>),
+    Create {
+        kind: Kind,
+        spec: Box<MachineSpec>,
+        from: Option<Origin>,
+    },
     Destroy {
         id: String,
     },
@@ -99,7 +147,7 @@ pub(crate) enum Answer {
     },
     Done,
     List {
-        ids: Vec<String>,
+        machines: Vec<(String, Kind)>,
     },
     /// `None` for a machine that has no network, or is not alive.
     Address {

@@ -1,13 +1,36 @@
 //! A machine's state on disk: what an engine wrote, and how one knows that all of it is there.
+//!
+//! The digest is that of a description with a line for each file, sorted by path: what kind it is, whom it belongs to,
+//! what it holds. So one digest covers memory and the writable layer, and a file that was cut, flipped, added or
+//! removed shows.
 
-use std::{fs, io, path::Path};
+use std::{
+    ffi::{CStr, CString},
+    fmt::Write as _,
+    fs::{self, File, Metadata},
+    io::{self, Read},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileTypeExt, MetadataExt},
+    },
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::EngineError;
 
 /// The file that says what a checkpoint is. Written last: without it there is no checkpoint.
 const RECORD: &str = "checkpoint.json";
 /// The most bytes of it that are read.
 const MAX_RECORD: u64 = 64 << 10;
+/// Read at once while a file is hashed, in bytes.
+const PIECE: usize = 1 << 20;
+/// The first line: what a newer program changes when it describes files in another way.
+const FORMAT: &str = "nullspace checkpoint 1";
+/// Attributes that say what an overlay makes of a file, and what a machine set.
+const XATTR_PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user."];
 
 /// What becomes of a machine whose state was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +56,36 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// Describes a directory that holds all of a checkpoint but its record. Blocks while it reads all of it.
+    ///
+    /// # Errors
+    /// When something cannot be read.
+    pub fn of(directory: &Path, engine: &str, format: &str) -> io::Result<Self> {
+        let (digest, bytes) = describe(directory)?;
+        Ok(Self {
+            engine: engine.to_owned(),
+            format: format.to_owned(),
+            bytes,
+            digest,
+        })
+    }
+
+    /// Proves that the rest of a checkpoint's directory is what was written. Blocks while it reads all of it.
+    ///
+    /// # Errors
+    /// [`EngineError::Checkpoint`].
+    pub fn prove(&self, directory: &Path) -> Result<(), EngineError> {
+        match describe(directory) {
+            Ok((digest, _)) if digest == self.digest => Ok(()),
+            Ok(_) => Err(EngineError::Checkpoint(
+                "its files are not what was written".into(),
+            )),
+            Err(error) => Err(EngineError::Checkpoint(format!(
+                "it cannot be read: {error}"
+            ))),
+        }
+    }
+
     /// The record in a checkpoint's directory; `None` when there is none that can be read, and so no checkpoint.
     #[must_use]
     pub fn read(directory: &Path) -> Option<Self> {
@@ -57,9 +110,120 @@ impl Checkpoint {
     }
 }
 
+/// Reads all that is in a directory but the record: its digest and how many bytes the files have. Blocks meanwhile.
+///
+/// # Errors
+/// When something cannot be read.
+fn describe(directory: &Path) -> io::Result<(String, u64)> {
+    let mut text = format!("{FORMAT}\n");
+    let mut bytes = 0;
+    let mut buffer = vec![0; PIECE];
+    let mut left = vec![PathBuf::new()];
+    while let Some(inner) = left.pop() {
+        let at = directory.join(&inner);
+        let metadata = fs::symlink_metadata(&at)?;
+        line(&mut text, &at, &inner, &metadata, &mut buffer)?;
+        if metadata.is_dir() {
+            let mut names = fs::read_dir(&at)?
+                .map(|entry| entry.map(|entry| entry.file_name()))
+                .collect::<io::Result<Vec<_>>>()?;
+            // Taken from the end.
+            names.sort_by(|a, b| b.cmp(a));
+            let names = names.iter().map(|name| inner.join(name));
+            left.extend(names.filter(|name| name != Path::new(RECORD)));
+        } else {
+            bytes += metadata.len();
+        }
+    }
+    Ok((hex::encode(Sha256::digest(text.as_bytes())), bytes))
+}
+
+fn line(
+    text: &mut String,
+    at: &Path,
+    inner: &Path,
+    metadata: &Metadata,
+    buffer: &mut [u8],
+) -> io::Result<()> {
+    let kind = metadata.file_type();
+    let (kind, content) = if kind.is_dir() {
+        ('d', String::new())
+    } else if kind.is_file() {
+        ('f', format!("{} {}", metadata.len(), hash(at, buffer)?))
+    } else if kind.is_symlink() {
+        ('l', hex::encode(fs::read_link(at)?.as_os_str().as_bytes()))
+    } else if kind.is_char_device() || kind.is_block_device() {
+        ('c', metadata.rdev().to_string())
+    } else {
+        // A pipe or a socket: it holds nothing.
+        ('p', String::new())
+    };
+    let _ = write!(
+        text,
+        "{} {kind} {:o} {} {} {content}",
+        hex::encode(inner.as_os_str().as_bytes()),
+        metadata.mode() & 0o7777,
+        metadata.uid(),
+        metadata.gid(),
+    );
+    for (name, value) in attributes(at)? {
+        let _ = write!(
+            text,
+            " {}={}",
+            hex::encode(name.to_bytes()),
+            hex::encode(value)
+        );
+    }
+    text.push('\n');
+    Ok(())
+}
+
+fn hash(path: &Path, buffer: &mut [u8]) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hash = Sha256::new();
+    loop {
+        match file.read(buffer) {
+            Ok(0) => return Ok(hex::encode(hash.finalize())),
+            Ok(length) => hash.update(&buffer[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The attributes that count, sorted.
+fn attributes(path: &Path) -> io::Result<Vec<(CString, Vec<u8>)>> {
+    let mut names = vec![0; 64 << 10];
+    let length = match rustix::fs::llistxattr(path, &mut names) {
+        Ok(length) => length,
+        Err(rustix::io::Errno::NOTSUP) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut found = Vec::new();
+    for name in names[..length].split_inclusive(|byte| *byte == 0) {
+        let Ok(name) = CStr::from_bytes_with_nul(name) else {
+            continue;
+        };
+        if !XATTR_PREFIXES
+            .iter()
+            .any(|p| name.to_bytes().starts_with(p))
+        {
+            continue;
+        }
+        let mut value = vec![0; 64 << 10];
+        let length = rustix::fs::lgetxattr(path, name, &mut value)?;
+        value.truncate(length);
+        found.push((name.to_owned(), value));
+    }
+    found.sort();
+    Ok(found)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
     use super::*;
 
     #[test]
@@ -79,5 +243,47 @@ mod tests {
         let long = vec![b' '; MAX_RECORD as usize + 1];
         fs::write(dir.path().join(RECORD), long).unwrap();
         assert_eq!(Checkpoint::read(dir.path()), None);
+    }
+
+    #[test]
+    fn every_change_shows() {
+        let home = tempfile::tempdir().unwrap();
+        let at = home.path().join("checkpoint");
+        fs::create_dir_all(at.join("layer/a")).unwrap();
+        fs::write(at.join("memory"), vec![7; 3 << 20]).unwrap();
+        fs::write(at.join("layer/a/file"), "text").unwrap();
+        symlink("/etc/passwd", at.join("layer/link")).unwrap();
+        let made = Checkpoint::of(&at, "gvisor", "1").unwrap();
+        assert_eq!(made.digest.len(), 64);
+        assert!(made.bytes >= (3 << 20) + 4, "{made:?}");
+        made.write(&at).unwrap();
+        made.prove(&at).unwrap();
+
+        let flip = |path: &Path| {
+            let mut bytes = fs::read(path).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            fs::write(path, bytes).unwrap();
+        };
+        let damaged = |what: &str| {
+            let refused = made.prove(&at);
+            assert!(matches!(refused, Err(EngineError::Checkpoint(_))), "{what}");
+        };
+        flip(&at.join("memory"));
+        damaged("one bit");
+        flip(&at.join("memory"));
+        made.prove(&at).unwrap();
+        fs::set_permissions(at.join("layer/a/file"), fs::Permissions::from_mode(0o4755)).unwrap();
+        damaged("other rights");
+        fs::set_permissions(at.join("layer/a/file"), fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(at.join("layer/new"), "").unwrap();
+        damaged("one more file");
+        fs::remove_file(at.join("layer/new")).unwrap();
+        fs::remove_file(at.join("layer/link")).unwrap();
+        damaged("one file less");
+        symlink("/etc/shadow", at.join("layer/link")).unwrap();
+        damaged("another link");
+        fs::remove_dir_all(&at).unwrap();
+        damaged("nothing");
     }
 }

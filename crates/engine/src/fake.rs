@@ -20,11 +20,14 @@ use crate::{
     LiveMachine, MachineExit, MachineSpec, Usage, egress::Rules,
 };
 
+/// Of what it writes as checkpoints.
+const FORMAT: &str = "1";
 /// What machines could still write, in bytes.
 const DISK_FREE: u64 = 1 << 30;
 
 /// See the module's docs. Dropping it ends its machines.
 pub struct FakeEngine {
+    name: &'static str,
     root: tempfile::TempDir,
     machines: Mutex<HashMap<String, Machine>>,
     exits: broadcast::Sender<MachineExit>,
@@ -76,7 +79,16 @@ impl FakeEngine {
     /// # Errors
     /// When the folder cannot be made.
     pub fn new() -> io::Result<Self> {
+        Self::named("fake")
+    }
+
+    /// The same under another name, for what tells engines apart.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn named(name: &'static str) -> io::Result<Self> {
         Ok(Self {
+            name,
             root: tempfile::tempdir()?,
             machines: Mutex::default(),
             exits: broadcast::Sender::new(64),
@@ -292,7 +304,7 @@ fn size(folder: &Path) -> u64 {
 #[async_trait]
 impl Engine for FakeEngine {
     fn name(&self) -> &'static str {
-        "fake"
+        self.name
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -353,21 +365,23 @@ impl Engine for FakeEngine {
             .map(|machine| machine.root.clone())
             .ok_or_else(|| EngineError::NotFound(id.to_owned()))?;
         let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = match failing.contains(&format!("checkpoint {id}")) {
-            true => Err(io::Error::other("told to fail")),
-            false => copy_tree(&root, &target.join("root")),
-        };
+        let fails = failing.contains(&format!("checkpoint {id}"));
         drop(failing);
-        let checkpoint = Checkpoint {
-            engine: self.name().into(),
-            format: "1".into(),
-            bytes: size(target),
-            digest: "0".repeat(64),
+        let work = || -> io::Result<Checkpoint> {
+            if fails {
+                return Err(io::Error::other("told to fail"));
+            }
+            std::fs::create_dir(target)?;
+            copy_tree(&root, &target.join("root"))?;
+            std::fs::write(target.join("memory"), format!("there is none: {id}\n"))?;
+            let made = Checkpoint::of(target, self.name, FORMAT)?;
+            made.write(target)?;
+            Ok(made)
         };
-        if let Err(error) = kept.and_then(|()| checkpoint.write(target)) {
+        let checkpoint = work().map_err(|error| {
             let _ = std::fs::remove_dir_all(target);
-            return Err(step("checkpoint")(error));
-        }
+            step("checkpoint")(error)
+        })?;
         if afterwards == Afterwards::End
             && let Some(machine) = self.lock().remove(id)
         {
@@ -381,15 +395,18 @@ impl Engine for FakeEngine {
             return Err(self.cannot("keep memory"));
         }
         spec.validate()?;
-        if Checkpoint::read(from).is_none() {
-            return Err(EngineError::Checkpoint(format!(
-                "{} holds none",
-                from.display()
-            )));
-        }
         if self.lock().contains_key(&spec.id) {
             return Err(EngineError::Exists(spec.id.clone()));
         }
+        let made = Checkpoint::read(from)
+            .ok_or_else(|| EngineError::Checkpoint("its record is not there".into()))?;
+        if made.engine != self.name || made.format != FORMAT {
+            return Err(EngineError::Checkpoint(format!(
+                "it is of {} {}",
+                made.engine, made.format
+            )));
+        }
+        made.prove(from)?;
         let root = self.machine_root(&spec.id);
         if let Err(error) = copy_tree(&from.join("root"), &root) {
             let _ = std::fs::remove_dir_all(&root);
@@ -426,7 +443,10 @@ impl Engine for FakeEngine {
         Ok(self
             .lock()
             .keys()
-            .map(|id| LiveMachine { id: id.clone() })
+            .map(|id| LiveMachine {
+                id: id.clone(),
+                engine: self.name.to_owned(),
+            })
             .collect())
     }
 

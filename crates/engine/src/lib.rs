@@ -5,13 +5,14 @@
 //! engine owes; [`conformance`] checks every engine against them, and [`fake::FakeEngine`] is an
 //! engine without isolation, good enough to develop the platform on any Linux box.
 //!
-//! An engine creates, destroys, lists and dials. Everything that happens *inside* a machine (commands,
-//! files, ports) is spoken to its guest over the dialled stream with `nullspace-protocol`, the same on
-//! every engine.
+//! An engine creates, destroys, lists and dials; some also keep a machine's memory. Everything that happens *inside*
+//! a machine (commands, files, ports) is spoken to its guest over the dialled stream with `nullspace-protocol`, the
+//! same on every engine. [`several::Several`] puts more than one behind one door.
 
 mod checkpoint;
 pub mod conformance;
 pub mod fake;
+pub mod several;
 mod spec;
 
 pub use checkpoint::{Afterwards, Checkpoint};
@@ -40,7 +41,7 @@ pub enum EngineError {
     /// No room for one more machine (addresses, ids, memory or a configured limit).
     #[error("no capacity: {0}")]
     Capacity(String),
-    /// The engine cannot do this at all; `hint` names one that can.
+    /// The engine cannot do this at all.
     #[error("the {engine} engine cannot {what}")]
     Unsupported {
         /// The engine that was asked.
@@ -76,7 +77,8 @@ pub trait Engine: Send + Sync + 'static {
     /// The engine's name as users write it: `native`, `gvisor`, `microvm`, or `fake`.
     fn name(&self) -> &'static str;
 
-    /// What this engine can do beyond the basics.
+    /// What this engine can do beyond the basics. With several engines behind one door: what it does for machines that
+    /// ask for none by name.
     fn capabilities(&self) -> Capabilities;
 
     /// The same for one machine, where several engines are behind one.
@@ -140,9 +142,12 @@ pub trait Engine: Send + Sync + 'static {
     /// listening ports. Returns once its guest answers.
     ///
     /// As for [`Engine::create`], but what was started in the checkpoint has its environment and directory already.
-    /// The caller guarantees that the layers are those of the machine that was kept. Id, host name and address may be
-    /// others; several machines may be built from one checkpoint, and share nothing that can change. Once this returns the
-    /// checkpoint may be removed. The engine owes besides: [`EngineError::Checkpoint`] when what is there is not what was written, a clock that is right and random numbers that were not drawn before.
+    /// Before anything of it runs the engine proves the checkpoint by the digest in its record ([`EngineError::Checkpoint`]
+    /// when it is not what was written); the caller compares that with the one it was given. It is only read, and once this
+    /// returns it may be removed.
+    /// The caller guarantees that the layers and binds are those of the machine that was kept. Id, host name and address may be
+    /// others; several machines may be built from one checkpoint, and share nothing that can change. The engine owes
+    /// besides: a clock that is right and random numbers that were not drawn before.
     async fn restore(
         &self,
         _spec: &MachineSpec,

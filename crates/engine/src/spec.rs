@@ -76,6 +76,9 @@ pub struct MachineSpec {
     pub pids_max: u32,
     /// What the machine may reach. With closed rules it has its loopback only.
     pub egress: Rules,
+    /// The engine that it is asked to be made by, where there are several; `None` for whichever is strongest.
+    #[serde(default)]
+    pub engine: Option<String>,
 }
 
 impl MachineSpec {
@@ -150,6 +153,8 @@ fn clean_absolute(path: &str) -> bool {
 pub struct LiveMachine {
     /// Its id.
     pub id: String,
+    /// The engine that keeps it, by name.
+    pub engine: String,
 }
 
 /// A machine that ended by itself.

@@ -19,12 +19,12 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    Guest,
+    Guest, alone,
     error::{Error, Result},
     files,
     output::{FIRST_FOLLOWER, Next},
     process::{self, Process},
-    search, sftp, staging, tunnel, unpack, watch,
+    search, sftp, shown, staging, tunnel, unpack, watch,
 };
 
 /// The most JSON a request may carry: a command line and its environment.
@@ -57,6 +57,17 @@ pub(crate) async fn route(guest: &Guest, request: Request<Incoming>) -> Response
         })
 }
 
+/// Does what may take a while beside everything else.
+async fn blocking(work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| failed(&io::Error::other(error)))?
+}
+
+fn failed(error: &io::Error) -> Error {
+    Error::io("the machine", error)
+}
+
 async fn answer(
     guest: &Guest,
     method: &Method,
@@ -71,6 +82,30 @@ async fn answer(
             version: env!("CARGO_PKG_VERSION").to_owned(),
             has_own_defaults: guest.inner.has_own_defaults.load(Ordering::Relaxed),
         }),
+        (&Method::POST, ["resumed"]) => {
+            let setup: nullspace_protocol::alone::Setup = json(body).await?;
+            let guest = guest.clone();
+            blocking(move || alone::resumed(&guest, setup).map_err(|e| failed(&e))).await?;
+            ok(&())
+        }
+        (&Method::POST, ["show"]) => {
+            let what: nullspace_protocol::alone::Show = json(body).await?;
+            blocking(move || shown::show(&what)).await?;
+            ok(&())
+        }
+        (&Method::POST, ["hide"]) => {
+            let what: nullspace_protocol::alone::Show = json(body).await?;
+            blocking(move || shown::hide(&what)).await?;
+            ok(&())
+        }
+        (&Method::POST, ["sync"]) => {
+            let sync = || {
+                rustix::fs::sync();
+                Ok(())
+            };
+            blocking(sync).await?;
+            ok(&())
+        }
         (&Method::POST, ["defaults"]) => {
             change_defaults(guest, json(body).await?).await?;
             ok(&())

@@ -2,14 +2,15 @@
 //!
 //! In a real machine it is process number 1: it reaps, runs commands, moves files and forwards ports, all
 //! over `nullspace-protocol` on connections that the host dials. It has no configuration of its own and
-//! keeps no state that the host could not lose. `nullspace-engine-native` forks into [`run_as_init`]; the
-//! fake engine serves [`Guest::serve`] from an ordinary process.
+//! keeps no state that the host could not lose. `nullspace-engine-native` forks into [`run_as_init`], or starts
+//! [`main`] where a machine has a kernel of its own; the fake engine serves [`Guest::serve`] from an ordinary process.
 //!
 //! What it must not do: load code or data of the machine into itself (no NSS, no locale, no dlopen), die
 //! because of anything a process in the machine does, or grow without bound.
 
 #![cfg(target_os = "linux")]
 
+mod alone;
 mod error;
 mod files;
 mod http;
@@ -20,6 +21,7 @@ mod process;
 mod reaper;
 mod search;
 mod sftp;
+mod shown;
 mod staging;
 mod terminal;
 mod tunnel;
@@ -34,6 +36,8 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock, atomic::AtomicBool},
 };
+
+pub use alone::main;
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use nullspace_protocol::{CONNECTION_WINDOW, Io, MAX_FRAME, STREAM_WINDOW};
@@ -56,6 +60,8 @@ pub struct Config {
 #[derive(Clone)]
 pub struct Guest {
     inner: Arc<Inner>,
+    /// What connections must begin with, where others could make them.
+    secret: Option<alone::Secret>,
 }
 
 struct Inner {
@@ -97,6 +103,7 @@ impl Guest {
             cwd: config.cwd,
         };
         Ok(Self {
+            secret: None,
             inner: Arc::new(Inner {
                 root: config.root,
                 init: config.init,
@@ -109,6 +116,11 @@ impl Guest {
                 sftp: sftp::Count::default(),
             }),
         })
+    }
+
+    fn with_secret(mut self, secret: alone::Secret) -> Self {
+        self.secret = Some(secret);
+        self
     }
 
     fn defaults(&self) -> Arc<Defaults> {
@@ -165,14 +177,7 @@ impl Guest {
 /// # Errors
 /// Only when the runtime cannot start or the listener breaks; the machine ends with this process.
 pub fn run_as_init(listener: OwnedFd, config: Config) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        // Threads are for file work that may block; few are enough, idle ones go soon.
-        .max_blocking_threads(16)
-        .thread_keep_alive(std::time::Duration::from_secs(2))
-        .thread_stack_size(256 << 10)
-        .build()?;
-    runtime.block_on(async move {
+    runtime()?.block_on(async move {
         let guest = Guest::new(config)?;
         let listener = StdListener::from(listener);
         listener.set_nonblocking(true)?;
@@ -191,4 +196,14 @@ pub fn run_as_init(listener: OwnedFd, config: Config) -> io::Result<()> {
             }
         }
     })
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Threads are for file work that may block; few are enough, idle ones go soon.
+        .max_blocking_threads(16)
+        .thread_keep_alive(std::time::Duration::from_secs(2))
+        .thread_stack_size(256 << 10)
+        .build()
 }

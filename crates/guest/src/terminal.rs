@@ -9,7 +9,7 @@ use std::{
 use nullspace_protocol::TerminalSize;
 use rustix::{
     process::Pid,
-    pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt},
+    pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, ptsname, unlockpt},
     termios::{Winsize, tcgetpgrp, tcsetwinsize},
 };
 
@@ -24,13 +24,24 @@ pub(crate) struct Terminal {
     size: Mutex<TerminalSize>,
 }
 
+fn by_name(master: &OwnedFd) -> io::Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    let name = ptsname(master, Vec::new())?;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(name.as_c_str(), flags, Mode::empty())?)
+}
+
 impl Terminal {
     /// A new one, and the end of the process.
     pub(crate) fn open(wanted: nullspace_protocol::Terminal) -> io::Result<(Self, OwnedFd)> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master = openpt(flags)?;
         unlockpt(&master)?;
-        let process_end = ioctl_tiocgptpeer(&master, flags)?;
+        let process_end = match ioctl_tiocgptpeer(&master, flags) {
+            // Kernels that do not know the call have the other end by its name alone.
+            Err(rustix::io::Errno::NOTTY) => by_name(&master)?,
+            opened => opened?,
+        };
         tcsetwinsize(&master, winsize(wanted.size))?;
         let terminal = Self {
             session: wanted.session,

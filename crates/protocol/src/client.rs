@@ -20,6 +20,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use self::connection::Connection;
 use crate::{
     BoxedIo, PROTOCOL_VERSION,
+    alone::{Setup, Show},
     frame::{self, Frame, FrameError},
     types::{
         DefaultsRequest, ErrorBody, ErrorKind, ExecRequest, FileInfo, Hello, OutputQuery,
@@ -114,6 +115,46 @@ impl GuestClient {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.connection.is_closed()
+    }
+
+    /// Tells a machine that goes on from a checkpoint which one it is now.
+    ///
+    /// # Errors
+    /// `Io` when the machine lacks something.
+    pub async fn resumed(&self, setup: &Setup) -> Result<(), GuestError> {
+        self.post("/resumed", setup, "telling the guest which machine it is")
+            .await
+            .map(drop)
+    }
+
+    /// Puts something of the host where it is wanted; again is fine.
+    ///
+    /// # Errors
+    /// `Invalid` for a target that leads through a link or is no directory.
+    pub async fn show(&self, what: &Show) -> Result<(), GuestError> {
+        self.post("/show", what, "showing a directory of the host")
+            .await
+            .map(drop)
+    }
+
+    /// Takes it away from wherever it is by now; what is not there is fine.
+    ///
+    /// # Errors
+    /// `Io` when the machine lacks something.
+    pub async fn hide(&self, what: &Show) -> Result<(), GuestError> {
+        self.post("/hide", what, "taking a directory of the host away")
+            .await
+            .map(drop)
+    }
+
+    /// Has everything that the machine wrote to files handed to the host.
+    ///
+    /// # Errors
+    /// `Io` when the machine lacks something.
+    pub async fn sync(&self) -> Result<(), GuestError> {
+        self.post("/sync", &(), "writing everything out")
+            .await
+            .map(drop)
     }
 
     /// Changes what commands have that start from now on, unless they say otherwise.

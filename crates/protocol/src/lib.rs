@@ -10,6 +10,7 @@
 //! A machine outlives upgrades of the host, so a guest may be older than the client: see
 //! [`PROTOCOL_VERSION`].
 
+pub mod alone;
 mod client;
 pub mod frame;
 mod search;
@@ -39,7 +40,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 /// 2: [`Retain::Live`], [`Retain::Tail`], terminals.
 /// 3: searching, replacing, watching, uploads in parts.
 /// 4: logins, SFTP, ports that the machine listens on for the host.
-/// 5: commands of another user, unpacking.
+/// 5: commands of another user, unpacking, going on from a checkpoint, writing everything out.
 pub const PROTOCOL_VERSION: u32 = 5;
 /// In the exit code of a [`Login`]: it was ended by the signal that is left when 128 is taken off.
 pub const SIGNALLED: i32 = 0x100;

@@ -331,6 +331,7 @@ async fn strays_are_ended_at_start() {
         memory_bytes: 64 << 20,
         pids_max: 64,
         egress: nullspace_engine::egress::Rules::deny_all(),
+        engine: None,
     };
     world.engine.create(&spec).await.unwrap();
     world.start().await;

@@ -476,6 +476,7 @@ async fn what_was_cut_off_is_ended_and_nothing_is_doubled() {
         memory_bytes: 512 << 20,
         pids_max: 100,
         egress: nullspace_engine::egress::Rules::default(),
+        engine: None,
     };
     world.engine.destroy(&half).await.unwrap();
     world.engine.create(&spec).await.unwrap();

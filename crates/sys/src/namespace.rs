@@ -251,6 +251,19 @@ pub fn die_with_parent() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) }).map(drop)
 }
 
+/// Points standard input, output and error at `/dev/null`, so that whoever was at the other end is let go.
+///
+/// # Errors
+/// open(2)'s and dup2(2)'s.
+pub fn let_go_of_standard_streams() -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    for stream in 0..=2 {
+        // SAFETY: a live descriptor onto ones that no object of this process owns.
+        check(unsafe { libc::dup2(null.as_raw_fd(), stream) })?;
+    }
+    Ok(())
+}
+
 /// The name that lists of processes show for this one; at most 15 bytes count.
 pub fn set_name(name: &str) {
     if let Ok(name) = CString::new(name) {

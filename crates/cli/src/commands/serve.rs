@@ -1,5 +1,6 @@
 //! `nullspace serve`: the composition root. Only here are concrete engines named.
 
+mod engines;
 mod key;
 mod settings;
 mod trace;
@@ -12,7 +13,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use indicatif::MultiProgress;
-use nullspace_engine_native::NativeEngine;
 use nullspace_server::{
     PreviewDomain, ServeError, ServeOptions, Server, SshListen, TemplateSource,
 };
@@ -26,12 +26,15 @@ use crate::app::App;
 use crate::error::{CliError, Outcome};
 use crate::ui::Ui;
 
+use engines::Isolation;
 pub(crate) use key::own_key;
 use settings::Settings;
 use trace::Traces;
 
 /// Name of the helper process that builds machines.
 const LAUNCHER: &str = "launcher";
+/// What this program is called as inside machines with a kernel of their own.
+const GUEST: &str = "guest";
 /// Name of the helper process that answers the machines' name queries.
 const RESOLVER: &str = "resolver";
 /// Name of the helper process that works on the files of a volume.
@@ -59,9 +62,9 @@ const CA_BUNDLES: [&str; 4] = [
 Settings come from flags, then the environment (NULLSPACE_LISTEN, NULLSPACE_SSH_ADDR,
 NULLSPACE_SSH_HOST, NULLSPACE_METRICS_ADDR, NULLSPACE_PREVIEW_DOMAIN, NULLSPACE_DATA_DIR,
 NULLSPACE_CONFIG, NULLSPACE_TEMPLATE_CACHE_DIR, NULLSPACE_MAKE_BASE,
-NULLSPACE_TRUST_HOST_CERTIFICATES, NULLSPACE_SPARE_MACHINES, NULLSPACE_WEBHOOK_PRIVATE_RECEIVERS,
-NULLSPACE_LOG, OTEL_EXPORTER_OTLP_ENDPOINT), then the file, then
-defaults. NULLSPACE_BOOTSTRAP_API_KEY lets a key in; without it and without any key, one is made
+NULLSPACE_TRUST_HOST_CERTIFICATES, NULLSPACE_ISOLATION, NULLSPACE_SPARE_MACHINES,
+NULLSPACE_SPARE_GVISOR, NULLSPACE_WEBHOOK_PRIVATE_RECEIVERS, NULLSPACE_LOG,
+OTEL_EXPORTER_OTLP_ENDPOINT), then the file, then defaults. NULLSPACE_BOOTSTRAP_API_KEY lets a key in; without it and without any key, one is made
 at the first start and put into this user's configuration, so that the command line works at once.
 
 The file:
@@ -75,7 +78,9 @@ The file:
   template_cache_dir = \"/var/cache/nullspace\"   # `base` is shared between data directories here
   make_base = true                              # make `base` if it is not there
   trust_host_certificates = true                # machines trust the authorities that this host trusts
+  isolation = \"native\"                          # what machines are made of: native, gvisor or auto
   spare_machines = 4                            # machines prepared ahead
+  spare_gvisor = 1                              # the same of gVisor, once one was asked for; 40 MB each
   log = \"info\"                                  # or a filter such as info,nullspace_server=debug
   [limits]                                      # max_machines, max_memory_mb, default_timeout_ms, …
   webhook_private_receivers = false             # webhooks to loopback and private addresses
@@ -104,6 +109,10 @@ pub(crate) struct Args {
     /// Where everything is kept.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// What machines are made of that ask for nothing else: namespaces of this host (`native`), a kernel of their own
+    /// (`gvisor`), or the stronger of the two that works here (`auto`) [default: native].
+    #[arg(long, value_name = "KIND")]
+    isolation: Option<Isolation>,
     /// Settings, TOML.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -112,7 +121,7 @@ pub(crate) struct Args {
     detached: bool,
 }
 
-/// Runs as one of the helper processes, if the arguments say so. They are started by the engine and the launcher, which
+/// Runs as one of the helper processes, if the arguments say so. They are started by the engines and the launcher, which
 /// need them small: nothing of the command line is set up for them.
 pub(crate) fn helper_process(argv: &[OsString]) -> Option<ExitCode> {
     let argument = || {
@@ -123,6 +132,7 @@ pub(crate) fn helper_process(argv: &[OsString]) -> Option<ExitCode> {
     let result = match argv.get(1)?.to_str()? {
         LAUNCHER => nullspace_engine_native::launcher_main().map_err(|error| error.to_string()),
         RESOLVER => resolver(argument()),
+        GUEST => nullspace_guest::main().map_err(|error| error.to_string()),
         KEEPER => {
             nullspace_keeper::main(Path::new(argv.get(2)?)).map_err(|error| error.to_string())
         }
@@ -236,18 +246,12 @@ async fn serve(settings: &Settings, app: &App, bars: MultiProgress) -> Outcome {
     let ca_file = ca_bundle
         .is_some()
         .then_some(nullspace_engine_native::CA_BUNDLE);
-    let engine = NativeEngine::start(nullspace_engine_native::Config {
-        data_dir: settings.data_dir.clone(),
-        launcher: vec![program.to_owned(), LAUNCHER.to_owned()],
-        resolver: vec![program.to_owned(), RESOLVER.to_owned()],
-        ca_bundle,
-        spare: settings.spare_machines,
-    })
-    .await
-    .map_err(|error| {
-        CliError::new("engine_unavailable", error.to_string())
-            .hint("See what this host lacks with `nullspace doctor`.")
-    })?;
+    let engine = engines::start(settings, program, ca_bundle, app.ui)
+        .await
+        .map_err(|error| {
+            CliError::new("engine_unavailable", error.to_string())
+                .hint("See what this host lacks with `nullspace doctor`.")
+        })?;
     let options = ServeOptions {
         listen: settings.listen,
         data_dir: settings.data_dir.clone(),
@@ -265,7 +269,7 @@ async fn serve(settings: &Settings, app: &App, bars: MultiProgress) -> Outcome {
         volume_keeper: vec![program.to_owned(), KEEPER.to_owned()],
         ca_file,
     };
-    let server = Server::start(options, Arc::new(engine))
+    let server = Server::start(options, engine)
         .await
         .map_err(|error| start_error(&error))?;
     let data_dir = settings.data_dir.display();

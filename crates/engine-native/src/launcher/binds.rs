@@ -4,10 +4,16 @@
 //!  source ──(beneath it, through no link)──▶ detached mount: the machine's ids, read-only, nosuid, nodev
 //!                                                └──(in the machine's mounts, beneath its root, through no link)──▶ target
 //! ```
+//! Machines with a kernel of their own have mounts that nobody here can reach. There it goes in two steps:
+//! ```text
+//!  source ──▶ detached mount ──▶ `shown/<name>` in the keeper's mounts, which are shared with the machine's file server
+//!                                     └──(the guest, asked by the engine: beneath its root, through no link)──▶ target
+//! ```
 //! The launcher keeps a descriptor of each mount. A machine can rename what is above a target, so that the path does not
 //! lead there any more; by its descriptor the mount is found wherever it is.
 
 use std::{
+    fs,
     io::{self, IoSlice, IoSliceMut, Read, Write},
     mem::MaybeUninit,
     os::{
@@ -34,7 +40,13 @@ use rustix::{
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
-use super::{inside::Root, slot::Slot};
+use super::{
+    inside::{Root, attach as attach_tree},
+    keeper,
+    slot::Slot,
+};
+use sha2::{Digest, Sha256};
+
 use crate::wire::Refusal;
 
 /// What a machine is shown.
@@ -51,7 +63,8 @@ impl Shown {
 }
 
 /// A mount of what a bind shows, attached nowhere yet, and whether it is a directory.
-pub(super) fn tree(bind: &Bind, users: BorrowedFd<'_>) -> io::Result<(OwnedFd, bool)> {
+/// `users` is the machine's user namespace, if it has host ids of its own.
+pub(super) fn tree(bind: &Bind, users: Option<BorrowedFd<'_>>) -> io::Result<(OwnedFd, bool)> {
     let path = OFlags::PATH | OFlags::CLOEXEC;
     let mut source = rustix::fs::open(&bind.source, path, Mode::empty())?;
     if let Some(beneath) = &bind.beneath {
@@ -68,7 +81,7 @@ pub(super) fn tree(bind: &Bind, users: BorrowedFd<'_>) -> io::Result<(OwnedFd, b
         read_only: bind.read_only,
         no_suid: true,
         no_dev: true,
-        id_map: Some(users),
+        id_map: users,
         ..Attributes::default()
     };
     let tree = clone_tree(source.as_fd(), c"", attributes)?;
@@ -77,19 +90,57 @@ pub(super) fn tree(bind: &Bind, users: BorrowedFd<'_>) -> io::Result<(OwnedFd, b
 }
 
 /// Shows a directory in a machine that runs.
-pub(super) fn attach(slot: &Slot, users: BorrowedFd<'_>, bind: &Bind) -> Result<Shown, Refusal> {
-    let (tree, is_dir) = tree(bind, users).map_err(|error| refusal("open the source", &error))?;
+pub(super) fn attach(
+    slot: &Slot,
+    range: usize,
+    users: BorrowedFd<'_>,
+    bind: &Bind,
+) -> Result<Shown, Refusal> {
+    let (tree, is_dir) =
+        tree(bind, Some(users)).map_err(|error| refusal("open the source", &error))?;
     if !is_dir {
         return Err(Refusal::Invalid("the source is no directory".into()));
     }
     let target = bind.target.display().to_string();
-    let first_id = super::slot::first_id(slot.range);
+    let first_id = super::slot::first_id(range);
     in_mounts_of(slot, || {
         let root = Root::open(Path::new("/"), first_id)?;
         root.mount(&tree, &target, true)
     })
     .map_err(|error| refusal("mount at the target", &error))?;
     Ok(Shown::new(bind.clone(), tree))
+}
+
+/// Where in [`keeper::SHOWN`] a machine with a kernel of its own finds what is shown at a target. It is the same when it
+/// goes on from a checkpoint, where its kernel looks for it again.
+pub(crate) fn name(target: &Path) -> String {
+    hex::encode(&Sha256::digest(target.as_os_str().as_encoded_bytes())[..8])
+}
+
+/// Shows a directory to the file server of a machine that runs, with a kernel of its own.
+pub(super) fn offer(slot: &Slot, scratch: &Path, bind: &Bind) -> Result<Shown, Refusal> {
+    let (tree, is_dir) = tree(bind, None).map_err(|error| refusal("open the source", &error))?;
+    if !is_dir {
+        return Err(Refusal::Invalid("the source is no directory".into()));
+    }
+    in_mounts_of(slot, || put(&tree, true, scratch, &bind.target))
+        .map_err(|error| Refusal::step("mount for the machine's file server", error))?;
+    Ok(Shown::new(bind.clone(), tree))
+}
+
+/// Mounts a tree where a machine's file server sees it. In the keeper's mounts.
+pub(super) fn put(tree: &OwnedFd, is_dir: bool, scratch: &Path, target: &Path) -> io::Result<()> {
+    let at = scratch.join(keeper::SHOWN).join(name(target));
+    // It may be there still: the machine was shown something at this target before.
+    let made = match is_dir {
+        true => fs::create_dir(&at),
+        false => fs::File::create_new(&at).map(drop),
+    };
+    match made {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    attach_tree(tree, &at)
 }
 
 /// Takes it away; what is open in it stays open.

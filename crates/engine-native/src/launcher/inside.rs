@@ -50,6 +50,7 @@ use super::{
     network::{self, Link},
     system_layer,
 };
+use crate::wire::Origin;
 
 /// Ids of one machine.
 pub(crate) const RANGE: u32 = 65_536;
@@ -76,8 +77,8 @@ const OPEN_FILES: u64 = 65_536;
 pub(super) struct Preparation<'a> {
     pub(super) group: &'a Group,
     pub(super) link: &'a Link,
-    /// The user namespace it will enter.
-    pub(super) users: &'a OwnedFd,
+    /// The user namespace it will enter; a machine with a kernel of its own needs none.
+    pub(super) users: Option<&'a OwnedFd>,
     /// Host id of the machine's root.
     pub(super) first_id: u32,
     /// Empty; becomes `machines/<id>`.
@@ -102,6 +103,8 @@ pub(super) struct Order {
     pub(super) spec: MachineSpec,
     /// `machines/<id>`: what was prepared is here now.
     pub(super) directory: PathBuf,
+    /// The checkpoint that it goes on from.
+    pub(super) from: Option<Origin>,
 }
 
 /// What a child tells the launcher: one byte each, `Failed` with text up to the end of the stream.
@@ -109,9 +112,9 @@ pub(super) const PARKED: u8 = b'p';
 pub(super) const READY: u8 = b'r';
 pub(super) const FAILED: u8 = b'!';
 
-type Step<T> = Result<T, (String, io::Error)>;
+pub(super) type Step<T> = Result<T, (String, io::Error)>;
 
-trait Named<T> {
+pub(super) trait Named<T> {
     fn named(self, step: &str) -> Step<T>;
 }
 
@@ -145,6 +148,9 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>) -> Step<()> {
         lower,
         common,
     } = *preparation;
+    let users = users
+        .ok_or_else(|| io::Error::other("there is none"))
+        .named("find the user namespace")?;
     namespace::close_all_from(3, &[control.as_fd(), users.as_fd()]).named("close descriptors")?;
     namespace::set_name("nullspace guest");
     namespace::die_with_parent().named("follow the launcher's death")?;
@@ -194,7 +200,7 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>) -> Step<()> {
 }
 
 /// Reads one length-prefixed JSON message from the launcher.
-fn receive<T: for<'a> Deserialize<'a>>(control: &mut UnixStream) -> io::Result<T> {
+pub(super) fn receive<T: for<'a> Deserialize<'a>>(control: &mut UnixStream) -> io::Result<T> {
     let mut length = [0; 4];
     control.read_exact(&mut length)?;
     let length = u32::from_be_bytes(length) as usize;
@@ -278,7 +284,7 @@ impl MachineRoot {
 }
 
 /// A directory's device and inode.
-fn which_directory(path: &Path) -> Option<(u64, u64)> {
+pub(super) fn which_directory(path: &Path) -> Option<(u64, u64)> {
     let meta = fs::metadata(path).ok()?;
     Some((meta.dev(), meta.ino()))
 }
@@ -370,7 +376,7 @@ fn enter_root(spec: &MachineSpec, inside: &Root, users: BorrowedFd<'_>) -> Step<
         .named("write /etc/hosts")?;
     let mut binds = Vec::with_capacity(spec.binds.len());
     for bind in &spec.binds {
-        let (tree, is_dir) = binds::tree(bind, users)
+        let (tree, is_dir) = binds::tree(bind, Some(users))
             .map_err(|e| binds::failed(format!("bind for {}", bind.target.display()), e))?;
         let target = bind.target.display().to_string();
         inside
@@ -395,7 +401,7 @@ fn enter_root(spec: &MachineSpec, inside: &Root, users: BorrowedFd<'_>) -> Step<
 /// A machine does not outlive a crash of the host, so nothing of it has to be on the disk at any moment: the
 /// overlay is volatile where the kernel has that. Otherwise the end of each machine would wait for the disk,
 /// and each `fsync` in a machine for all that others write.
-fn new_overlay(lower: &str, writable: &Path) -> Step<OwnedFd> {
+pub(super) fn new_overlay(lower: &str, writable: &Path) -> Step<OwnedFd> {
     let work = |volatile: bool| -> rustix::io::Result<OwnedFd> {
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
         let set = |name: &str, value: &Path| fsconfig_set_string(context.as_fd(), name, value);
@@ -425,7 +431,7 @@ fn new_overlay(lower: &str, writable: &Path) -> Step<OwnedFd> {
 ///
 /// The overlay creates files as the one who mounts it, whom an id-mapped mount would not know: so this layer
 /// holds the host's ids, and what is made here is given to the machine's root.
-fn make_writable_layer(files: &Path, first_id: u32) -> io::Result<()> {
+pub(super) fn make_writable_layer(files: &Path, first_id: u32) -> io::Result<()> {
     let upper = files.join("upper");
     let etc = upper.join("etc");
     for path in [files, &files.join("work"), &upper, &etc] {
@@ -456,7 +462,11 @@ fn enter(users: &OwnedFd, filter: &Filter) -> Step<()> {
 }
 
 /// A new file system instance, mounted nowhere yet.
-fn new_fs(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Step<OwnedFd> {
+pub(super) fn new_fs(
+    kind: &str,
+    options: &[(&str, &str)],
+    attributes: MountAttrFlags,
+) -> Step<OwnedFd> {
     let work = || -> rustix::io::Result<OwnedFd> {
         let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
         for (name, value) in options {
@@ -468,7 +478,7 @@ fn new_fs(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> S
     work().named(&format!("make a {kind} file system"))
 }
 
-fn attach(tree: &OwnedFd, at: &Path) -> io::Result<()> {
+pub(super) fn attach(tree: &OwnedFd, at: &Path) -> io::Result<()> {
     Ok(move_mount(
         tree,
         "",
@@ -478,7 +488,7 @@ fn attach(tree: &OwnedFd, at: &Path) -> io::Result<()> {
     )?)
 }
 
-fn clone_path(path: &Path, attributes: Attributes<'_>) -> io::Result<OwnedFd> {
+pub(super) fn clone_path(path: &Path, attributes: Attributes<'_>) -> io::Result<OwnedFd> {
     let path = CString::new(OsStr::as_bytes(path.as_os_str()))?;
     clone_tree(CWD, &path, attributes)
 }

@@ -1,4 +1,4 @@
-//! The launcher: the small privileged process that builds native machines.
+//! The launcher: the small privileged process that builds machines.
 //!
 //! One thread, one loop. It has no secrets beyond the environments that it hands on, reads no file of a
 //! machine, and outlives `serve`: machines are its children and live as long as it does. It ends by itself
@@ -15,7 +15,9 @@ mod cgroup;
 mod egress;
 mod filter;
 mod inside;
+mod keeper;
 mod network;
+pub(crate) mod pack;
 mod resolver;
 mod shared;
 mod slot;
@@ -44,18 +46,23 @@ use nullspace_engine::{
 use nullspace_sys::namespace::{self, Namespaces};
 use rustix::event::epoll;
 
+pub(crate) use self::binds::name as shown_name;
+pub use self::keeper::{GUEST, LAYER, NAME, SECRET, STATE};
 use self::{
     binds::Shown,
     cgroup::Cgroups,
     egress::Egress,
     inside::{Common, Order},
+    keeper::Gvisor,
     network::Network,
     resolver::Resolver,
     slot::{Materials, Ranges, Slot},
     undertaker::Undertaker,
 };
-pub(crate) use self::{inside::RANGE, network::MARK};
-use crate::wire::{self, Answer, LauncherConfig, Message, Refusal, Request, RequestBody};
+pub(crate) use self::{inside::RANGE, network::MARK, slot::KERNEL_MEMORY, system_layer::files};
+use crate::wire::{
+    self, Answer, Kind, LauncherConfig, Message, Origin, Refusal, Request, RequestBody,
+};
 
 /// How long the launcher stays when it has neither machine nor caller.
 const LINGER: Duration = Duration::from_secs(2);
@@ -71,6 +78,8 @@ const QUIET_WITHOUT: Duration = Duration::from_millis(3);
 const TIDY: Duration = Duration::from_secs(1);
 /// How long a child may take to get ready before it is given up.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The same for one that starts a kernel, or copies a writable layer first.
+const PATIENCE_WITH_KERNEL: Duration = Duration::from_secs(240);
 /// Where directories of machines are prepared, in the data directory.
 const SPARE: &str = "spare";
 /// How long a launcher that ends may take until the next one has its place.
@@ -225,11 +234,20 @@ struct Client {
     buffer: Vec<u8>,
 }
 
+/// A machine that is asked for.
+struct Wanted {
+    caller: Caller,
+    kind: Kind,
+    spec: Box<MachineSpec>,
+    from: Option<Origin>,
+}
+
 struct Launcher {
     config: LauncherConfig,
     /// Held for its lock.
     _lock: File,
     common: Common,
+    gvisor: Option<Gvisor>,
     poll: OwnedFd,
     listener: UnixListener,
     own_pids: OwnedFd,
@@ -241,9 +259,9 @@ struct Launcher {
     entries: HashMap<u32, Entry>,
     by_id: HashMap<String, u32>,
     parked: VecDeque<u32>,
-    /// The layers of the last machine: probably the next one's too.
-    usual: Vec<PathBuf>,
-    waiting: VecDeque<(Caller, Box<MachineSpec>)>,
+    /// The layers of the last machine of a kind: probably the next one's too.
+    usual: HashMap<Kind, Vec<PathBuf>>,
+    waiting: VecDeque<Wanted>,
     clients: HashMap<u32, Client>,
     undertaker: Undertaker,
     next: u32,
@@ -296,6 +314,13 @@ impl Launcher {
             Egress::open(&config.instance).map_err(context("prepare the packet filter"))?;
         let system_layer = system_layer::make(&config, network.gateway())
             .map_err(context("make the system layer"))?;
+        let gvisor = match &config.gvisor {
+            Some(wanted) => Some(Gvisor {
+                config: wanted.clone(),
+                pack: pack::make(&config.data_dir).map_err(context("pack the guest"))?,
+            }),
+            None => None,
+        };
         let undertaker = Undertaker::start().map_err(context("fork"))?;
         let resolver = Resolver::start(&config.resolver, network.gateway())
             .map_err(context("start the resolver"))?;
@@ -320,6 +345,7 @@ impl Launcher {
                 scratch,
                 filter: filter::build(),
             },
+            gvisor,
             poll,
             listener,
             own_pids,
@@ -331,7 +357,7 @@ impl Launcher {
             entries: HashMap::new(),
             by_id: HashMap::new(),
             parked: VecDeque::new(),
-            usual: Vec::new(),
+            usual: HashMap::new(),
             waiting: VecDeque::new(),
             clients: HashMap::new(),
             undertaker,
@@ -393,37 +419,54 @@ impl Launcher {
     /// When the next spare slot should be prepared: when it is quiet. Not while a machine starts.
     fn spare_wanted_in(&self) -> Option<Duration> {
         let starting = |e: &Entry| matches!(e.state, State::Starting { .. });
-        if !self.wants_to_prepare()
-            || self.preparing() > 0
-            || !self.waiting.is_empty()
-            || self.entries.values().any(starting)
-        {
+        let kind = self.spare_wanted()?;
+        if !self.waiting.is_empty() || self.entries.values().any(starting) {
             return None;
         }
-        let quiet = match self.parked.is_empty() {
+        let quiet = match self.parked_of(kind) == 0 {
             true => QUIET_WITHOUT,
             false => QUIET,
         };
         Some(quiet.saturating_sub(self.active.elapsed()))
     }
 
-    fn preparing(&self) -> usize {
+    fn preparing(&self, kind: Kind) -> usize {
         self.entries
             .values()
-            .filter(|e| matches!(e.state, State::Forked))
+            .filter(|e| e.slot.kind == kind && matches!(e.state, State::Forked))
             .count()
     }
 
-    fn wants_to_prepare(&self) -> bool {
+    fn parked_of(&self, kind: Kind) -> usize {
+        let is_it = |n: &&u32| self.entries.get(n).is_some_and(|e| e.slot.kind == kind);
+        self.parked.iter().filter(is_it).count()
+    }
+
+    /// The kind of machine of which one should be prepared ahead: one of each at a time.
+    fn spare_wanted(&self) -> Option<Kind> {
         let allowed = self.prepare_again.is_none_or(|at| Instant::now() >= at);
-        allowed
-            && !self.clients.is_empty()
-            && self.parked.len() + self.preparing() < self.config.spare
+        if !allowed || self.clients.is_empty() {
+            return None;
+        }
+        [Kind::Native, Kind::Gvisor].into_iter().find(|kind| {
+            let spare = match kind {
+                Kind::Native => self.config.spare,
+                // Each takes memory: none before anybody asked for one.
+                Kind::Gvisor if !self.usual.contains_key(kind) => 0,
+                Kind::Gvisor => self.config.gvisor.as_ref().map_or(0, |g| g.spare),
+            };
+            self.preparing(*kind) == 0 && self.parked_of(*kind) < spare
+        })
     }
 
     fn prepare_spare(&mut self) {
-        if self.spare_wanted_in() == Some(Duration::ZERO) && self.prepare().is_err() {
-            self.prepare_again = Some(Instant::now() + Duration::from_secs(1));
+        if self.spare_wanted_in() == Some(Duration::ZERO)
+            && let Some(kind) = self.spare_wanted()
+        {
+            let lower = self.usual.get(&kind).cloned().unwrap_or_default();
+            if self.prepare(kind, lower).is_err() {
+                self.prepare_again = Some(Instant::now() + Duration::from_secs(1));
+            }
         }
     }
 
@@ -434,7 +477,13 @@ impl Launcher {
             .entries
             .iter()
             .filter(|(_, e)| matches!(e.state, State::Forked | State::Starting { .. }))
-            .filter(|(_, e)| e.since.elapsed() > PATIENCE)
+            .filter(|(_, e)| {
+                let patience = match e.slot.kind {
+                    Kind::Native => PATIENCE,
+                    Kind::Gvisor => PATIENCE_WITH_KERNEL,
+                };
+                e.since.elapsed() > patience
+            })
             .map(|(n, _)| *n)
             .collect();
         for n in late {
@@ -612,19 +661,29 @@ impl Launcher {
             }
             RequestBody::List => {
                 let live = self.entries.values().filter_map(|e| match &e.state {
-                    State::Live { id } | State::Starting { id, .. } => Some(id.clone()),
+                    State::Live { id } | State::Starting { id, .. } => {
+                        Some((id.clone(), e.slot.kind))
+                    }
                     _ => None,
                 });
-                let ids = live.collect();
-                self.answer(caller, Ok(Answer::List { ids }));
+                let machines = live.collect();
+                self.answer(caller, Ok(Answer::List { machines }));
             }
-            RequestBody::Create(spec) => {
-                let waits = self.waiting.iter().any(|(_, other)| other.id == spec.id);
+            RequestBody::Create { kind, spec, from } => {
+                let waits = self.waiting.iter().any(|other| other.spec.id == spec.id);
                 if waits || self.by_id.contains_key(&spec.id) {
                     self.answer(caller, Err(Refusal::Exists(spec.id)));
+                } else if kind == Kind::Gvisor && self.gvisor.is_none() {
+                    let text = "this launcher was started without gVisor: end its machines first";
+                    self.answer(caller, Err(Refusal::step("start", text)));
                 } else {
                     self.active = Instant::now();
-                    self.waiting.push_back((caller, spec));
+                    self.waiting.push_back(Wanted {
+                        caller,
+                        kind,
+                        spec,
+                        from,
+                    });
                 }
             }
             RequestBody::Address { id } => {
@@ -672,8 +731,7 @@ impl Launcher {
     }
 
     fn attach(&mut self, id: &str, bind: &Bind) -> Result<(), Refusal> {
-        let range = self.live(id)?.slot.range;
-        let users = self.ranges.namespace(range)?;
+        let scratch = self.common.scratch.clone();
         let entry = self.live(id)?;
         if entry.binds.iter().any(|one| one.bind == *bind) {
             return Ok(());
@@ -689,8 +747,16 @@ impl Launcher {
                 "a machine has at most {MAX_BINDS} binds"
             )));
         }
-        let shown = binds::attach(&entry.slot, users.as_fd(), bind)?;
-        entry.binds.push(shown);
+        let shown = match entry.slot.range {
+            Some(range) => {
+                let users = self.ranges.namespace(range)?;
+                let entry = self.live(id)?;
+                binds::attach(&entry.slot, range, users.as_fd(), bind)?
+            }
+            // It has a kernel of its own.
+            None => binds::offer(&entry.slot, &scratch, bind)?,
+        };
+        self.live(id)?.binds.push(shown);
         Ok(())
     }
 
@@ -745,7 +811,7 @@ impl Launcher {
     }
 
     fn destroy(&mut self, caller: Caller, id: &str) {
-        self.waiting.retain(|(_, spec)| spec.id != id);
+        self.waiting.retain(|wanted| wanted.spec.id != id);
         let Some(entry) = self.by_id.get(id).and_then(|n| self.entries.get_mut(n)) else {
             return self.answer(caller, Ok(Answer::Done));
         };
@@ -772,48 +838,74 @@ impl Launcher {
 
     /// Gives parked slots to those who wait, and prepares more when there are too few.
     fn serve_waiting(&mut self) {
-        while !self.waiting.is_empty() {
-            let lower = &self.waiting[0].1.lower;
-            let made_for_it = |n: &u32| self.entries.get(n).is_some_and(|e| e.slot.lower == *lower);
-            let at = self.parked.iter().position(made_for_it).unwrap_or(0);
-            let Some(n) = self.parked.remove(at) else {
-                break;
-            };
-            let Some((caller, spec)) = self.waiting.pop_front() else {
-                break;
-            };
-            self.usual.clone_from(&spec.lower);
-            self.begin(n, caller, *spec);
-        }
-        let wanted = self.waiting.len().min(PREPARING_AT_ONCE);
-        while self.preparing() < wanted {
-            if let Err(error) = self.prepare() {
-                if let Some((caller, _)) = self.waiting.pop_front() {
-                    self.answer(caller, Err(Refusal::step("prepare", error)));
+        let mut unserved = VecDeque::new();
+        while let Some(wanted) = self.waiting.pop_front() {
+            match self.parked_for(&wanted) {
+                Some(n) => {
+                    self.usual.insert(wanted.kind, wanted.spec.lower.clone());
+                    self.begin(n, wanted);
                 }
-                break;
+                None => unserved.push_back(wanted),
+            }
+        }
+        self.waiting = unserved;
+        for kind in [Kind::Native, Kind::Gvisor] {
+            while let Some(wanted) = self
+                .waiting
+                .iter()
+                .filter(|wanted| wanted.kind == kind)
+                .take(PREPARING_AT_ONCE)
+                .nth(self.preparing(kind))
+            {
+                // What somebody waits for is known for sure; what it is given later is not made ahead.
+                let plain = wanted.from.is_none() && wanted.spec.binds.is_empty();
+                let lower = match kind == Kind::Native || plain {
+                    true => wanted.spec.lower.clone(),
+                    false => Vec::new(),
+                };
+                if let Err(error) = self.prepare(kind, lower) {
+                    self.refuse_one(kind, &Refusal::step("prepare", error));
+                    break;
+                }
             }
         }
     }
 
-    fn prepare(&mut self) -> io::Result<()> {
+    /// A parked slot for a machine: one that was made for it, if there is one.
+    fn parked_for(&mut self, wanted: &Wanted) -> Option<u32> {
+        let slot = |n: &u32| self.entries.get(n).map(|e| &e.slot);
+        let fits = |n: &u32| slot(n).is_some_and(|s| s.kind == wanted.kind);
+        let made_for_it = |n: &u32| slot(n).is_some_and(|s| s.lower == wanted.spec.lower);
+        let at = self
+            .parked
+            .iter()
+            .position(|n| fits(n) && made_for_it(n))
+            .or_else(|| self.parked.iter().position(fits))?;
+        self.parked.remove(at)
+    }
+
+    /// The one who waited longest for a machine of a kind gets none.
+    fn refuse_one(&mut self, kind: Kind, refusal: &Refusal) {
+        let at = self.waiting.iter().position(|wanted| wanted.kind == kind);
+        if let Some(wanted) = at.and_then(|at| self.waiting.remove(at)) {
+            self.answer(wanted.caller, Err(refusal.clone()));
+        }
+    }
+
+    fn prepare(&mut self, kind: Kind, lower: Vec<PathBuf>) -> io::Result<()> {
         let n = self.number();
         let link = self.network.reserve(|address| {
             self.entries
                 .values()
                 .any(|e| e.slot.link.address == address)
         })?;
-        // What somebody waits for is known for sure.
-        let lower = self
-            .waiting
-            .front()
-            .map_or(&self.usual, |(_, spec)| &spec.lower);
         let materials = Materials {
             group: self.cgroups.group(&format!("m{n}")),
             link,
             directory: self.config.data_dir.join(SPARE).join(n.to_string()),
-            lower: lower.clone(),
+            lower,
             common: &self.common,
+            gvisor: self.gvisor.as_ref().filter(|_| kind == Kind::Gvisor),
         };
         let slot = Slot::start(&self.own_pids, &mut self.ranges, materials)?;
         watch(&self.poll, slot.pidfd.as_fd(), Token::Ended(n))?;
@@ -836,11 +928,18 @@ impl Launcher {
     }
 
     /// Hands an order to a parked slot.
-    fn begin(&mut self, n: u32, caller: Caller, spec: MachineSpec) {
+    fn begin(&mut self, n: u32, wanted: Wanted) {
+        let Wanted {
+            caller,
+            kind,
+            spec,
+            from,
+        } = wanted;
         let id = spec.id.clone();
         let (rules, binds) = (spec.egress.clone(), spec.binds.clone());
-        // Closed ones need no filter: the machine cuts its link itself before it runs anything.
-        let is_cut = rules.is_closed();
+        // Closed ones need no filter: the machine cuts its link itself before it runs anything. One with a kernel of
+        // its own is reached over its link, so for it the filter is all.
+        let is_cut = rules.is_closed() && kind == Kind::Native;
         if !is_cut
             && !rules.is_open()
             && let Err(error) = self.enforce(n, &id, &rules)
@@ -851,7 +950,11 @@ impl Launcher {
             return;
         };
         let directory = self.config.data_dir.join("machines").join(&id);
-        let order = Order { spec, directory };
+        let order = Order {
+            spec: *spec,
+            directory,
+            from,
+        };
         let mut work = || -> Result<(), Refusal> {
             rustix::fs::renameat_with(
                 rustix::fs::CWD,
@@ -944,21 +1047,21 @@ impl Launcher {
 
     /// A slot came to nothing: the one who waited longest hears why.
     fn preparation_failed(&mut self, n: u32, reason: &str) {
+        let mut kind = Kind::Native;
         if let Some(entry) = self.entries.get_mut(&n) {
+            kind = entry.slot.kind;
             entry.slot.kill();
             entry.state = State::Ending {
                 id: String::new(),
                 callers: Vec::new(),
             };
         }
-        self.prepare_later(reason);
+        self.prepare_later(kind, reason);
     }
 
-    fn prepare_later(&mut self, reason: &str) {
+    fn prepare_later(&mut self, kind: Kind, reason: &str) {
         self.prepare_again = Some(Instant::now() + Duration::from_secs(1));
-        if let Some((caller, _)) = self.waiting.pop_front() {
-            self.answer(caller, Err(Refusal::step("prepare", reason)));
-        }
+        self.refuse_one(kind, &Refusal::step("prepare", reason));
     }
 
     fn process_ended(&mut self, n: u32) {
@@ -1016,7 +1119,7 @@ impl Launcher {
                 };
                 self.answer(caller, Err(refusal));
             }
-            State::Forked => self.prepare_later(&ended.0),
+            State::Forked => self.prepare_later(slot.kind, &ended.0),
             State::Parked => {
                 self.prepare_again = Some(Instant::now() + Duration::from_secs(1));
             }
@@ -1026,7 +1129,9 @@ impl Launcher {
         {
             resolver.forget(slot.link.address);
         }
-        self.ranges.give_back(slot.range);
+        if let Some(range) = slot.range {
+            self.ranges.give_back(range);
+        }
         self.undertaker
             .take(mounts, slot.group.paths(), &slot.directory);
     }

@@ -330,6 +330,11 @@ impl Link {
         batch.add_host_route(index, self.address);
         host.send(&batch)?;
 
+        self.set_up()
+    }
+
+    /// Sets the machine's end up, also when somebody took its settings away. Called in the machine's network.
+    pub(super) fn set_up(&self) -> io::Result<()> {
         let netlink = Netlink::open()?;
         let (lo, eth0) = (netlink.index_of("lo")?, netlink.index_of("eth0")?);
         let mut batch = Batch::default();

@@ -25,17 +25,25 @@ use rustix::process::{
 use super::{
     cgroup::Group,
     inside::{self, Common, Order, Preparation, RANGE},
+    keeper::{self, Gvisor},
     network::{self, Link},
 };
 use crate::{
     freezer,
-    wire::{Counter, Meters, Refusal},
+    wire::{Counter, Kind, Meters, Refusal},
 };
 
 /// First host id of the first range: far from those that people and packages use.
 const FIRST_ID: u32 = 0x1000_0000;
 /// Ranges in all: as many as a subnet has addresses.
 const RANGES: usize = 4096;
+
+/// What a machine's own kernel may take beyond what the machine does, in bytes.
+pub(crate) const KERNEL_MEMORY: u64 = 64 << 20;
+/// Host threads of a machine's own kernel.
+const KERNEL_THREADS: u32 = 256;
+/// The most host threads that stand for one of a machine's.
+const THREADS_EACH: u32 = 3;
 
 /// User namespaces by range. A namespace is used again once its machine is gone: it holds nothing.
 pub(super) struct Ranges {
@@ -90,8 +98,10 @@ pub(super) struct Slot {
     pub(super) pidfd: OwnedFd,
     /// Until the machine runs: then there is nothing more to say.
     pub(super) control: Option<UnixStream>,
+    pub(super) kind: Kind,
     pub(super) group: Group,
-    pub(super) range: usize,
+    /// `None` where nothing has host ids of its own.
+    pub(super) range: Option<usize>,
     pub(super) link: Link,
     /// What becomes the machine's directory.
     pub(super) directory: PathBuf,
@@ -107,6 +117,8 @@ pub(super) struct Materials<'a> {
     pub(super) directory: PathBuf,
     pub(super) lower: Vec<PathBuf>,
     pub(super) common: &'a Common,
+    /// For a machine of gVisor.
+    pub(super) gvisor: Option<&'a Gvisor>,
 }
 
 impl Slot {
@@ -122,9 +134,13 @@ impl Slot {
             directory,
             lower,
             common,
+            gvisor,
         } = materials;
         fs::create_dir(&directory)?;
-        let range = ranges.take()?;
+        let range = match gvisor {
+            None => Some(ranges.take()?),
+            Some(_) => None,
+        };
         let fork = || {
             let (ours, theirs) = UnixStream::pair()?;
             match namespace::fork_init(own_pids.as_fd())? {
@@ -132,13 +148,16 @@ impl Slot {
                     let preparation = Preparation {
                         group: &group,
                         link: &link,
-                        users: &ranges.made[range],
-                        first_id: first_id(range),
+                        users: range.map(|range| &ranges.made[range]),
+                        first_id: range.map_or(0, first_id),
                         directory: &directory,
                         lower: &lower,
                         common,
                     };
-                    inside::main(theirs, &preparation)
+                    match gvisor {
+                        None => inside::main(theirs, &preparation),
+                        Some(gvisor) => keeper::main(theirs, &preparation, gvisor),
+                    }
                 }
                 Fork::Parent(pid) => Ok((pid, ours)),
             }
@@ -152,6 +171,10 @@ impl Slot {
                 pid,
                 pidfd,
                 control: Some(control),
+                kind: match gvisor {
+                    None => Kind::Native,
+                    Some(_) => Kind::Gvisor,
+                },
                 group,
                 range,
                 link,
@@ -159,7 +182,9 @@ impl Slot {
                 lower,
             }),
             Err(error) => {
-                ranges.give_back(range);
+                if let Some(range) = range {
+                    ranges.give_back(range);
+                }
                 Err(error)
             }
         }
@@ -168,8 +193,16 @@ impl Slot {
     /// Turns a parked slot into a machine. The child reports [`inside::READY`].
     pub(super) fn order(&mut self, order: &Order) -> io::Result<()> {
         let spec = &order.spec;
-        self.group
-            .limit(spec.memory_bytes, spec.cpu_millis, spec.pids_max)?;
+        let (memory, pids) = match self.kind {
+            Kind::Native => (spec.memory_bytes, spec.pids_max),
+            Kind::Gvisor => (
+                spec.memory_bytes.saturating_add(KERNEL_MEMORY),
+                spec.pids_max
+                    .saturating_mul(THREADS_EACH)
+                    .saturating_add(KERNEL_THREADS),
+            ),
+        };
+        self.group.limit(memory, spec.cpu_millis, pids)?;
         match &mut self.control {
             Some(control) => control.write_all(&crate::wire::encode(order)),
             None => Err(io::Error::other("it is a machine already")),

@@ -4,6 +4,7 @@
 //! these files changes its own copy.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     net::Ipv4Addr,
     os::unix::fs::PermissionsExt,
@@ -17,10 +18,7 @@ use crate::wire::LauncherConfig;
 /// Makes the layer (or finds it made) and returns its path. It is named by its content.
 pub(super) fn make(config: &LauncherConfig, gateway: Ipv4Addr) -> io::Result<PathBuf> {
     let mut files: Vec<(&str, Vec<u8>)> = vec![
-        (
-            "etc/resolv.conf",
-            format!("nameserver {gateway}\noptions timeout:3 attempts:3\n").into_bytes(),
-        ),
+        ("etc/resolv.conf", resolv_conf(gateway).into_bytes()),
         ("etc/hosts", hosts(None).into_bytes()),
     ];
     if let Some(bundle) = &config.ca_bundle {
@@ -51,6 +49,18 @@ pub(super) fn make(config: &LauncherConfig, gateway: Ipv4Addr) -> io::Result<Pat
         Err(_) if place.is_dir() => fs::remove_dir_all(&building).map(|()| place),
         Err(error) => Err(error),
     }
+}
+
+/// `/etc/resolv.conf`.
+fn resolv_conf(gateway: Ipv4Addr) -> String {
+    format!("nameserver {gateway}\noptions timeout:3 attempts:3\n")
+}
+
+/// The files that a machine which goes on from a checkpoint may have to change, by absolute path.
+pub(crate) fn files(hostname: &str, gateway: Option<Ipv4Addr>) -> BTreeMap<String, String> {
+    let hosts = ("/etc/hosts".to_owned(), hosts(Some(hostname)));
+    let names = gateway.map(|it| ("/etc/resolv.conf".to_owned(), resolv_conf(it)));
+    [hosts].into_iter().chain(names).collect()
 }
 
 /// `/etc/hosts`, with a machine's own name in it if one is given. The name has an address of either kind:

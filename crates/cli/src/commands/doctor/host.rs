@@ -29,8 +29,27 @@ pub(super) fn probes() -> Vec<Probe> {
         forwarding_tools(),
         mmdebstrap(),
         watches(),
+        gvisor(),
         space(),
     ]
+}
+
+/// Not needed: machines are native without it. A server with `isolation = auto` tests it with a machine at start.
+fn gvisor() -> Probe {
+    match nullspace_engine_gvisor::Release::find() {
+        Ok(release) => Probe::new(
+            "host_gvisor",
+            "pass",
+            format!("runsc {}: machines can have a kernel of their own", release.version),
+        )
+        .details(json!({"version": release.version, "path": release.path})),
+        Err(reason) => Probe::new(
+            "host_gvisor",
+            "warn",
+            format!("{reason}: machines cannot have a kernel of their own, be forked or keep memory"),
+        )
+        .fix("On Debian 12, add the suite bookworm-backports beside bookworm and run `apt-get install -t bookworm-backports runsc`."),
+    }
 }
 
 fn read(path: &str) -> String {

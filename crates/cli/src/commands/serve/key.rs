@@ -162,6 +162,8 @@ mod tests {
                 template_cache_dir: None,
                 make_base: false,
                 trust_host_certificates: false,
+                isolation: Default::default(),
+                spare_gvisor: 0,
                 spare_machines: 0,
                 log: String::new(),
                 bootstrap_key: None,

@@ -11,7 +11,7 @@ use nullspace_server::{PreviewDomain, SshOptions};
 use nullspace_templates::{DEFAULT_CACHE_DIR, Progress};
 use serde::Deserialize;
 
-use super::Args;
+use super::{Args, engines::Isolation};
 use crate::app::App;
 use crate::commands::quickstart::default_data_dir;
 use crate::error::CliError;
@@ -48,6 +48,10 @@ pub(crate) mod env_vars {
     pub(crate) const NULLSPACE_TRUST_HOST_CERTIFICATES: &str = "NULLSPACE_TRUST_HOST_CERTIFICATES";
     /// Machines prepared ahead.
     pub(crate) const NULLSPACE_SPARE_MACHINES: &str = "NULLSPACE_SPARE_MACHINES";
+    /// What machines are made of that ask for nothing else: `native`, `gvisor` or `auto`.
+    pub(crate) const NULLSPACE_ISOLATION: &str = "NULLSPACE_ISOLATION";
+    /// Machines of gVisor prepared ahead.
+    pub(crate) const NULLSPACE_SPARE_GVISOR: &str = "NULLSPACE_SPARE_GVISOR";
     /// Whether webhooks may be sent to loopback and private addresses: `true` or `false`.
     pub(crate) const NULLSPACE_WEBHOOK_PRIVATE_RECEIVERS: &str =
         "NULLSPACE_WEBHOOK_PRIVATE_RECEIVERS";
@@ -61,6 +65,8 @@ pub(crate) mod env_vars {
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 3000);
 /// Enough for the bursts that one developer makes; each costs about half a megabyte.
 const DEFAULT_SPARE: usize = 4;
+/// Enough for one after the other; each costs about 40 MB, once a machine of the kind was asked for.
+const DEFAULT_SPARE_GVISOR: usize = 1;
 
 /// What `serve` works with. It holds a key, so it cannot be printed.
 pub(super) struct Settings {
@@ -75,6 +81,8 @@ pub(super) struct Settings {
     pub(super) make_base: bool,
     pub(super) trust_host_certificates: bool,
     pub(super) spare_machines: usize,
+    pub(super) isolation: Isolation,
+    pub(super) spare_gvisor: usize,
     pub(super) log: String,
     pub(super) bootstrap_key: Option<String>,
     pub(super) limits: nullspace_server::Config,
@@ -97,6 +105,8 @@ struct SettingsFile {
     make_base: Option<bool>,
     trust_host_certificates: Option<bool>,
     spare_machines: Option<usize>,
+    isolation: Option<String>,
+    spare_gvisor: Option<usize>,
     log: Option<String>,
     limits: nullspace_server::Config,
 }
@@ -128,6 +138,13 @@ impl Settings {
                 })?),
                 None => None,
             };
+        let isolation = match &file.isolation {
+            Some(text) => Some(
+                text.parse()
+                    .map_err(|error| CliError::usage(format!("isolation = {text:?}: {error}")))?,
+            ),
+            None => None,
+        };
         let otlp_address = otlp_address(args, file.otlp_endpoint.as_deref(), &var)?;
         let cache_dir = match var(env_vars::NULLSPACE_TEMPLATE_CACHE_DIR) {
             Some(dir) => Some(PathBuf::from(dir)),
@@ -198,6 +215,14 @@ impl Settings {
             spare_machines: parsed(env_vars::NULLSPACE_SPARE_MACHINES, &var)?
                 .or(file.spare_machines)
                 .unwrap_or(DEFAULT_SPARE),
+            isolation: args
+                .isolation
+                .or(parsed(env_vars::NULLSPACE_ISOLATION, &var)?)
+                .or(isolation)
+                .unwrap_or_default(),
+            spare_gvisor: parsed(env_vars::NULLSPACE_SPARE_GVISOR, &var)?
+                .or(file.spare_gvisor)
+                .unwrap_or(DEFAULT_SPARE_GVISOR),
             log: var(env_vars::NULLSPACE_LOG)
                 .filter(|log| !log.is_empty())
                 .or(file.log)

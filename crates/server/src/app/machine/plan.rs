@@ -152,6 +152,7 @@ impl NewMachine {
             target: bind.target.clone(),
             read_only: bind.read_only,
         });
+        let binds: Vec<Bind> = template_binds.chain(self.binds).collect();
         let volumes = row.volumes.iter().map(|volume| mount::bind(app, volume));
         let spec = MachineSpec {
             hostname: id.replace('_', "-"),
@@ -161,15 +162,20 @@ impl NewMachine {
                 .into_iter()
                 .chain(self.template.lower.iter().cloned())
                 .collect(),
-            binds: template_binds.chain(self.binds).chain(volumes).collect(),
+            binds: binds.iter().cloned().chain(volumes).collect(),
             env,
             cwd: self.cwd,
             cpu_millis: self.vcpus.saturating_mul(1000),
             memory_bytes: self.memory_mb << 20,
             pids_max: app.config.max_pids,
             egress: self.egress,
+            engine: None,
         };
-        row.spec = recorded(&spec);
+        // Volumes come and go; they have records of their own.
+        row.spec = recorded(&MachineSpec {
+            binds,
+            ..spec.clone()
+        });
         (row, Box::new(spec))
     }
 }

@@ -21,6 +21,7 @@ use crate::{
         egress,
         machine::{key_used, salted},
         snapshot::{self, By, Kept, Kind, Shape, Wanted},
+        volume::mount,
     },
     error::{Error, Result},
 };
@@ -132,10 +133,13 @@ impl Owner {
             return Ok(engine.unpause(&self.row.id).await?);
         }
         let from = snapshot::whole(&self.app, snapshot)?;
-        let spec = MachineSpec {
+        let mut spec = MachineSpec {
             egress: egress::recorded(&self.row),
             ..snapshot::shape(snapshot)?.spec
         };
+        let volumes = self.row.volumes.iter();
+        spec.binds
+            .extend(volumes.map(|volume| mount::bind(&self.app, volume)));
         match engine.restore(&spec, &from).await {
             // A server that died had got that far.
             Err(EngineError::Exists(_)) => Ok(()),

@@ -1,0 +1,280 @@
+//! Keeping a machine's memory and files, as they are at one moment.
+//!
+//! ```text
+//!  kernel: stands still ─▶ state into a pipe … blocked ……………… ─▶ the rest, pages ─▶ goes on
+//!  here:                      first byte ─▶ copy the writable layer ─▶ read the rest ─▶ digest, disk, record
+//! ```
+//! The kernel stops the machine's processes and hands all their files to the host before it writes the first byte of
+//! its state, and goes on when it has written the last. Its state goes through a pipe that nobody reads until the
+//! writable layer is copied: so the two belong together, and if this process dies meanwhile the pipe breaks, the kernel
+//! gives up, and the machine goes on. Nothing has to be remembered for that.
+//!
+//! **A rehearsal comes first.** Connections to others cannot be kept, so the kernel ends them while it writes. Up to
+//! the `runsc` of 2026 that is told to programs that wait for such a connection by `epoll` in the middle of the writing,
+//! and what is written then contradicts itself: after a restore that program never hears of anything again, the guest
+//! too. So the state is written twice, and the first is thrown away: after it connections have ended, and whoever waits
+//! has been told. Between the two nobody may open new ones, so the machine is paused before, and goes on or is ended
+//! after. A pause outlives this process. It is remembered by a file in the machine's directory, put there first; whoever
+//! finds it ([`Source::recover`]) lets the machine go on.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, PipeReader, Read, Write},
+    os::{fd::AsFd, unix::fs::OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use nullspace_engine::{Afterwards, Checkpoint, EngineError};
+use nullspace_engine_native::{
+    layer,
+    place::{LAYER, SECRET},
+};
+
+use crate::control::{self, Error};
+
+/// The kernel's files, by the names that `runsc restore` looks for.
+const STATE: &str = "checkpoint.img";
+const TABLE: &str = "pages_meta.img";
+const PAGES: &str = "pages.img";
+/// In a machine's directory while it is paused in order to be kept and ended.
+const PAUSED: &str = "paused";
+/// What the kernel's state begins with, before the length of its head.
+const MAGIC: &[u8; 8] = b"gVisorSF";
+/// Bytes of the state that a rehearsal reads: past what is written before the kernel has looked at all that it keeps.
+const REHEARSED: usize = 128 << 10;
+/// The most bytes of that head.
+const MAX_HEAD: u64 = 1 << 20;
+
+/// A machine to keep.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    /// Its directory.
+    pub(crate) directory: PathBuf,
+    /// Its kernel's control socket.
+    pub(crate) control: PathBuf,
+}
+
+fn step(step: &str, error: impl std::fmt::Display) -> EngineError {
+    EngineError::Step {
+        step: step.to_owned(),
+        reason: error.to_string(),
+    }
+}
+
+impl Source {
+    /// Writes all of a checkpoint. With [`Afterwards::End`] the machine then stands still, for the caller to end it.
+    /// Blocks.
+    pub(crate) fn write(
+        &self,
+        target: &Path,
+        format: &str,
+        afterwards: Afterwards,
+    ) -> Result<Checkpoint, EngineError> {
+        let id = || {
+            self.directory
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+        };
+        fs::create_dir(target).map_err(|e| step("make the checkpoint's directory", e))?;
+        let written = self.pause().and_then(|()| {
+            let saved = self.rehearse().and_then(|()| self.save(target));
+            if saved.is_err() || afterwards == Afterwards::Run {
+                self.unpause();
+            }
+            saved?;
+            finish(target, format)
+        });
+        written.map_err(|error| {
+            let _ = fs::remove_dir_all(target);
+            match error {
+                Failure::Gone => EngineError::NotFound(id().into_owned()),
+                Failure::Step(name, reason) => step(name, reason),
+            }
+        })
+    }
+
+    /// Has the kernel end connections to others: see the module's docs.
+    fn rehearse(&self) -> Result<(), Failure> {
+        let (mut reader, writer) = io::pipe().named("make a pipe")?;
+        let nowhere = File::options()
+            .write(true)
+            .open("/dev/null")
+            .named("open /dev/null")?;
+        std::thread::scope(|scope| {
+            let kernel = scope.spawn(|| {
+                let files = [writer.as_fd(), nowhere.as_fd(), nowhere.as_fd()];
+                let saved = control::save(&self.control, files);
+                drop(writer);
+                saved
+            });
+            // What comes after the head is written once all of the state was looked at.
+            let heard = reader.read_exact(&mut vec![0; REHEARSED]);
+            drop(reader);
+            let saved = kernel
+                .join()
+                .unwrap_or_else(|_| Err(Error::Lost(io::Error::other("a thread ended"))));
+            match (heard, saved) {
+                (_, Err(Error::Gone)) => Err(Failure::Gone),
+                // It was interrupted, as it should be.
+                (Ok(()), _) => Ok(()),
+                (Err(_), Err(error)) => Err(Failure::Step("look at the memory", error.to_string())),
+                (Err(error), Ok(())) => Err(Failure::Step("look at the memory", error.to_string())),
+            }
+        })
+    }
+
+    /// Writes everything but the record, in a machine that stands still.
+    fn save(&self, target: &Path) -> Result<(), Failure> {
+        let (reader, writer) = io::pipe().named("make a pipe")?;
+        let new = |name: &str| {
+            OpenOptions::new()
+                .create_new(true)
+                .read(true)
+                .write(true)
+                .mode(0o600)
+                .open(target.join(name))
+        };
+        let table = new(TABLE).named("make the checkpoint's files")?;
+        let pages = new(PAGES).named("make the checkpoint's files")?;
+        let state = new(STATE).named("make the checkpoint's files")?;
+        fs::copy(self.directory.join(SECRET), target.join(SECRET)).named("copy the secret")?;
+        std::thread::scope(|scope| {
+            let kernel = scope.spawn(|| {
+                let files = [writer.as_fd(), table.as_fd(), pages.as_fd()];
+                let saved = control::save(&self.control, files);
+                // The kernel has its own; with ours open the pipe would not end.
+                drop(writer);
+                saved
+            });
+            let copied = self.copy(reader, state, target);
+            let saved = kernel
+                .join()
+                .unwrap_or_else(|_| Err(Error::Lost(io::Error::other("a thread ended"))));
+            match (saved, copied) {
+                (Err(Error::Gone), _) => Err(Failure::Gone),
+                // When both failed, ours is why the kernel's did, unless it never began.
+                (_, Err(Failure::Step(name, reason))) => Err(Failure::Step(name, reason)),
+                (Err(error), _) => Err(Failure::Step("keep the memory", error.to_string())),
+                (Ok(()), copied) => copied,
+            }
+        })
+    }
+
+    /// Copies the writable layer when the machine stands still, then lets its kernel write.
+    fn copy(&self, mut reader: PipeReader, mut state: File, target: &Path) -> Result<(), Failure> {
+        let head = match read_head(&mut reader) {
+            Ok(head) => head,
+            // The kernel did not begin: it says why.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) => return Err(Failure::Step("read the kernel's state", error.to_string())),
+        };
+        layer::copy(&self.directory.join("fs/upper"), &target.join(LAYER))
+            .named("copy the writable layer")?;
+        state
+            .write_all(&head)
+            .and_then(|()| io::copy(&mut reader, &mut state))
+            .named("write the kernel's state")
+            .map(drop)
+    }
+
+    fn pause(&self) -> Result<(), Failure> {
+        File::create(self.directory.join(PAUSED)).named("note that it is paused")?;
+        control::pause(&self.control).map_err(|error| {
+            let _ = fs::remove_file(self.directory.join(PAUSED));
+            match error {
+                Error::Gone => Failure::Gone,
+                other => Failure::Step("pause the machine", other.to_string()),
+            }
+        })
+    }
+
+    fn unpause(&self) {
+        if let Err(error) = control::resume(&self.control) {
+            tracing::warn!(error = %error, "a machine stays paused");
+        }
+        let _ = fs::remove_file(self.directory.join(PAUSED));
+    }
+
+    /// Whether it was being kept and ended when the last process here died.
+    pub(crate) fn is_left_paused(&self) -> bool {
+        self.directory.join(PAUSED).exists()
+    }
+
+    /// Lets such a machine go on. `answers` says whether its guest does: then it never came to be paused, and a kernel
+    /// that is resumed once too often ends.
+    pub(crate) fn recover(&self, answers: bool) {
+        if answers {
+            let _ = fs::remove_file(self.directory.join(PAUSED));
+        } else {
+            self.unpause();
+        }
+    }
+}
+
+/// Has what was written put on the disk, and says what it is.
+fn finish(target: &Path, format: &str) -> Result<Checkpoint, Failure> {
+    let flush = || {
+        let directory = File::open(target)?;
+        rustix::fs::syncfs(&directory)?;
+        Ok::<_, io::Error>(())
+    };
+    flush().named("write the checkpoint to the disk")?;
+    let made = Checkpoint::of(target, "gvisor", format).named("read the checkpoint again")?;
+    made.write(target).named("record the checkpoint")?;
+    Ok(made)
+}
+
+/// Reads the head of the kernel's state and the first byte after it: by then the machine stands still, and its files
+/// are written out.
+fn read_head(reader: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut fixed = [0; 16];
+    reader.read_exact(&mut fixed)?;
+    let (magic, length) = fixed.split_at(8);
+    let length = u64::from_be_bytes(length.try_into().unwrap_or_default());
+    if magic != MAGIC || length > MAX_HEAD {
+        return Err(io::Error::other("it is not as expected"));
+    }
+    let mut head = fixed.to_vec();
+    let from = head.len();
+    head.resize(from + length as usize + 1, 0);
+    reader.read_exact(&mut head[from..])?;
+    Ok(head)
+}
+
+enum Failure {
+    /// There is no such machine.
+    Gone,
+    Step(&'static str, String),
+}
+
+trait Named<T> {
+    fn named(self, step: &'static str) -> Result<T, Failure>;
+}
+
+impl<T> Named<T> for io::Result<T> {
+    fn named(self, step: &'static str) -> Result<T, Failure> {
+        self.map_err(|error| Failure::Step(step, error.to_string()))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_head_is_read_with_one_byte_more() {
+        let mut state = MAGIC.to_vec();
+        state.extend(3u64.to_be_bytes());
+        state.extend(b"{x}first");
+        let mut rest = state.as_slice();
+        assert!(read_head(&mut rest).unwrap().ends_with(b"{x}f"));
+        assert_eq!(rest, b"irst");
+        assert!(read_head(&mut &state[..19]).is_err());
+        let mut long = MAGIC.to_vec();
+        long.extend(u64::MAX.to_be_bytes());
+        assert!(read_head(&mut long.as_slice()).is_err());
+        assert!(read_head(&mut &b"something else entirely"[..]).is_err());
+    }
+}

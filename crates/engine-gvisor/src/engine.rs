@@ -1,0 +1,399 @@
+//! The engine: the launcher makes machines, their kernels' control sockets do the rest.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use nullspace_engine::{
+    Afterwards, Bind, BoxedIo, Capabilities, Checkpoint, Denial, Engine, EngineError, LiveMachine,
+    MachineExit, MachineSpec, Usage, egress::Rules,
+};
+use nullspace_engine_native::{
+    Host, KERNEL_MEMORY, Kind, Origin, find_pack, is_id,
+    place::{GUEST, NAME, SECRET, STATE},
+    shown_name,
+};
+use nullspace_protocol::{
+    ErrorKind, GuestClient, GuestError,
+    alone::{PORT, SECRET_BYTES, Setup, Show},
+};
+use tokio::{io::AsyncWriteExt, sync::broadcast};
+
+use crate::{checkpoint::Source, release::Release};
+
+/// How long a guest may take to write everything out, or to take in which machine it is.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Pause between attempts to reach a guest.
+const AGAIN: Duration = Duration::from_millis(10);
+/// In a machine's directory: the secret that its guest is being told.
+const NEXT_SECRET: &str = "secret.next";
+/// How long a guest that runs takes to answer at most, on a busy host.
+const ANSWERS: Duration = Duration::from_secs(5);
+
+/// See the crate's docs. Dropping it leaves its machines alive.
+#[derive(Clone, Debug)]
+pub struct GvisorEngine {
+    host: Host,
+    release: Release,
+    data_dir: PathBuf,
+}
+
+impl GvisorEngine {
+    /// An engine over a launcher that was told of gVisor. Machines that an earlier process left half-way to a
+    /// checkpoint go on.
+    ///
+    /// # Errors
+    /// [`EngineError::Unavailable`].
+    pub async fn over(
+        host: Host,
+        release: Release,
+        data_dir: PathBuf,
+    ) -> Result<Self, EngineError> {
+        let engine = Self {
+            host,
+            release,
+            data_dir,
+        };
+        for machine in engine.list().await? {
+            engine.settle_secret(&machine.id).await;
+            let source = engine.source(&machine.id);
+            if source.is_left_paused() {
+                tracing::info!(machine = %machine.id, "an unfinished checkpoint is given up");
+                let answers = tokio::time::timeout(ANSWERS, engine.client(&machine.id)).await;
+                let answers = matches!(answers, Ok(Ok(_)));
+                blocking(move || source.recover(answers)).await?;
+            }
+        }
+        Ok(engine)
+    }
+
+    fn source(&self, id: &str) -> Source {
+        let directory = self.host.machine_dir(id);
+        Source {
+            control: directory.join(STATE).join(format!("runsc-{NAME}.sock")),
+            directory,
+        }
+    }
+
+    /// Opens a stream to the guest that listens in the machine's network.
+    async fn open(&self, id: &str) -> Result<BoxedIo, EngineError> {
+        let gone = || EngineError::NotFound(id.to_owned());
+        if !is_id(id) {
+            return Err(gone());
+        }
+        let secret = std::fs::read(self.host.machine_dir(id).join(SECRET)).map_err(|_| gone())?;
+        let mut stream = self.host.connect(id, PORT).await?.ok_or_else(gone)?;
+        stream
+            .write_all(&secret)
+            .await
+            .map_err(|error| unavailable("reach the guest", error))?;
+        Ok(stream)
+    }
+
+    async fn client(&self, id: &str) -> Result<GuestClient, EngineError> {
+        let stream = self.open(id).await?;
+        GuestClient::connect(stream)
+            .await
+            .map_err(|error| unavailable("shake hands with the guest", error))
+    }
+
+    async fn is_alive(&self, id: &str) -> Result<bool, EngineError> {
+        let live = self.list().await?;
+        Ok(live.iter().any(|machine| machine.id == id))
+    }
+
+    /// Asks the guest for something, with an end to the waiting.
+    async fn ask<F>(
+        &self,
+        id: &str,
+        step: &str,
+        work: impl FnOnce(GuestClient) -> F,
+    ) -> Result<(), EngineError>
+    where
+        F: Future<Output = Result<(), GuestError>>,
+    {
+        let failed = |reason: String| EngineError::Step {
+            step: step.to_owned(),
+            reason,
+        };
+        let asked = async {
+            let client = loop {
+                match self.client(id).await {
+                    // One that has just gone on takes a moment until its network does.
+                    Err(EngineError::NotFound(_) | EngineError::Unavailable(_))
+                        if self.is_alive(id).await? =>
+                    {
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                    client => break client?,
+                }
+            };
+            work(client).await.map_err(|error| match error.kind() {
+                Some(ErrorKind::Invalid) => EngineError::InvalidSpec(error.to_string()),
+                _ => failed(error.to_string()),
+            })
+        };
+        match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(done) => done,
+            Err(_) => Err(failed("the guest does not answer".into())),
+        }
+    }
+
+    /// What must be the same to read a checkpoint.
+    fn format(&self, pack: &str) -> String {
+        format!("1 runsc {} guest {pack}", self.release.version)
+    }
+
+    /// Refuses what cannot be read here.
+    fn readable(&self, from: &Path) -> Result<(Checkpoint, Origin), EngineError> {
+        let damaged = EngineError::Checkpoint;
+        let Some(made) = Checkpoint::read(from) else {
+            return Err(damaged("its record is not there, or is no record".into()));
+        };
+        if made.engine != self.name() {
+            return Err(damaged(format!("the {} engine wrote it", made.engine)));
+        }
+        let pack = made.format.rsplit(' ').next().unwrap_or_default();
+        if made.format != self.format(pack) {
+            return Err(damaged(format!(
+                "it was written as {:?}, and this host has runsc {}",
+                made.format, self.release.version
+            )));
+        }
+        let Some(guest) = find_pack(&self.data_dir, pack) else {
+            return Err(damaged(format!(
+                "the guest {pack} that runs in it is not here"
+            )));
+        };
+        let origin = Origin {
+            directory: from.to_owned(),
+            guest,
+        };
+        Ok((made, origin))
+    }
+
+    /// Tells a machine that goes on from a checkpoint which one it is, and gives it a secret of its own.
+    async fn introduce(&self, spec: &MachineSpec) -> Result<(), EngineError> {
+        let failed = |reason: String| EngineError::Step {
+            step: "tell the guest which machine it is".into(),
+            reason,
+        };
+        let mut secret = [0; SECRET_BYTES];
+        std::fs::File::open("/dev/urandom")
+            .and_then(|mut source| io::Read::read_exact(&mut source, &mut secret))
+            .map_err(|error| failed(error.to_string()))?;
+        let setup = Setup {
+            secret,
+            hostname: spec.hostname.clone(),
+            env: spec.env.clone(),
+            cwd: spec.cwd.clone(),
+            files: self.host.files(&spec.hostname),
+            shown: Vec::new(),
+        };
+        // On disk before it is in force: whoever starts next tries both.
+        let directory = self.host.machine_dir(&spec.id);
+        let (place, passing) = (directory.join(SECRET), directory.join(NEXT_SECRET));
+        let written = {
+            let passing = passing.clone();
+            move || {
+                use std::os::unix::fs::OpenOptionsExt;
+                let mut file = std::fs::OpenOptions::new()
+                    .create(true)
+                    .truncate(true)
+                    .write(true)
+                    .mode(0o600)
+                    .open(passing)?;
+                io::Write::write_all(&mut file, &secret)
+            }
+        };
+        blocking(written)
+            .await?
+            .map_err(|error| failed(error.to_string()))?;
+        self.ask(
+            &spec.id,
+            "tell the guest which machine it is",
+            |guest| async move { guest.resumed(&setup).await },
+        )
+        .await?;
+        std::fs::rename(passing, place).map_err(|error| failed(error.to_string()))
+    }
+
+    /// Finds out which secret is in force in a machine whose guest was being told a new one when the last process here
+    /// died.
+    async fn settle_secret(&self, id: &str) {
+        let directory = self.host.machine_dir(id);
+        let (place, passing) = (directory.join(SECRET), directory.join(NEXT_SECRET));
+        if !passing.exists() {
+            return;
+        }
+        let answers = tokio::time::timeout(ANSWERS, self.client(id)).await;
+        let done = match answers {
+            Ok(Ok(_)) => std::fs::remove_file(passing),
+            _ => std::fs::rename(passing, place),
+        };
+        if let Err(error) = done {
+            tracing::warn!(machine = id, error = %error, "a machine's secret is not settled");
+        }
+    }
+}
+
+/// What a guest is told of a bind.
+fn show(bind: &Bind) -> Show {
+    Show {
+        name: shown_name(&bind.target),
+        target: bind.target.display().to_string(),
+    }
+}
+
+fn unavailable(step: &str, error: impl std::fmt::Display) -> EngineError {
+    EngineError::Unavailable(format!("{step}: {error}"))
+}
+
+/// Does what blocks beside everything else.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, EngineError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| unavailable("a thread ended", error))
+}
+
+#[async_trait]
+impl Engine for GvisorEngine {
+    fn name(&self) -> &'static str {
+        Kind::Gvisor.name()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            isolated: true,
+            pause: false,
+            hibernate: true,
+            fork: true,
+        }
+    }
+
+    async fn health(&self) -> Result<(), EngineError> {
+        self.host.health().await
+    }
+
+    async fn create(&self, spec: &MachineSpec) -> Result<(), EngineError> {
+        self.host.create(Kind::Gvisor, spec, None).await
+    }
+
+    async fn destroy(&self, id: &str) -> Result<(), EngineError> {
+        self.host.destroy(id).await
+    }
+
+    async fn keep(&self, id: &str, target: &Path) -> Result<(), EngineError> {
+        // Its kernel holds back what was written; whatever is not with the host yet would be lost.
+        let written = self.ask(id, "write everything out", |guest| async move {
+            guest.sync().await
+        });
+        if let Err(error) = written.await {
+            self.host.destroy(id).await?;
+            return Err(error);
+        }
+        self.host.keep(id, target).await
+    }
+
+    async fn checkpoint(
+        &self,
+        id: &str,
+        target: &Path,
+        afterwards: Afterwards,
+    ) -> Result<Checkpoint, EngineError> {
+        if !is_id(id) {
+            return Err(EngineError::NotFound(id.to_owned()));
+        }
+        let (source, target) = (self.source(id), target.to_owned());
+        let pack = std::fs::read_to_string(source.directory.join(GUEST))
+            .map_err(|_| EngineError::NotFound(id.to_owned()))?;
+        let format = self.format(&pack);
+        let made = blocking(move || source.write(&target, &format, afterwards)).await??;
+        if afterwards == Afterwards::End {
+            self.host.destroy(id).await?;
+        }
+        Ok(made)
+    }
+
+    async fn restore(&self, spec: &MachineSpec, from: &Path) -> Result<(), EngineError> {
+        spec.validate()?;
+        let (made, origin) = self.readable(from)?;
+        let directory = from.to_owned();
+        blocking(move || made.prove(&directory)).await??;
+        self.host.create(Kind::Gvisor, spec, Some(origin)).await?;
+        let introduced = self.introduce(spec).await;
+        if introduced.is_err() {
+            self.host.destroy(&spec.id).await?;
+        }
+        introduced
+    }
+
+    async fn list(&self) -> Result<Vec<LiveMachine>, EngineError> {
+        self.host.list(Kind::Gvisor).await
+    }
+
+    async fn dial(&self, id: &str) -> Result<BoxedIo, EngineError> {
+        self.open(id).await
+    }
+
+    async fn connect(&self, id: &str, port: u16) -> Result<Option<BoxedIo>, EngineError> {
+        self.host.connect(id, port).await
+    }
+
+    async fn attach(&self, id: &str, bind: &Bind) -> Result<(), EngineError> {
+        bind.validate()?;
+        let known = self.attached(id).await?.contains(bind);
+        self.host.attach(id, bind).await?;
+        let what = show(bind);
+        let shown = self
+            .ask(id, "show a directory in the machine", |guest| async move {
+                guest.show(&what).await
+            })
+            .await;
+        if shown.is_err() && !known {
+            self.detach(id, &bind.target).await?;
+        }
+        shown
+    }
+
+    async fn detach(&self, id: &str, target: &Path) -> Result<(), EngineError> {
+        let attached = self.attached(id).await?;
+        let Some(bind) = attached.iter().find(|bind| bind.target == target) else {
+            return Ok(());
+        };
+        // First inside: what is left of a mount there would be a directory that is empty.
+        let what = show(bind);
+        self.ask(
+            id,
+            "take a directory of the machine's away",
+            |guest| async move { guest.hide(&what).await },
+        )
+        .await?;
+        self.host.detach(id, target).await
+    }
+
+    async fn attached(&self, id: &str) -> Result<Vec<Bind>, EngineError> {
+        self.host.attached(id).await
+    }
+
+    async fn usage(&self, id: &str) -> Result<Usage, EngineError> {
+        self.host.usage(id, KERNEL_MEMORY).await
+    }
+
+    async fn set_egress(&self, id: &str, rules: &Rules) -> Result<(), EngineError> {
+        self.host.set_egress(id, rules).await
+    }
+
+    fn denials(&self) -> broadcast::Receiver<Denial> {
+        self.host.denials(Kind::Gvisor)
+    }
+
+    fn exits(&self) -> broadcast::Receiver<MachineExit> {
+        self.host.exits(Kind::Gvisor)
+    }
+}

@@ -1,0 +1,137 @@
+//! Machines with a kernel of their own, through the whole system.
+
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::{
+    python::{next_python, python, script},
+    world::World,
+};
+
+/// Whether this host has what these tests need; says so otherwise.
+fn is_here() -> bool {
+    let here = Command::new("runsc").arg("--version").output().is_ok();
+    if !here {
+        println!("skipped: runsc is not installed");
+    }
+    here
+}
+
+async fn world(isolation: &str) -> World {
+    World::with(&["--isolation", isolation]).await
+}
+
+/// The version of the kernel that a machine runs on, as it says itself.
+async fn kernel(world: &World, id: &str) -> String {
+    world.out(id, "cat /proc/version").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_strongest_engine_that_works_is_used_and_its_machines_outlive_the_server() {
+    if !is_here() {
+        return;
+    }
+    let mut world = world("auto").await;
+    let id = world
+        .machine(json!({"template": "base", "envs": {"A": "b"}}))
+        .await;
+    let own = kernel(&world, &id).await;
+    let hosts = std::fs::read_to_string("/proc/version").unwrap();
+    assert_ne!(own, hosts.trim(), "a kernel of its own");
+    assert_eq!(
+        world.out(&id, "echo $A; hostname").await,
+        format!("b\n{}", id.replace('_', "-"))
+    );
+    let line = "python3 -c 'import ssl, sqlite3; c = sqlite3.connect(\"/workspace/d\"); c.execute(\"create table t(x)\"); c.commit(); print(2 + 2)'";
+    assert_eq!(world.out(&id, line).await, "4");
+    let body = json!({"command": "echo begun; read x < /dev/null; sleep 1000", "shell": true, "background": true});
+    let (_, started) = world.post(&format!("/v1/machines/{id}/exec"), body).await;
+    let process = format!("/v1/machines/{id}/processes/{}/logs", started["pid"]);
+    world
+        .until_at(&process, |logs| logs["stdout"] == "begun\n")
+        .await;
+
+    world.kill();
+    world.serve().await;
+    assert_eq!(
+        world.get(&format!("/v1/machines/{id}")).await.1["status"],
+        "running"
+    );
+    assert_eq!(
+        world.out(&id, "test -e /workspace/d && echo there").await,
+        "there"
+    );
+    assert_eq!(world.get(&process).await.1["stdout"], "begun\n");
+
+    // Another kind lives beside it after the default has changed, and both are found.
+    world.kill();
+    world.replace_argument("--isolation", "native");
+    world.serve().await;
+    let native = world.machine(json!({"template": "base"})).await;
+    assert_eq!(kernel(&world, &native).await, hosts.trim());
+    assert_eq!(kernel(&world, &id).await, own);
+    assert!(
+        world
+            .nullspace(&["machine", "kill", "--all"])
+            .status
+            .success()
+    );
+    for id in [&id, &native] {
+        let (_, body) = world.get(&format!("/v1/machines/{id}")).await;
+        assert_eq!(body["status"], "destroyed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_the_host_nor_the_guest_can_be_reached_from_inside() {
+    if !is_here() {
+        return;
+    }
+    let world = world("gvisor").await;
+    let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let id = world.machine(json!({"template": "base"})).await;
+    // The host's own services are not there, by whichever of its addresses.
+    let gateway = world
+        .out(&id, "sed -n 's/^nameserver //p' /etc/resolv.conf")
+        .await;
+    for address in [gateway.as_str(), "127.0.0.1", "169.254.169.254"] {
+        let line = format!(
+            "python3 -c 'import socket; socket.create_connection((\"{address}\", {port}), 2)' 2>&1 | tail -1"
+        );
+        let said = world.out(&id, &line).await;
+        assert!(said.contains("Error"), "{address}: {said}");
+    }
+    // A stranger in the machine does not get to speak to its guest.
+    let line = "cat > /tmp/stranger.py <<'END'
+import socket
+s = socket.create_connection(('127.0.0.1', 4), 5)
+s.sendall(b'x' * 64)
+s.settimeout(20)
+try:
+    print(s.recv(10))
+except ConnectionError:
+    print(b'')
+END
+python3 /tmp/stranger.py";
+    assert_eq!(world.out(&id, line).await, "b''");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_is_kept_with_the_published_sdk() {
+    if !is_here() {
+        return;
+    }
+    let world = world("auto").await;
+    script(&world, &python(), "memory.py", &[]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_is_kept_with_the_newer_sdk() {
+    if !is_here() {
+        return;
+    }
+    let world = world("auto").await;
+    script(&world, &next_python(), "memory_next.py", &[]);
+}
