@@ -229,3 +229,71 @@ async fn a_step_that_fills_the_disk_is_ended() {
     world.until_empty().await;
     assert_eq!(world.template_layers(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_a_cache_mount_is_in_no_layer() {
+    let world = World::start().await;
+    let incoming = || {
+        let layers = world.data().join("template-layers");
+        run("find", &[layers.to_str().unwrap(), "-name", ".incoming-*"])
+    };
+    let mounts = "--mount=type=cache,target=/var/mine,sharing=locked --mount=type=cache,id=a,target=/new/cache/,mode=0770,uid=1000";
+    let dockerfile = format!(
+        "FROM base\nRUN mkdir /var/mine && echo below > /var/mine/below\n\
+         RUN {mounts} ls /var/mine > /said && stat -c '%u %g %a' /new/cache >> /said && \
+         echo cached-{SECRET} | tee /var/mine/x > /new/cache/y\n\
+         RUN ls /var/mine /new/cache >> /said"
+    );
+    let body = json!({"name": "cached", "dockerfile": dockerfile});
+    world.build_ready(body).await;
+    assert_eq!(incoming(), "");
+    let id = world.machine(json!({"template": "cached"})).await;
+    let said = world.out(&id, "cat /said").await;
+    assert_eq!(said, "1000 0 770\n/new/cache:\n\n/var/mine:\nbelow");
+    world.delete(&format!("/v1/machines/{id}")).await;
+    // It counts for what a step may write, and is gone when that failed.
+    let dockerfile =
+        "FROM base\nRUN --mount=type=cache,target=/c head -c 300000000 /dev/zero > /c/a; sleep 60";
+    let body = json!({"name": "full", "dockerfile": dockerfile, "build_config": {"disk_mb": 100}});
+    let built = world.built(&world.begin_build(body).await).await;
+    let detail = &built["build"]["error_detail"];
+    assert_eq!(detail["details"]["reason"], "disk_full", "{built:#}");
+    assert_eq!(incoming(), "");
+    let dockerfile = "FROM base\nRUN --mount=type=cache,target=relative true";
+    let body = json!({"name": "bad", "dockerfile": dockerfile});
+    let (status, error) = world.post("/v1/templates/builds", body).await;
+    assert_eq!(status, 400, "{error}");
+    assert!(error["error"].to_string().contains("line 2"), "{error}");
+    world.until_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_whose_readiness_nobody_saw_does_not_run() {
+    let mut world = World::start().await;
+    let mut body = steps("slow", json!([]));
+    body["start_cmd"] = json!("sleep 600");
+    body["runtime_config"] = json!({"readiness": {"kind": "timeout", "timeout_ms": 4000}});
+    world.build_ready(body).await;
+    let making = (world.request(reqwest::Method::POST, "/v1/machines"))
+        .json(&json!({"template": "slow"}))
+        .send();
+    let making = tokio::spawn(making);
+    let creating = |page: &Value| {
+        let first = &page["items"][0];
+        first["status"] == "creating"
+            && world
+                .data()
+                .join("machines")
+                .join(first["id"].as_str().unwrap())
+                .exists()
+    };
+    let page = world.until_at("/v1/machines?limit=1", creating).await;
+    let id = page["items"][0]["id"].as_str().unwrap().to_owned();
+    world.kill();
+    let answer = making.await.unwrap();
+    assert!(answer.is_err(), "{answer:?}");
+    world.serve().await;
+    let (_, machine) = world.get(&format!("/v1/machines/{id}")).await;
+    assert_eq!(machine["status"], "error", "{machine:#}");
+    world.until_empty().await;
+}

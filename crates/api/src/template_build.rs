@@ -34,7 +34,7 @@ pub struct BuildRequest {
     /// Tags that mean this build once it is ready; `default` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tags: Option<Vec<String>>,
-    /// An image or a template.
+    /// A template, an image of a registry, or one in the build context: `archive:PATH[:NAME]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_image: Option<String>,
     /// What is done to it, in order.

@@ -342,13 +342,17 @@ async fn machines_that_end_or_grow_old_are_replaced() {
     until_alive(&world, 2).await;
     let one = alive(&world).await.into_iter().next().unwrap();
     world.engine.crash(&one);
-    for _ in 0..400 {
+    let is_replaced = async || {
         let now = alive(&world).await;
-        if now.len() == 2 && !now.contains(&one) {
+        now.len() == 2 && !now.contains(&one)
+    };
+    for _ in 0..400 {
+        if is_replaced().await {
             break;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    assert!(is_replaced().await, "{:?}", alive(&world).await);
     ready(&world, &id, 2).await;
     assert!(!alive(&world).await.contains(&one));
 }
@@ -653,6 +657,38 @@ async fn what_is_in_the_way_is_told() {
     until_alive(&world, 1).await;
 }
 
+/// What a machine does before it is somebody's is in nobody's log.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_knows_no_machines_that_wait() {
+    let world = World::new().await;
+    let id = pool(&world, request(1, 1)).await;
+    ready(&world, &id, 1).await;
+    let waits = alive(&world).await.into_iter().next().unwrap();
+    let other = world.machine().await;
+    let denial = |id: &str| nullspace_engine::Denial {
+        id: id.to_owned(),
+        target: nullspace_engine::DeniedTarget::Address {
+            address: [192, 0, 2, 1].into(),
+            protocol: 6,
+            port: 443,
+        },
+        count: 1,
+    };
+    world.engine.deny(denial(&waits));
+    world.engine.deny(denial(&other));
+    for _ in 0..400 {
+        let (status, log) = world.get("/v1/lifecycle/events?audience=internal").await;
+        assert_eq!(status, StatusCode::OK, "{log}");
+        let log = log.to_string();
+        assert!(!log.contains(&waits), "{log}");
+        if log.contains("egress_denied") {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the denial of {other} is not told");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn lists_are_narrowed() {
     let world = World::new().await;
@@ -673,6 +709,8 @@ async fn lists_are_narrowed() {
     assert_eq!(found("").await, [b.clone(), a.clone()]);
     let both = found("label=team%3Da&label=n%3D1").await;
     assert_eq!(both, [&*a]);
+    let one = found("label=n%3D1").await;
+    assert_eq!(one, [&*a]);
     assert_eq!(
         found("label=team%3Da&label=n%3D2").await,
         Vec::<String>::new()

@@ -520,6 +520,85 @@ async fn bad_images_are_refused_by_name() {
     place.world.until_empty().await;
 }
 
+/// The same image in every form of a file.
+const FORMS: &str = r#"
+mkdir -p forms; cp -r oci forms/layout
+skopeo copy -q --insecure-policy oci:oci:tiny oci-archive:forms/oci.tar:tiny
+skopeo copy -q --insecure-policy oci:oci:tiny docker-archive:forms/docker.tar:team/tiny:v1
+gzip -c tiny.tar > forms/rootfs.tar.gz
+head -c 1000 forms/oci.tar > forms/cut.tar
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_in_files_are_bases() {
+    let place = Place::with(&[TINY, BIG, FORMS]).await;
+    let world = &place.world;
+    let forms = place.work.join("forms");
+    // The published SDKs send the files of a Dockerfile.
+    script(world, &python(), "archives.py", &[&forms]);
+    script(world, &next_python(), "archives.py", &[&forms]);
+    // All that is on disk: the image's layers, and the root file system's, which was packed another way.
+    assert_eq!(place.layers().len(), 2);
+    // Our command line sends what it is told to.
+    for (n, archive) in [
+        "oci.tar",
+        "docker.tar",
+        "docker.tar:team/tiny:v1",
+        "layout:tiny",
+        "rootfs.tar.gz",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let (archive, name) = (forms.join(archive), format!("form-{n}"));
+        let done = world.nullspace(&[
+            "template",
+            "build",
+            "--from-archive",
+            archive.to_str().unwrap(),
+            "--run-cmd",
+            "cat /app/file > /tmp/seen",
+            "--name",
+            &name,
+        ]);
+        assert!(done.status.success(), "{archive:?}: {done:?}");
+        let id = world.machine(json!({"template": name})).await;
+        assert_eq!(world.out(&id, "cat /tmp/seen").await, "from-image");
+        world.delete(&format!("/v1/machines/{id}")).await;
+        world.delete(&format!("/v1/templates/refs/{name}")).await;
+    }
+    for (archive, said) in [
+        ("cut.tar", "cut short"),
+        ("layout", "name one of"),
+        ("layout:none", "no image in it is called"),
+        ("docker.tar:none", "no image in it is called"),
+    ] {
+        let done = world.nullspace(&[
+            "template",
+            "build",
+            "--from-archive",
+            forms.join(archive).to_str().unwrap(),
+            "--name",
+            "bad",
+        ]);
+        let text = String::from_utf8_lossy(&done.stderr);
+        assert!(
+            !done.status.success() && text.contains(said),
+            "{archive}: {text}"
+        );
+    }
+    let detail = place
+        .failure(json!({"name": "bad", "base_image": "archive:none.tar"}))
+        .await;
+    assert_eq!(detail["details"]["reason"], "image_not_found", "{detail:#}");
+    let layers = world.data().join("template-layers");
+    let left = run("find", &[layers.to_str().unwrap(), "-name", ".incoming-*"]);
+    assert_eq!(left, "");
+    place.collect().await;
+    assert_eq!(place.files(), 0);
+    world.until_empty().await;
+}
+
 /// An image of more layers than an overlay takes.
 const DEEP: &str = r#"
 umoci tag --image oci:tiny deep

@@ -26,7 +26,7 @@ use nullspace_store::{
 use serde_json::{Map, Value, json};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
-use super::{App, AppState, machine};
+use super::{App, AppState, machine, pool};
 use crate::error::{Error, Result};
 
 /// How long the log is silent about a destination that it has told of.
@@ -280,6 +280,10 @@ pub async fn watch_denials(app: AppState, mut denials: Receiver<Denial>) {
         };
         let now = time::now();
         for denial in told {
+            if pool::has(&app, &denial.id) {
+                // Nobody's yet: there is no machine that it could be told of.
+                continue;
+            }
             let event = internal(
                 &denial.id,
                 "egress_denied",

@@ -5,6 +5,7 @@
 //!  build ──▶ definition ──▶ program ──▶ worker: a machine per step, what it wrote is a layer ──▶ artifact ──▶ named
 //! ```
 
+mod archive;
 mod artifact;
 pub mod blob;
 pub mod build;
@@ -239,6 +240,20 @@ pub async fn ensure(app: &super::AppState, text: &str) -> Result<()> {
     }
     exact.insert(text.to_owned(), layer);
     Ok(())
+}
+
+/// Whether machines that start from what has this digest have to get ready before they run.
+///
+/// # Errors
+/// When the record cannot be read.
+pub(super) async fn gets_ready(app: &super::App, digest: &str) -> Result<bool> {
+    let digest = digest.to_owned();
+    let build = (app.store)
+        .read(move |db| nullspace_store::template_build::by_digest(db, &digest))
+        .await?;
+    let artifact = build.and_then(|row| build::artifact(app, &row));
+    Ok(artifact
+        .is_some_and(|artifact| artifact.start_cmd.is_some() || artifact.readiness.is_some()))
 }
 
 /// What a reference means at this moment.

@@ -32,14 +32,18 @@ async fn request(app: &App, mut asked: Asked, send: bool) -> Result<BuildRequest
             let ignored = Ignored::read(&root, Some(&path), &asked.ignore)?;
             Files::of_directory(&root, &path, &ignored)?
         }
-        From::Base(base) => {
-            request.base_image = Some(base.clone());
+        From::Base(text) | From::Archive(text) => {
             let root = match &asked.context {
                 Some(root) => root.clone(),
                 None => here()?,
             };
             let ignored = Ignored::read(&root, None, &asked.ignore)?;
-            Files::of_steps(&mut asked.steps, &root, &ignored)?
+            let mut files = Files::of_steps(&mut asked.steps, &root, &ignored)?;
+            request.base_image = Some(match matches!(asked.from, From::Archive(_)) {
+                true => files.add_archive(text)?,
+                false => text.clone(),
+            });
+            files
         }
     };
     if request.base_image.is_some() {

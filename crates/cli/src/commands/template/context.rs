@@ -115,6 +115,22 @@ impl Files {
         Ok(files)
     }
 
+    /// An image, `PATH[:NAME]`, beside what else there is. Answers what a build calls it.
+    pub(super) fn add_archive(&mut self, text: &str) -> Result<String, CliError> {
+        // A path may have colons, and so may a name.
+        let mut ends = (text.match_indices(':').map(|(at, _)| at)).chain([text.len()]);
+        let end = ends
+            .rfind(|end| *end > 0 && Path::new(&text[..*end]).exists())
+            .ok_or_else(|| CliError::usage(format!("--from-archive {text}: no such file")))?;
+        let path = Path::new(&text[..end]);
+        let real = std::fs::canonicalize(path)
+            .map_err(|error| CliError::local(format!("cannot read {}", path.display()), &error))?;
+        let place = "image-archive/image";
+        self.add(&real, place, &Ignored(Gitignore::empty()), &[], false)?;
+        // The colon before the name, if there is one, is a part of the rest.
+        Ok(format!("archive:{place}{}", &text[end..]))
+    }
+
     fn add(
         &mut self,
         path: &Path,

@@ -13,6 +13,7 @@ use crate::error::CliError;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Sources, one of them, first:
   --from-template NAME  --from-image IMAGE  --from-dockerfile PATH  --from-dockerfile-content TEXT
+  --from-archive PATH[:NAME]: an image in a file (OCI, docker save, root file system) or an OCI layout's directory
   --from-base-image [VERSION]  --from-ubuntu-image [VERSION]  --from-debian-image [TAG]
   --from-python-image VERSION  --from-node-image VERSION  --from-bun-image VERSION  --image-variant VARIANT
 
@@ -54,6 +55,8 @@ pub(super) enum From {
     #[default]
     Nothing,
     Base(String),
+    /// An image in a file or a directory, and its name among several.
+    Archive(String),
     Dockerfile(PathBuf),
     Content(String),
 }
@@ -145,6 +148,7 @@ impl Args {
             match flag.as_str() {
                 "--from-template" => asked.from = From::Base(words.value(flag)?),
                 "--from-image" => asked.from = From::Base(words.value(flag)?),
+                "--from-archive" => asked.from = From::Archive(words.value(flag)?),
                 "--from-dockerfile" => asked.from = From::Dockerfile(words.value(flag)?.into()),
                 "--from-dockerfile-content" => asked.from = From::Content(words.value(flag)?),
                 "--from-base-image" | "--from-ubuntu-image" => {

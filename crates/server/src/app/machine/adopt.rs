@@ -19,7 +19,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::owner::{self, Change};
 use crate::{
-    app::{AppState, pool, snapshot},
+    app::{AppState, pool, snapshot, template},
     error::Result,
 };
 
@@ -95,9 +95,12 @@ async fn adopt_one(
             Some(snapshot) => adopt_half_kept(app, row, alive, snapshot).await,
             None => settle(app, row, alive, Change::None).await,
         },
-        // One that was being created counts only if its guest answers.
+        // One that was being created counts only if its guest answers. One that had to get ready does not: whether its
+        // start command was begun is known to nobody, and it cannot be begun twice.
         State::Creating => {
-            let alive = alive && answers(app, &row.id).await;
+            let alive = alive
+                && !template::gets_ready(app, &row.layer_digest).await?
+                && answers(app, &row.id).await;
             settle(app, row, alive, Change::None).await
         }
         State::Destroyed | State::Error => Ok(()),

@@ -263,6 +263,13 @@ pub(in crate::app) fn lost(app: &AppState, id: &str, detail: &str) {
     }
 }
 
+/// Whether a machine is a pool's, and not handed out.
+pub(in crate::app) fn has(app: &AppState, id: &str) -> bool {
+    let pools = app.pools.lock();
+    let mut found = pools.values().filter_map(|pool| pool.instances.get(id));
+    found.any(|one| one.phase != Phase::Claimed)
+}
+
 /// The machines that are ready to be handed out.
 pub(in crate::app) fn waiting(app: &AppState) -> Vec<String> {
     let pools = app.pools.lock();

@@ -170,6 +170,24 @@ impl Context {
         hex::encode(digest.finalize())
     }
 
+    /// A file, if there is one of that path.
+    pub(super) fn file(&self, path: &str) -> Option<&Content> {
+        self.0.get(&clean(path))?.content.as_ref()
+    }
+
+    /// The files in a directory: their paths in it, and their blobs.
+    pub(super) fn below(&self, path: &str) -> Vec<(&str, &str)> {
+        let path = clean(path);
+        let prefix = match path.as_str() {
+            "" => path,
+            _ => format!("{path}/"),
+        };
+        (self.0.range(prefix.clone()..))
+            .map_while(|(inside, entry)| Some((inside.strip_prefix(&prefix)?, entry)))
+            .filter_map(|(inside, entry)| Some((inside, entry.content.as_ref()?.blob_id.as_str())))
+            .collect()
+    }
+
     pub(super) fn len(&self) -> u64 {
         self.0.len() as u64
     }

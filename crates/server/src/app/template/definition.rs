@@ -11,7 +11,7 @@ use nullspace_api::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{context, dockerfile, program::Program, reference};
+use super::{archive, context, dockerfile, program::Program, reference};
 use crate::{
     app::{App, machine},
     error::{Error, Result},
@@ -302,6 +302,8 @@ pub(super) fn compile(app: &App, request: &BuildRequest) -> Result<Program> {
 
 pub(super) fn check_base(base: &str) -> Result<()> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-/:@".contains(c);
+    // A path of the build context may have more.
+    let plain = |c: char| plain(c) || (archive::is_one(base) && !c.is_control());
     match !base.is_empty() && base.len() <= 512 && base.chars().all(plain) {
         true => Ok(()),
         false => Err(Error::invalid(format!(

@@ -1,4 +1,5 @@
-//! Images that templates are built over: fetched from registries, their layers kept like those of steps.
+//! Images that templates are built over: fetched from registries or read from files, their layers kept like those of
+//! steps.
 //!
 //! ```text
 //!  pull ──▶ image-layers/<digest> (whole, or not there) ──note──▶ record ──hold──▶ the build's
@@ -6,17 +7,19 @@
 //! A layer is on the disk before it is on record. What a server left that was killed between the two is noted by the
 //! next; so every layer counts for the cache's limit, and none is kept for good without anybody needing it.
 
-use std::{collections::HashSet, path::PathBuf};
+use std::{collections::HashSet, path::PathBuf, sync::Arc};
 
 use nullspace_api::time;
-use nullspace_image::{Credentials, Image, ImageError, Images, Limits, Listener, Registries};
+use nullspace_image::{
+    Credentials, Image, ImageError, Images, Limits, Listener, Progress, Registries,
+};
 use nullspace_store::{
     StoreError,
     template_layer::{self as rows, LayerRow},
 };
 use tokio::sync::RwLock;
 
-use super::layer;
+use super::{archive::Archive, layer};
 use crate::{
     app::{App, AppState, agent},
     error::{Error, Result},
@@ -30,7 +33,7 @@ const KEY: &str = "image";
 pub(super) struct Fetcher {
     images: Images,
     /// Shared by those who fetch, so that nobody removes a layer that an image was just found to have.
-    using: RwLock<()>,
+    using: Arc<RwLock<()>>,
 }
 
 /// Where the layers are.
@@ -52,7 +55,7 @@ pub(super) async fn open(app: &AppState) -> Result<()> {
     .await?;
     let fetcher = Fetcher {
         images,
-        using: RwLock::new(()),
+        using: Arc::default(),
     };
     let _ = app.templates.fetcher.set(fetcher);
     note(app).await
@@ -80,6 +83,29 @@ pub(super) async fn pull(
         hold(app, build, image).await?;
     }
     Ok(pulled)
+}
+
+/// The same from a file of the build context. What was begun goes on when nobody waits for it any more, to the end of the
+/// image at the longest.
+pub(super) async fn read(
+    app: &App,
+    build: &str,
+    archive: Archive,
+    listener: impl Fn(Progress) + Send + Sync + 'static,
+) -> Result<Result<Image, ImageError>> {
+    let fetcher = fetcher(app)?;
+    let using = fetcher.using.clone().read_owned().await;
+    let images = fetcher.images.clone();
+    let (read, _using) = agent::blocking(move || {
+        let read = archive.read(&images, &listener);
+        Ok((read, using))
+    })
+    .await?;
+    note(app).await?;
+    if let Ok(image) = &read {
+        hold(app, build, image).await?;
+    }
+    Ok(read)
 }
 
 /// The layers are the build's.

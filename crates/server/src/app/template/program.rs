@@ -108,6 +108,21 @@ pub(super) struct Run {
     pub(super) secrets: Vec<SecretUse>,
     /// Whether every secret of the build is there for it, at `/run/secrets/<id>`.
     pub(super) all_secrets: bool,
+    /// Directories that are in no layer.
+    pub(super) caches: Vec<CacheUse>,
+}
+
+/// A directory that a command has for itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct CacheUse {
+    /// Where.
+    pub(super) target: String,
+    /// Permission bits.
+    pub(super) mode: u32,
+    /// Whom it belongs to.
+    pub(super) uid: u32,
+    /// And which group.
+    pub(super) gid: u32,
 }
 
 /// A secret that a command can read.
@@ -245,6 +260,7 @@ fn run(line: String, user: Option<&str>) -> Action {
         user: user.map(str::to_owned),
         secrets: Vec::new(),
         all_secrets: true,
+        caches: Vec::new(),
     })
 }
 

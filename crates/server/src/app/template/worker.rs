@@ -7,6 +7,7 @@
 //! It stops where it waits: when somebody cancels it, the server goes down, or its time is over. Whatever the end, no
 //! machine of it is left.
 
+mod caches;
 mod copy;
 mod end;
 mod image;
@@ -29,6 +30,7 @@ use nullspace_store::{
 use tokio::{sync::watch, time::Instant};
 
 use self::{
+    caches::Caches,
     end::{End, of_machine},
     instruction::State,
 };
@@ -75,6 +77,8 @@ struct Worker {
     bypass: Bypass,
     /// The machine of the step.
     machine: Option<String>,
+    /// What it has besides.
+    caches: Caches,
     /// Layers that may not have reached the disk.
     unsettled: Vec<String>,
 }
@@ -109,6 +113,7 @@ pub(super) async fn run(
         view,
         deadline: Instant::now() + limit,
         machine: None,
+        caches: Caches::default(),
         unsettled: Vec::new(),
     };
     let turns = app.templates.builds.turns(&app);
@@ -334,12 +339,14 @@ impl Worker {
         Ok(row.id.clone())
     }
 
+    /// And what it has besides, which is removed only then.
     async fn end_machine(&mut self) {
         if let Some(id) = self.machine.take()
             && let Err(error) = machine::destroy(&self.app, &id, None).await
         {
             tracing::error!(machine = id, context = ?error.context, "the machine of a build could not be ended");
         }
+        self.caches = Caches::default();
     }
 
     /// Waits for something, but not for longer than the build may go on.

@@ -3,7 +3,7 @@
 use nullspace_api::template::Mode;
 
 use super::{Wrong, lines::Line, words};
-use crate::app::template::program::SecretUse;
+use crate::app::template::program::{CacheUse, SecretUse};
 
 /// The flags of a line, and what follows them.
 pub(super) fn take(line: &Line) -> (Vec<(String, String)>, &str) {
@@ -37,8 +37,14 @@ pub(super) fn mode(line: &Line, value: &str) -> Result<u32, Wrong> {
     })
 }
 
-/// What a `--mount` asks for: a secret, or nothing that has to be done.
-pub(super) fn mount(line: &Line, value: &str) -> Result<Option<SecretUse>, Wrong> {
+/// What a `--mount` asks for.
+pub(super) enum Mount {
+    Secret(SecretUse),
+    Cache(CacheUse),
+}
+
+/// Reads a `--mount`.
+pub(super) fn mount(line: &Line, value: &str) -> Result<Mount, Wrong> {
     let fields: Vec<(String, String)> = value
         .split(',')
         .map(|field| {
@@ -51,7 +57,7 @@ pub(super) fn mount(line: &Line, value: &str) -> Result<Option<SecretUse>, Wrong
     let kind = kind.map_or("bind", |(_, kind)| kind.as_str());
     match kind {
         "secret" => {}
-        "cache" => return Ok(None),
+        "cache" => return cache(line, &fields).map(Mount::Cache),
         other => return Err(unknown(line, &format!("mount=type={other}"))),
     }
     let mut usage = SecretUse::default();
@@ -87,5 +93,40 @@ pub(super) fn mount(line: &Line, value: &str) -> Result<Option<SecretUse>, Wrong
             format!("--mount: target={target}: must be an absolute path"),
         ));
     }
-    Ok(Some(usage))
+    Ok(Mount::Secret(usage))
+}
+
+/// A directory that is in no layer.
+fn cache(line: &Line, fields: &[(String, String)]) -> Result<CacheUse, Wrong> {
+    let mut usage = CacheUse {
+        mode: 0o755,
+        ..CacheUse::default()
+    };
+    for (name, value) in fields {
+        let number = |radix: u32| {
+            u32::from_str_radix(value, radix).map_err(|_| {
+                Wrong::at(line.number, format!("--mount: {name}={value} is no number"))
+            })
+        };
+        match name.as_str() {
+            // There is one of each, for one step.
+            "type" | "id" | "sharing" => {}
+            "target" | "dst" | "destination" => usage.target.clone_from(value),
+            "mode" => usage.mode = number(8)? & 0o7777,
+            "uid" => usage.uid = number(10)?,
+            "gid" => usage.gid = number(10)?,
+            other => return Err(unknown(line, &format!("mount={other}"))),
+        }
+    }
+    let target = usage.target.trim_end_matches('/');
+    if !target.starts_with('/') {
+        return Err(Wrong::at(
+            line.number,
+            format!(
+                "--mount=type=cache: target={target}: must be an absolute path, and not the root"
+            ),
+        ));
+    }
+    usage.target = target.to_owned();
+    Ok(usage)
 }

@@ -4,7 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nullspace_api::template::OciHealthcheck;
 
-use super::{Wrong, flags, lines::Line, words};
+use super::{
+    Wrong,
+    flags::{self, Mount},
+    lines::Line,
+    words,
+};
 use crate::app::template::program::{
     Action, Command, Copy, CopyFrom, From, Inline, Instruction, Program, Run, Stage,
 };
@@ -247,15 +252,18 @@ impl Reader<'_> {
 
     fn run(&mut self, line: &Line) -> Result<Action, Wrong> {
         let (flags, rest) = flags::take(line);
-        let mut secrets = Vec::new();
+        let (mut secrets, mut caches) = (Vec::new(), Vec::new());
         for (name, value) in &flags {
             match (name.as_str(), value.as_str()) {
                 ("mount", value) => match flags::mount(line, value)? {
-                    Some(usage) => secrets.push(usage),
-                    None => self.program.warnings.push(format!(
-                        "line {}: a cache mount is not kept between builds: what is written there stays in the layer",
-                        line.number
-                    )),
+                    Mount::Secret(usage) => secrets.push(usage),
+                    Mount::Cache(usage) => {
+                        self.program.warnings.push(format!(
+                            "line {}: a cache mount is empty at first and gone after its step",
+                            line.number
+                        ));
+                        caches.push(usage);
+                    }
                 },
                 ("network", "default") => {}
                 _ => return Err(flags::unknown(line, name)),
@@ -280,6 +288,7 @@ impl Reader<'_> {
             user: None,
             secrets,
             all_secrets: false,
+            caches,
         }))
     }
 

@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{Worker, end::End, instruction::State};
 use crate::{
-    app::template::{artifact::Artifact, definition, image, program::From},
+    app::template::{archive, artifact::Artifact, definition, image, program::From},
     error::Result as AppResult,
 };
 
@@ -29,6 +29,17 @@ impl Worker {
         self.journal
             .message("preparing", format!("fetching the image {reference}"));
         self.flush().await?;
+        let archive = archive::find(&self.app, reference, &self.job.context)
+            .map_err(|error| End::of("prepare", &error))?
+            .map_err(|why| {
+                let action = "send the file with the build context, and see that it is not ignored";
+                End::failed(
+                    "prepare",
+                    "image_not_found",
+                    format!("image {reference}: {why}"),
+                    action,
+                )
+            })?;
         let credentials = self.credentials(reference);
         let (sender, mut told) = mpsc::unbounded_channel();
         let (app, build) = (self.app.clone(), self.view.build_id.clone());
@@ -38,7 +49,10 @@ impl Worker {
             let listener = move |progress: Progress| {
                 let _ = sender.send(progress);
             };
-            image::pull(&app, &build, &text, &credentials, &listener).await
+            match archive {
+                Some(archive) => image::read(&app, &build, archive, listener).await,
+                None => image::pull(&app, &build, &text, &credentials, &listener).await,
+            }
         });
         let mut pull = tokio_util::task::AbortOnDropHandle::new(pull);
         let mut received = None;
@@ -164,14 +178,16 @@ fn failed(reference: &str, error: &ImageError) -> End {
         Blame::Credentials => "auth",
         Blame::Registry | Blame::Host | Blame::Image => "prepare",
     };
-    if error.blame() == Blame::Host {
-        tracing::error!(
-            reference,
-            context = crate::error::chain(error),
-            "an image could not be kept"
-        );
-    }
-    let message = format!("image {reference}: {}", crate::error::chain(error));
+    let said = match error.blame() {
+        // Paths of this server are nobody else's matter.
+        Blame::Host => {
+            let context = crate::error::chain(error);
+            tracing::error!(reference, context, "an image could not be kept");
+            "this server could not keep it".to_owned()
+        }
+        _ => crate::error::chain(error),
+    };
+    let message = format!("image {reference}: {said}");
     let end = End::failed(phase, error.reason(), message, &error.hint()).with("image", reference);
     match error.retryable() || error.blame() == Blame::Host {
         true => end.retryable(),

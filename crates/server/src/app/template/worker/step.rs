@@ -10,7 +10,9 @@ use nullspace_protocol::{
 };
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::{Bypass, End, Worker, instruction::State, of_machine};
+use nullspace_engine::Bind;
+
+use super::{Bypass, End, Worker, caches::Caches, instruction::State, of_machine};
 use crate::app::{
     machine,
     template::{
@@ -75,12 +77,21 @@ impl Worker {
 
     /// A machine to do a step in.
     pub(super) async fn step_machine(&mut self, state: &mut State) -> Result<String, End> {
+        self.step_machine_with(state, Vec::new()).await
+    }
+
+    /// The same with directories of the host.
+    async fn step_machine_with(
+        &mut self,
+        state: &mut State,
+        binds: Vec<Bind>,
+    ) -> Result<String, End> {
         self.flush().await?;
         self.check_disk()?;
         self.limit_depth(state).await?;
         let mut layer = state.artifact.layer(&self.app.data_dir, &self.view.name);
         layer.runtime = nullspace_templates::Runtime::default();
-        let created = self.create(layer, Vec::new()).await;
+        let created = self.create(layer, binds).await;
         created.map_err(|error| End::of("prepare", &error))
     }
 
@@ -126,6 +137,7 @@ impl Worker {
             return Ok(());
         };
         let kept = layer::keep(&self.app, &self.view.build_id, &id, key).await;
+        self.caches = Caches::default();
         let row = kept.map_err(|error| End::of("snapshot", &error).retryable())?;
         self.cache("layer", "stored", &instruction.text);
         state.artifact.layers.insert(0, row.id.clone());
@@ -175,13 +187,16 @@ impl Worker {
                 .map(|(usage, _)| (&usage.id, &usage.target, &usage.env))
                 .collect::<Vec<_>>(),
             internet,
+            &run.caches,
         ))
         .unwrap_or_default();
         let key = key(&["run", &state.artifact.files(), &counted]);
         if self.take(state, &key, instruction, false).await? {
             return Ok(());
         }
-        let id = self.step_machine(state).await?;
+        self.caches = Caches::make(&self.app.data_dir, &run.caches)
+            .map_err(|error| End::of("prepare", &error))?;
+        let id = (self.step_machine_with(state, self.caches.binds())).await?;
         let guest = machine::own_guest(&self.app, &id)
             .await
             .map_err(|error| of_machine("build_step", &error))?;
@@ -272,7 +287,10 @@ impl Worker {
                     measured = Instant::now();
                     let usage = self.app.engine.usage(machine).await;
                     // One that cannot be measured now will be in a moment.
-                    let over = usage.is_ok_and(|usage| usage.disk_used_bytes > limit << 20);
+                    let cached = self.caches.size().await;
+                    let over = usage.is_ok_and(|usage| {
+                        usage.disk_used_bytes.saturating_add(cached) > limit << 20
+                    });
                     if over || self.check_disk().is_err() {
                         return Ok(Ended::DiskFull(limit));
                     }
