@@ -1,8 +1,9 @@
 //! Machines with a kernel of their own, through the whole system.
 
-use std::process::Command;
+use std::{process::Command, time::Duration};
 
-use serde_json::json;
+use reqwest::StatusCode;
+use serde_json::{Value, json};
 
 use crate::{
     python::{next_python, python, script},
@@ -134,4 +135,103 @@ async fn memory_is_kept_with_the_newer_sdk() {
     }
     let world = world("auto").await;
     script(&world, &next_python(), "memory_next.py", &[]);
+}
+
+async fn status(world: &World, id: &str) -> String {
+    let (_, info) = world.get(&format!("/v1/machines/{id}")).await;
+    info["status"].as_str().unwrap_or_default().to_owned()
+}
+
+/// Whatever is killed and when: the machine is there once, with its process, and nothing is left on the disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_are_killed_while_memory_is_kept() {
+    if !is_here() {
+        return;
+    }
+    let mut world = world("gvisor").await;
+    let body = json!({"timeout_ms": 3_600_000, "auto_resume": true});
+    let id = world.machine(body).await;
+    let pid = world
+        .out(&id, "sleep 1000 > /dev/null 2>&1 & echo $!")
+        .await;
+    let path = format!("/v1/machines/{id}");
+    for pause in [0, 20, 60, 120, 200, 350] {
+        for what in ["hibernate", "resume", "fork", "snapshots"] {
+            if what == "resume" && status(&world, &id).await == "running" {
+                let (kept, said) = world.post(&format!("{path}/hibernate"), json!({})).await;
+                assert_eq!(kept, StatusCode::OK, "{said}");
+            }
+            let asked = world
+                .request(reqwest::Method::POST, &format!("{path}/{what}"))
+                .send();
+            let asked = tokio::spawn(asked);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            world.kill();
+            let answered = asked.await.unwrap().map(|answer| answer.status());
+            world.serve().await;
+            let now = status(&world, &id).await;
+            assert!(
+                now == "running" || now == "paused",
+                "{what} after {pause} ms ({answered:?}): {now}"
+            );
+            world.out(&id, &format!("kill -0 {pid}")).await;
+            // What came of a fork is whole.
+            for other in world.listed().await {
+                if other != id && status(&world, &other).await == "running" {
+                    world.out(&other, &format!("kill -0 {pid}")).await;
+                    world.delete(&format!("/v1/machines/{other}")).await;
+                }
+            }
+            let (_, kept) = world.get("/v1/snapshots").await;
+            for one in kept.as_array().into_iter().flatten() {
+                let one = one["id"].as_str().unwrap();
+                let (gone, said) = world.delete(&format!("/v1/snapshots/{one}")).await;
+                assert_eq!(gone, StatusCode::NO_CONTENT, "{said}");
+            }
+        }
+    }
+    let snapshots = world.data().join("snapshots");
+    let left = || std::fs::read_dir(&snapshots).map_or(0, Iterator::count);
+    while left() > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_was_changed_is_refused_and_nothing_is_lost() {
+    if !is_here() {
+        return;
+    }
+    let world = world("gvisor").await;
+    let id = world.machine(json!({"timeout_ms": 3_600_000})).await;
+    let pid = world
+        .out(&id, "sleep 1000 > /dev/null 2>&1 & echo $!")
+        .await;
+    let path = format!("/v1/machines/{id}");
+    let (_, kept) = world.post(&format!("{path}/hibernate"), json!({})).await;
+    let state = world
+        .data()
+        .join("snapshots")
+        .join(kept["id"].as_str().unwrap());
+    for name in ["pages.img", "checkpoint.img"] {
+        let file = state.join(name);
+        let whole = std::fs::read(&file).unwrap();
+        let mut flipped = whole.clone();
+        let middle = flipped.len() / 2;
+        flipped[middle] ^= 1;
+        for wrong in [&flipped[..], &whole[..middle]] {
+            std::fs::write(&file, wrong).unwrap();
+            let (refused, said) = world.post(&format!("{path}/resume"), json!({})).await;
+            assert_eq!(refused, StatusCode::CONFLICT, "{said}");
+            assert_eq!(said["code"], "incompatible_snapshot", "{said}");
+            assert_eq!(status(&world, &id).await, "paused");
+        }
+        std::fs::write(&file, whole).unwrap();
+    }
+    let (resumed, said) = world.post(&format!("{path}/resume"), json!({})).await;
+    assert_eq!(resumed, StatusCode::OK, "{said}");
+    assert_eq!(said["status"], "running");
+    world.out(&id, &format!("kill -0 {pid}")).await;
+    let (_, all) = world.get("/v1/snapshots").await;
+    assert_eq!(all, Value::Array(Vec::new()));
 }

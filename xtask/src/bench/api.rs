@@ -25,10 +25,19 @@ pub(crate) struct Server {
     pub(crate) data_dir: tempfile::TempDir,
     pub(crate) address: String,
     child: Option<Child>,
+    settings: Vec<(&'static str, &'static str)>,
 }
 
 impl Server {
     pub(crate) async fn start(program: PathBuf) -> Result<Self> {
+        Self::with(program, &[]).await
+    }
+
+    /// One with settings in its environment.
+    pub(crate) async fn with(
+        program: PathBuf,
+        settings: &[(&'static str, &'static str)],
+    ) -> Result<Self> {
         let data_dir = tempfile::Builder::new()
             .prefix("nullspace-bench-")
             .tempdir()?;
@@ -40,6 +49,7 @@ impl Server {
             data_dir,
             address: format!("127.0.0.1:{port}"),
             child: None,
+            settings: settings.to_vec(),
         };
         server.spawn().await?;
         Ok(server)
@@ -56,6 +66,7 @@ impl Server {
                 .arg(self.data_dir.path())
                 .env("NULLSPACE_BOOTSTRAP_API_KEY", KEY)
                 .env("NULLSPACE_WEBHOOK_PRIVATE_RECEIVERS", "true")
+                .envs(self.settings.iter().copied())
                 .stdin(Stdio::null())
                 .stdout(log.try_clone()?)
                 .stderr(log)
@@ -139,6 +150,11 @@ impl Client {
             sender,
             address: address.to_owned(),
         })
+    }
+
+    /// Another connection to the same server.
+    pub(crate) async fn another(&self) -> Result<Self> {
+        Self::connect(&self.address).await
     }
 
     pub(crate) async fn call(

@@ -15,6 +15,7 @@ mod crowd;
 mod density;
 mod follow;
 mod gateway;
+mod memory;
 mod nginx;
 mod peers;
 mod pool;
@@ -94,6 +95,8 @@ pub(crate) enum Group {
     Tree,
     /// Machines that are stopped in place and go on.
     Sleep,
+    /// Machines of gVisor: made, kept on the disk, woken, forked.
+    Memory,
     /// A change of a file on its way to who watches.
     Watch,
     /// Volumes mounted, and written to.

@@ -13,7 +13,7 @@ use super::{
     Args, Group,
     agent::{Cli, Deployment},
     api::{Client, Server},
-    artifact, crowd, density, follow, gateway,
+    artifact, crowd, density, follow, gateway, memory,
     peers::{self, Bundle, Live, Peer},
     pool, service, sleep, ssh, stream,
     table::{Samples, Table},
@@ -88,6 +88,11 @@ pub(crate) async fn all(args: &Args, server: &mut Server, table: &mut Table) -> 
     }
     if args.wants(Group::Sleep) {
         sleep::run(server, table).await.context("sleep")?;
+    }
+    if args.wants(Group::Memory) {
+        memory::run(server, &rootfs, table)
+            .await
+            .context("memory")?;
     }
     if args.wants(Group::Volume) {
         volume::run(server, table).await.context("volume")?;
