@@ -149,7 +149,7 @@ async fn servers_are_killed_while_memory_is_kept() {
         return;
     }
     let mut world = world("gvisor").await;
-    let body = json!({"timeout_ms": 3_600_000, "auto_resume": true});
+    let body = json!({"timeout_ms": 3_600_000, "timeout_action": "hibernate", "auto_resume": true});
     let id = world.machine(body).await;
     let pid = world
         .out(&id, "sleep 1000 > /dev/null 2>&1 & echo $!")

@@ -136,8 +136,9 @@ fn pass_on<T: Clone + Send + 'static>(
 
 #[async_trait]
 impl Engine for Several {
+    /// That of the engine for machines that name none.
     fn name(&self) -> &'static str {
-        "auto"
+        self.engines[0].name()
     }
 
     fn capabilities(&self) -> Capabilities {

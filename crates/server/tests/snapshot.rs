@@ -407,13 +407,21 @@ async fn what_was_changed_on_disk_is_refused() {
     ok(&world, &format!("{machine}/hibernate")).await;
     let record = kept(&world)[0].join("checkpoint.json");
     let whole = std::fs::read_to_string(&record).unwrap();
-    std::fs::write(&record, whole.replace("000", "001")).unwrap();
+    let other = whole.replace("\"digest\":\"", "\"digest\":\"0");
+    assert_ne!(other, whole);
+    std::fs::write(&record, other).unwrap();
     let path = format!("{machine}/resume");
     refused(&world, &path, StatusCode::CONFLICT, "incompatible_snapshot").await;
     std::fs::remove_file(&record).unwrap();
     refused(&world, &path, StatusCode::CONFLICT, "incompatible_snapshot").await;
     assert_eq!(world.status(&id).await, "paused");
     std::fs::write(&record, whole).unwrap();
+    // What the record is of counts as well.
+    let memory = record.with_file_name("memory");
+    let there = std::fs::read(&memory).unwrap();
+    std::fs::write(&memory, "another").unwrap();
+    refused(&world, &path, StatusCode::CONFLICT, "incompatible_snapshot").await;
+    std::fs::write(&memory, there).unwrap();
     ok(&world, &path).await;
     let said = world.events(&id).await;
     assert!(

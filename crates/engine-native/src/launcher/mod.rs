@@ -314,13 +314,6 @@ impl Launcher {
             Egress::open(&config.instance).map_err(context("prepare the packet filter"))?;
         let system_layer = system_layer::make(&config, network.gateway())
             .map_err(context("make the system layer"))?;
-        let gvisor = match &config.gvisor {
-            Some(wanted) => Some(Gvisor {
-                config: wanted.clone(),
-                pack: pack::make(&config.data_dir).map_err(context("pack the guest"))?,
-            }),
-            None => None,
-        };
         let undertaker = Undertaker::start().map_err(context("fork"))?;
         let resolver = Resolver::start(&config.resolver, network.gateway())
             .map_err(context("start the resolver"))?;
@@ -345,7 +338,7 @@ impl Launcher {
                 scratch,
                 filter: filter::build(),
             },
-            gvisor,
+            gvisor: None,
             poll,
             listener,
             own_pids,
@@ -673,9 +666,10 @@ impl Launcher {
                 let waits = self.waiting.iter().any(|other| other.spec.id == spec.id);
                 if waits || self.by_id.contains_key(&spec.id) {
                     self.answer(caller, Err(Refusal::Exists(spec.id)));
-                } else if kind == Kind::Gvisor && self.gvisor.is_none() {
-                    let text = "this launcher was started without gVisor: end its machines first";
-                    self.answer(caller, Err(Refusal::step("start", text)));
+                } else if kind == Kind::Gvisor
+                    && let Err(refusal) = self.need_gvisor()
+                {
+                    self.answer(caller, Err(refusal));
                 } else {
                     self.active = Instant::now();
                     self.waiting.push_back(Wanted {
@@ -882,6 +876,21 @@ impl Launcher {
             .position(|n| fits(n) && made_for_it(n))
             .or_else(|| self.parked.iter().position(fits))?;
         self.parked.remove(at)
+    }
+
+    /// Makes what all machines of gVisor need, once somebody asks for one: few hosts do, and it takes room on the disk.
+    fn need_gvisor(&mut self) -> Result<(), Refusal> {
+        if self.gvisor.is_some() {
+            return Ok(());
+        }
+        let Some(config) = self.config.gvisor.clone() else {
+            let text = "this launcher was started without gVisor: end its machines first";
+            return Err(Refusal::step("start", text));
+        };
+        let pack = pack::make(&self.config.data_dir)
+            .map_err(|error| Refusal::step("pack the guest", error))?;
+        self.gvisor = Some(Gvisor { config, pack });
+        Ok(())
     }
 
     /// The one who waited longest for a machine of a kind gets none.

@@ -79,22 +79,31 @@ pub(super) fn make(data_dir: &Path) -> io::Result<Pack> {
     }
     let layers = data_dir.join("layers");
     let building = layers.join(format!(".building-guest-{}", std::process::id()));
-    let _ = fs::remove_dir_all(&building);
-    fs::create_dir_all(&building)?;
-    for (name, source) in &files {
-        let target = building.join(name);
+    let directory = layers.join(format!("{PREFIX}{name}"));
+    let made = build(&files, &building).and_then(|()| fs::rename(&building, &directory));
+    match made {
+        Ok(()) => File::open(&layers)?.sync_all()?,
+        Err(error) => {
+            let _ = fs::remove_dir_all(&building);
+            if !directory.is_dir() {
+                return Err(error);
+            }
+        }
+    }
+    Ok(Pack { name, directory })
+}
+
+fn build(files: &[(String, PathBuf)], at: &Path) -> io::Result<()> {
+    let _ = fs::remove_dir_all(at);
+    fs::create_dir_all(at)?;
+    for (name, source) in files {
+        let target = at.join(name);
         fs::copy(source, &target)?;
         fs::set_permissions(&target, fs::Permissions::from_mode(0o755))?;
         // A machine that is kept needs it after a crash of the host.
         File::open(&target)?.sync_all()?;
     }
-    let directory = layers.join(format!("{PREFIX}{name}"));
-    match fs::rename(&building, &directory) {
-        Ok(()) => File::open(&layers)?.sync_all()?,
-        Err(_) if directory.is_dir() => fs::remove_dir_all(&building)?,
-        Err(error) => return Err(error),
-    }
-    Ok(Pack { name, directory })
+    Ok(())
 }
 
 /// The files with code that a process has mapped, by the names that the loader looks for.
