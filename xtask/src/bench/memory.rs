@@ -205,9 +205,8 @@ async fn keep(client: &mut Client, megabytes: usize, into: &mut Kept) -> Result<
     client.exec(&id, "true").await?;
     into.load.push(begun.elapsed());
 
-    let watch = "import time\nlast, gap = time.time(), 0\nend = last + 8\nwhile last < end:\n    time.sleep(0.001)\n    now = time.time()\n    gap, last = max(gap, now - last), now\nprint(gap)";
-    let shell =
-        json!({"command": format!("nohup python3 -c '{watch}' > /tmp/gap 2>&1 &"), "shell": true});
+    let watch = "import time\nopen(\"/tmp/begun\", \"w\").close()\nlast, gap = time.time(), 0\nend = last + 8\nwhile last < end:\n    time.sleep(0.001)\n    now = time.time()\n    gap, last = max(gap, now - last), now\nprint(gap)";
+    let shell = json!({"command": format!("nohup python3 -c '{watch}' > /tmp/gap 2>&1 & while [ ! -e /tmp/begun ]; do sleep 0.05; done"), "shell": true});
     client
         .call(Method::POST, &format!("{path}/exec"), Some(shell))
         .await?;
