@@ -36,7 +36,7 @@ use crate::control::{self, Error};
 const STATE: &str = "checkpoint.img";
 const TABLE: &str = "pages_meta.img";
 const PAGES: &str = "pages.img";
-/// In a machine's directory while it is paused in order to be kept and ended.
+/// In a machine's directory while it is paused in order to be kept.
 const PAUSED: &str = "paused";
 /// What the kernel's state begins with, before the length of its head.
 const MAGIC: &[u8; 8] = b"gVisorSF";
@@ -79,11 +79,15 @@ impl Source {
         fs::create_dir(target).map_err(|e| step("make the checkpoint's directory", e))?;
         let written = self.pause().and_then(|()| {
             let saved = self.rehearse().and_then(|()| self.save(target));
-            if saved.is_err() || afterwards == Afterwards::Run {
+            // One that goes on does not wait for the disk.
+            if afterwards == Afterwards::Run {
                 self.unpause();
             }
-            saved?;
-            finish(target, format)
+            let made = saved.and_then(|()| finish(target, format));
+            if afterwards == Afterwards::End && made.is_err() {
+                self.unpause();
+            }
+            made
         });
         written.map_err(|error| {
             let _ = fs::remove_dir_all(target);
@@ -196,7 +200,7 @@ impl Source {
         let _ = fs::remove_file(self.directory.join(PAUSED));
     }
 
-    /// Whether it was being kept and ended when the last process here died.
+    /// Whether it was being kept when the last process here died.
     pub(crate) fn is_left_paused(&self) -> bool {
         self.directory.join(PAUSED).exists()
     }

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use nullspace_engine::{Afterwards, Engine, EngineError, conformance};
 use nullspace_protocol::{ExecRequest, GuestClient, Terminal, TerminalSize};
 
@@ -90,6 +92,32 @@ async fn a_full_disk_leaves_the_machine_running() {
         assert!(!target.exists());
         let guest = GuestClient::connect(engine.dial("one").await.expect("dial")).await;
         let guest = guest.expect("the guest answers");
+        assert_eq!(output(&guest, "echo well").await, "well");
+    }
+}
+
+/// Also when the last step fails, with everything else on the disk already.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_cannot_be_written_leaves_the_machine_running() {
+    let Some((world, release)) = common::world() else {
+        return;
+    };
+    let engine = world.engine(&release).await;
+    machine(&engine, &world, "one").await;
+    for afterwards in [Afterwards::Run, Afterwards::End] {
+        let target = world.path().join("checkpoint");
+        let in_the_way = target.join("checkpoint.json.new");
+        let placed = std::thread::spawn(move || while std::fs::create_dir(&in_the_way).is_err() {});
+        let failed = engine.checkpoint("one", &target, afterwards).await;
+        placed.join().expect("it is in the way");
+        assert!(
+            matches!(failed, Err(EngineError::Step { .. })),
+            "{failed:?}"
+        );
+        assert!(!target.exists());
+        let io = engine.dial("one").await.expect("dial");
+        let guest = tokio::time::timeout(Duration::from_secs(30), GuestClient::connect(io)).await;
+        let guest = guest.expect("it goes on").expect("the guest answers");
         assert_eq!(output(&guest, "echo well").await, "well");
     }
 }
