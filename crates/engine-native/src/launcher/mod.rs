@@ -112,10 +112,25 @@ pub(crate) fn clear(data_dir: &Path, instance: &str) -> io::Result<()> {
     let _ = fs::remove_file(run.join("launcher.sock"));
     Cgroups::clear(instance)?;
     Network::clear(instance, &run)?;
-    for entry in fs::read_dir(data_dir.join("machines"))?.flatten() {
-        fs::remove_dir_all(entry.path())?;
+    // An engine that lives still sees its machines end at this moment, and gives what is left of them another name
+    // before it throws it away: what is gone is well, and a name may be new.
+    loop {
+        let mut left = fs::read_dir(data_dir.join("machines"))?
+            .flatten()
+            .peekable();
+        if left.peek().is_none() {
+            break;
+        }
+        for entry in left {
+            remove_all(&entry.path())?;
+        }
     }
-    match fs::remove_dir_all(data_dir.join(SPARE)) {
+    remove_all(&data_dir.join(SPARE))
+}
+
+/// Removes a directory that may be gone already.
+fn remove_all(directory: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
