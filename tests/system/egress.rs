@@ -656,11 +656,26 @@ impl Refusing {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_filter_that_refuses_a_change_closes_the_machine() {
+    closes("native").await;
+}
+
+/// Its guest is reached over what is closed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filter_that_refuses_a_change_closes_a_machine_with_its_own_kernel() {
+    if crate::gvisor::is_here() {
+        closes("gvisor").await;
+    }
+}
+
+async fn closes(isolation: &str) {
     let internet = Internet::start();
     let filter = Refusing::new();
     let world = World::behind_in_surroundings(
         |directory| internet.resolv_conf(directory),
-        vec![("PATH", filter.path())],
+        vec![
+            ("PATH", filter.path()),
+            ("NULLSPACE_ISOLATION", isolation.to_owned()),
+        ],
     )
     .await;
     internet.names.set("a.test", &[internet.at(10)]);

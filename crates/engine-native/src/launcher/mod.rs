@@ -236,6 +236,8 @@ struct Entry {
     since: Instant,
     /// It was cut off from the network.
     is_cut: bool,
+    /// It reaches nothing beyond this host, whatever the packet filter says.
+    is_fenced: bool,
     /// What it may reach; `None` when that is not sure.
     rules: Option<Rules>,
     /// The host's directories that it has.
@@ -794,9 +796,12 @@ impl Launcher {
             return Err(unknown());
         };
         entry.rules = done.is_ok().then(|| rules.clone());
-        if done.is_err() && entry.slot.in_network(network::cut).is_ok() {
-            // It is not known what it may reach: so nothing.
-            entry.is_cut = true;
+        if done.is_err() {
+            // It is not known what it may reach: so nothing. One whose guest is reached over the link keeps that.
+            match entry.slot.kind {
+                Kind::Native => entry.is_cut |= entry.slot.in_network(network::cut).is_ok(),
+                Kind::Gvisor => entry.is_fenced |= entry.slot.link.fence().is_ok(),
+            }
         }
         done.map_err(|error| Refusal::step("set the rules", error))
     }
@@ -815,6 +820,10 @@ impl Launcher {
         if entry.is_cut && !rules.is_closed() {
             entry.slot.in_network(|| link.join())?;
             entry.is_cut = false;
+        }
+        if entry.is_fenced {
+            link.unfence()?;
+            entry.is_fenced = false;
         }
         Ok(())
     }
@@ -943,6 +952,7 @@ impl Launcher {
                 state: State::Forked,
                 since: Instant::now(),
                 is_cut: false,
+                is_fenced: false,
                 rules: None,
                 binds: Vec::new(),
                 mounts: None,

@@ -300,6 +300,25 @@ impl Link {
         self.name.get(instance..).unwrap_or_default()
     }
 
+    /// Has the host lead nothing on that comes over the link, and forget the connections that were made over it. The
+    /// host itself is still reached, as far as the packet filter lets it be.
+    pub(super) fn fence(&self) -> io::Result<()> {
+        self.lead_on(false)?;
+        Netfilter::open()?
+            .forget_connections_from(self.address)
+            .map(drop)
+    }
+
+    /// Undoes [`Link::fence`].
+    pub(super) fn unfence(&self) -> io::Result<()> {
+        self.lead_on(true)
+    }
+
+    fn lead_on(&self, on: bool) -> io::Result<()> {
+        let setting = format!("/proc/sys/net/ipv4/conf/{}/forwarding", self.name);
+        fs::write(setting, if on { "1" } else { "0" })
+    }
+
     /// Undoes [`cut`]; called in the machine's network.
     pub(super) fn join(&self) -> io::Result<()> {
         let netlink = Netlink::open()?;

@@ -31,7 +31,19 @@ impl Netfilter {
     /// # Errors
     /// The kernel's; `EOPNOTSUPP` or `EINVAL` from one that shows nobody its connections.
     pub fn forget_connections(&mut self, first: Ipv4Addr, last: Ipv4Addr) -> io::Result<usize> {
-        let found = self.connections(first, last)?;
+        self.forget_all(first, last, &[SOURCE, DESTINATION])
+    }
+
+    /// Forgets every connection that was made from this address: how many there were.
+    ///
+    /// # Errors
+    /// As for [`Netfilter::forget_connections`].
+    pub fn forget_connections_from(&mut self, address: Ipv4Addr) -> io::Result<usize> {
+        self.forget_all(address, address, &[SOURCE])
+    }
+
+    fn forget_all(&mut self, first: Ipv4Addr, last: Ipv4Addr, ends: &[u16]) -> io::Result<usize> {
+        let found = self.connections(first, last, ends)?;
         for connection in &found {
             match self.forget(connection) {
                 // It ended in between.
@@ -42,7 +54,12 @@ impl Netfilter {
         Ok(found.len())
     }
 
-    fn connections(&mut self, first: Ipv4Addr, last: Ipv4Addr) -> io::Result<Vec<Named>> {
+    fn connections(
+        &mut self,
+        first: Ipv4Addr,
+        last: Ipv4Addr,
+        ends: &[u16],
+    ) -> io::Result<Vec<Named>> {
         let wanted = self.next();
         let mut bytes = Vec::new();
         request(
@@ -63,7 +80,7 @@ impl Netfilter {
                 if message.kind == CONNECTION {
                     // Behind the header of the packet filter's own.
                     let body = message.body.get(4..).unwrap_or_default();
-                    found.extend(read(body, first, last));
+                    found.extend(read(body, first, last, ends));
                 } else if message.kind == libc::NLMSG_ERROR as u16 {
                     result(message.body)?;
                 } else if message.kind == libc::NLMSG_DONE as u16 {
@@ -98,8 +115,8 @@ impl Netfilter {
     }
 }
 
-/// A connection, if it is of one of these addresses.
-fn read(body: &[u8], first: Ipv4Addr, last: Ipv4Addr) -> Option<Named> {
+/// A connection, if one of these ends has one of these addresses.
+fn read(body: &[u8], first: Ipv4Addr, last: Ipv4Addr, ends: &[u16]) -> Option<Named> {
     let original = attribute(body, ORIGINAL)?;
     let addresses = attribute(original, ADDRESSES)?;
     let is_theirs = |end: u16| {
@@ -107,7 +124,7 @@ fn read(body: &[u8], first: Ipv4Addr, last: Ipv4Addr) -> Option<Named> {
             .and_then(|octets| octets.first_chunk::<4>())
             .is_some_and(|octets| (first..=last).contains(&Ipv4Addr::from(*octets)))
     };
-    (is_theirs(SOURCE) || is_theirs(DESTINATION)).then(|| Named {
+    ends.iter().any(|end| is_theirs(*end)).then(|| Named {
         original: original.to_vec(),
         id: attribute(body, ID).unwrap_or_default().to_vec(),
     })
