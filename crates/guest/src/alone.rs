@@ -21,7 +21,7 @@ use tokio::{
     sync::Semaphore,
 };
 
-use crate::{Config, Guest, shown};
+use crate::{Config, Guest, memory, shown};
 
 /// How long a connection may take to say the secret.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -55,6 +55,7 @@ pub fn main() -> io::Result<()> {
             return output.flush();
         }
     }
+    memory::keep_within(setup.memory_bytes)?;
     let secret = Secret::new(RwLock::new(setup.secret));
     let config = Config {
         env: setup.env,
@@ -188,6 +189,7 @@ mod tests {
             env: Default::default(),
             cwd: "/workspace".into(),
             files: [("/etc/hosts".to_owned(), "127.0.0.1 m\n".to_owned())].into(),
+            memory_bytes: 1 << 29,
             shown: Vec::new(),
         };
         let text = serde_json::to_vec(&setup).unwrap();

@@ -35,6 +35,9 @@ pub struct Setup {
     pub cwd: String,
     /// Files to write if they are not so already, by absolute path.
     pub files: BTreeMap<String, String>,
+    /// What its processes and its files in memory may take together, in bytes. A machine that goes on from a checkpoint
+    /// keeps to what it was told first.
+    pub memory_bytes: u64,
     /// What of the host is to be seen where. A machine that goes on from a checkpoint has it there already.
     pub shown: Vec<Show>,
 }

@@ -460,6 +460,7 @@ impl Kernel {
             env: spec.env.clone(),
             cwd: spec.cwd.clone(),
             files: [("/etc/hosts".to_owned(), hosts)].into(),
+            memory_bytes: spec.memory_bytes,
             shown: spec.binds.iter().map(show).collect(),
         };
         self.setup
