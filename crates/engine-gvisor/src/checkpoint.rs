@@ -3,6 +3,7 @@
 //! ```text
 //!  kernel: stands still ─▶ state into a pipe … blocked ……………… ─▶ the rest, pages ─▶ goes on
 //!  here:                      first byte ─▶ copy the writable layer ─▶ read the rest ─▶ digest, disk, record
+//!                                                                       follow the pages: digest, disk
 //! ```
 //! The kernel stops the machine's processes and hands all their files to the host before it writes the first byte of
 //! its state, and goes on when it has written the last. Its state goes through a pipe that nobody reads until the
@@ -18,17 +19,22 @@
 //! finds it ([`Source::recover`]) lets the machine go on.
 
 use std::{
+    collections::HashMap,
     fs::{self, File, OpenOptions},
     io::{self, PipeReader, Read, Write},
     os::{fd::AsFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
-use nullspace_engine::{Afterwards, Checkpoint, EngineError};
+use nullspace_engine::{Afterwards, Checkpoint, EngineError, FileDigest, FileHasher};
 use nullspace_engine_native::{
     layer,
     place::{LAYER, SECRET},
 };
+
+use nullspace_sys::disk;
 
 use crate::control::{self, Error};
 
@@ -42,6 +48,13 @@ const PAUSED: &str = "paused";
 const MAGIC: &[u8; 8] = b"gVisorSF";
 /// Bytes of the state that a rehearsal reads: past what is written before the kernel has looked at all that it keeps.
 const REHEARSED: usize = 128 << 10;
+/// Bytes of pages that are read at once, and after which the disk is told to begin with them.
+const PIECE: usize = 1 << 20;
+const HANDED: u64 = 8 << 20;
+/// How long whoever has read all that the kernel has written waits for more.
+const FOLLOWING: Duration = Duration::from_millis(1);
+/// Files and directories that are put on the disk one by one.
+const FEW: usize = 100;
 /// The most bytes of that head.
 const MAX_HEAD: u64 = 1 << 20;
 
@@ -83,7 +96,7 @@ impl Source {
             if afterwards == Afterwards::Run {
                 self.unpause();
             }
-            let made = saved.and_then(|()| finish(target, format));
+            let made = saved.and_then(|pages| finish(target, format, pages));
             if afterwards == Afterwards::End && made.is_err() {
                 self.unpause();
             }
@@ -128,8 +141,8 @@ impl Source {
         })
     }
 
-    /// Writes everything but the record, in a machine that stands still.
-    fn save(&self, target: &Path) -> Result<(), Failure> {
+    /// Writes everything but the record, in a machine that stands still. Says what the pages are.
+    fn save(&self, target: &Path) -> Result<FileDigest, Failure> {
         let (reader, writer) = io::pipe().named("make a pipe")?;
         let new = |name: &str| {
             OpenOptions::new()
@@ -142,8 +155,11 @@ impl Source {
         let table = new(TABLE).named("make the checkpoint's files")?;
         let pages = new(PAGES).named("make the checkpoint's files")?;
         let state = new(STATE).named("make the checkpoint's files")?;
+        let written = File::open(target.join(PAGES)).named("open the pages")?;
+        let whole = AtomicBool::new(false);
         fs::copy(self.directory.join(SECRET), target.join(SECRET)).named("copy the secret")?;
         std::thread::scope(|scope| {
+            let pages_read = scope.spawn(|| follow(&written, &whole));
             let kernel = scope.spawn(|| {
                 let files = [writer.as_fd(), table.as_fd(), pages.as_fd()];
                 let saved = control::save(&self.control, files);
@@ -155,12 +171,17 @@ impl Source {
             let saved = kernel
                 .join()
                 .unwrap_or_else(|_| Err(Error::Lost(io::Error::other("a thread ended"))));
+            whole.store(true, Ordering::Release);
+            let followed = pages_read
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("a thread ended")));
             match (saved, copied) {
                 (Err(Error::Gone), _) => Err(Failure::Gone),
                 // When both failed, ours is why the kernel's did, unless it never began.
                 (_, Err(Failure::Step(name, reason))) => Err(Failure::Step(name, reason)),
                 (Err(error), _) => Err(Failure::Step("keep the memory", error.to_string())),
-                (Ok(()), copied) => copied,
+                (Ok(()), Ok(())) => followed.named("read the pages again"),
+                (Ok(()), Err(gone)) => Err(gone),
             }
         })
     }
@@ -216,17 +237,73 @@ impl Source {
     }
 }
 
+/// Reads a file while the kernel writes it from front to end, for its digest, and has the disk begin with what is there.
+/// `whole` says that nothing more comes.
+fn follow(pages: &File, whole: &AtomicBool) -> io::Result<FileDigest> {
+    let mut hasher = FileHasher::default();
+    let mut buffer = vec![0; PIECE];
+    let mut reader = pages;
+    let (mut read, mut handed) = (0, 0);
+    loop {
+        // Looked at before the end of the file is.
+        let last = whole.load(Ordering::Acquire);
+        let length = match reader.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        };
+        hasher.update(&buffer[..length]);
+        read += length as u64;
+        if read - handed >= HANDED {
+            disk::start_writing(pages, handed, read - handed)?;
+            handed = read;
+        }
+        match (length, last) {
+            (0, true) => return Ok(hasher.finish()),
+            (0, false) => std::thread::sleep(FOLLOWING),
+            _ => {}
+        }
+    }
+}
+
 /// Has what was written put on the disk, and says what it is.
-fn finish(target: &Path, format: &str) -> Result<Checkpoint, Failure> {
-    let flush = || {
-        let directory = File::open(target)?;
-        rustix::fs::syncfs(&directory)?;
-        Ok::<_, io::Error>(())
-    };
-    flush().named("write the checkpoint to the disk")?;
-    let made = Checkpoint::of(target, "gvisor", format).named("read the checkpoint again")?;
+fn finish(target: &Path, format: &str, pages: FileDigest) -> Result<Checkpoint, Failure> {
+    let known = HashMap::from([(PAGES, pages)]);
+    let (flushed, described) = std::thread::scope(|scope| {
+        let disk = scope.spawn(|| flush(target));
+        let described = Checkpoint::knowing(target, "gvisor", format, &known);
+        let flushed = disk
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("a thread ended")));
+        (flushed, described)
+    });
+    flushed.named("write the checkpoint to the disk")?;
+    let made = described.named("read the checkpoint again")?;
     made.write(target).named("record the checkpoint")?;
     Ok(made)
+}
+
+/// Has a checkpoint's files put on the disk. Not all of the file system, if they are few: that would wait for
+/// whatever others have written there.
+fn flush(target: &Path) -> io::Result<()> {
+    let mut few: Vec<_> = target.parent().map(Path::to_owned).into_iter().collect();
+    let mut left = vec![target.to_owned()];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(&directory)? {
+            let (entry, kind) =
+                entry.and_then(|entry| entry.file_type().map(|kind| (entry, kind)))?;
+            if kind.is_dir() {
+                left.push(entry.path());
+            } else if kind.is_file() {
+                few.push(entry.path());
+            }
+        }
+        few.push(directory);
+        if few.len() + left.len() > FEW {
+            rustix::fs::syncfs(File::open(target)?)?;
+            return Ok(());
+        }
+    }
+    few.iter().try_for_each(|path| File::open(path)?.sync_all())
 }
 
 /// Reads the head of the kernel's state and the first byte after it: by then the machine stands still, and its files

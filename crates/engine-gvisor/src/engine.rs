@@ -3,6 +3,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,7 +23,7 @@ use nullspace_protocol::{
 };
 use tokio::{io::AsyncWriteExt, sync::broadcast};
 
-use crate::{checkpoint::Source, release::Release};
+use crate::{checkpoint::Source, proofs::Proofs, release::Release};
 
 /// How long a guest may take to write everything out, or to take in which machine it is.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,6 +40,7 @@ pub struct GvisorEngine {
     host: Host,
     release: Release,
     data_dir: PathBuf,
+    proofs: Arc<Proofs>,
 }
 
 impl GvisorEngine {
@@ -56,6 +58,7 @@ impl GvisorEngine {
             host,
             release,
             data_dir,
+            proofs: Arc::default(),
         };
         for machine in engine.list().await? {
             engine.settle_secret(&machine.id).await;
@@ -144,7 +147,7 @@ impl GvisorEngine {
 
     /// What must be the same to read a checkpoint.
     fn format(&self, pack: &str) -> String {
-        format!("1 runsc {} guest {pack}", self.release.version)
+        format!("2 runsc {} guest {pack}", self.release.version)
     }
 
     /// Refuses what cannot be read here.
@@ -191,6 +194,7 @@ impl GvisorEngine {
             env: spec.env.clone(),
             cwd: spec.cwd.clone(),
             files: self.host.files(&spec.hostname),
+            memory_bytes: spec.memory_bytes,
             shown: Vec::new(),
         };
         // On disk before it is in force: whoever starts next tries both.
@@ -323,8 +327,14 @@ impl Engine for GvisorEngine {
     async fn restore(&self, spec: &MachineSpec, from: &Path) -> Result<(), EngineError> {
         spec.validate()?;
         let (made, origin) = self.readable(from)?;
-        let directory = from.to_owned();
-        blocking(move || made.prove(&directory)).await??;
+        // Held until the machine is made.
+        let proof = self.proofs.of(from, &made.digest);
+        proof
+            .get_or_try_init(|| async {
+                let directory = from.to_owned();
+                blocking(move || made.prove(&directory)).await?
+            })
+            .await?;
         self.host.create(Kind::Gvisor, spec, Some(origin)).await?;
         let introduced = self.introduce(spec).await;
         if introduced.is_err() {

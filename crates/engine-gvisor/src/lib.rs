@@ -9,6 +9,7 @@
 mod checkpoint;
 mod control;
 mod engine;
+mod proofs;
 mod release;
 
 pub use engine::GvisorEngine;

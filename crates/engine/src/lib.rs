@@ -15,7 +15,7 @@ pub mod fake;
 pub mod several;
 mod spec;
 
-pub use checkpoint::{Afterwards, Checkpoint};
+pub use checkpoint::{Afterwards, Checkpoint, FileDigest, FileHasher};
 pub use nullspace_egress as egress;
 pub use nullspace_protocol::BoxedIo;
 pub use spec::{

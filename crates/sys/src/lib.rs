@@ -3,12 +3,13 @@
 //! Everything unsafe in Nullspace is in this crate, each block with the invariant it relies on; every
 //! other crate forbids unsafe code. What `rustix` offers safely is used from there and is not wrapped
 //! here again. Callers: `nullspace-guest` (starting commands, acting as a user) and
-//! `nullspace-engine-native` (namespaces, mounts, seccomp, the streams between host and guest), `nullspace-server` (whether
-//! a client's system still answers).
+//! `nullspace-engine-native` (namespaces, mounts, seccomp, the streams between host and guest), `nullspace-engine-gvisor`
+//! (checkpoints on the disk), `nullspace-server` (whether a client's system still answers).
 
 #![cfg(target_os = "linux")]
 
 pub mod cred;
+pub mod disk;
 pub mod memory;
 pub mod mount;
 pub mod namespace;
