@@ -11,6 +11,9 @@ pub const RUNSC: &str = "runsc";
 /// The first release with all that is used here.
 const OLDEST: u32 = 2024_0729;
 
+/// The first release whose idle kernels sleep (upstream 13470).
+const QUIET: u32 = 2026_0701;
+
 /// An installed `runsc`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Release {
@@ -21,6 +24,12 @@ pub struct Release {
 }
 
 impl Release {
+    /// Whether an idle machine takes processor time all the same: some 5 % of one.
+    #[must_use]
+    pub fn is_restless(&self) -> bool {
+        date(&self.version).is_some_and(|date| date < QUIET)
+    }
+
     /// Looks for the program in `PATH` and asks it.
     ///
     /// # Errors
@@ -91,6 +100,17 @@ mod tests {
         assert_eq!(date("release-20250319.0"), Some(2025_0319));
         assert_eq!(date("VERSION_MISSING"), None);
         assert_eq!(version("no such thing"), None);
+    }
+
+    #[test]
+    fn releases_whose_idle_kernels_wake_are_known() {
+        let of = |version: &str| Release {
+            path: "/usr/bin/runsc".into(),
+            version: version.into(),
+        };
+        assert!(of("0.0~20240729.0").is_restless());
+        assert!(!of("release-20260803.0").is_restless());
+        assert!(!of("VERSION_MISSING").is_restless());
     }
 
     #[test]

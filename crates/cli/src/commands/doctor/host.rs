@@ -40,7 +40,15 @@ fn gvisor() -> Probe {
         Ok(release) => Probe::new(
             "host_gvisor",
             "pass",
-            format!("runsc {}: machines can have a kernel of their own", release.version),
+            format!(
+                "runsc {}: machines can have a kernel of their own{}",
+                release.version,
+                if release.is_restless() {
+                    "; with this release an idle one takes some 5 % of a processor, since July 2026 none does"
+                } else {
+                    ""
+                }
+            ),
         )
         .details(json!({"version": release.version, "path": release.path})),
         Err(reason) => Probe::new(
