@@ -66,6 +66,7 @@ impl Server {
                 .arg(self.data_dir.path())
                 .env("NULLSPACE_BOOTSTRAP_API_KEY", KEY)
                 .env("NULLSPACE_WEBHOOK_PRIVATE_RECEIVERS", "true")
+                .env("NULLSPACE_ISOLATION", "native")
                 .envs(self.settings.iter().copied())
                 .stdin(Stdio::null())
                 .stdout(log.try_clone()?)
