@@ -235,7 +235,7 @@ async fn all(world: &World) -> (BTreeSet<String>, Value, Vec<String>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_table() {
-    let world = World::start().await;
+    let world = World::native().await;
     let machine = world
         .machine(json!({"template": "host", "memory_mb": 128}))
         .await;

@@ -429,7 +429,8 @@ async fn processes_and_terminals() {
     until(&mut keys, "", "full");
     until(&mut keys, "q", "\u{1b}[?1049l");
     until(&mut keys, "sleep 600\r", "sleep 600");
-    until(&mut keys, "\u{3}", "^C");
+    // What a terminal shows of it differs between kernels; the shell reads what follows only if it ended the program.
+    keys.write_all(b"\x03").unwrap();
     // The kernel throws away what is typed and printed at about the time of such a key, also a little later.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     let ended = loop {

@@ -164,7 +164,7 @@ async fn kill_launcher(world: &mut World) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_launcher_is_recorded_and_leaks_nothing() {
-    let mut world = World::start().await;
+    let mut world = World::native().await;
     let id = world.machine(json!({"template": "host"})).await;
     let body = json!({"command": "sleep", "args": ["98765"], "background": true});
     let (status, _) = world.post(&format!("/v1/machines/{id}/exec"), body).await;

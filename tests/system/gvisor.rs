@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Whether this host has what these tests need; says so otherwise.
-fn is_here() -> bool {
+pub fn is_here() -> bool {
     let here = Command::new("runsc").arg("--version").output().is_ok();
     if !here {
         println!("skipped: runsc is not installed");
@@ -33,7 +33,8 @@ async fn the_strongest_engine_that_works_is_used_and_its_machines_outlive_the_se
     if !is_here() {
         return;
     }
-    let mut world = world("auto").await;
+    // As with no settings at all.
+    let mut world = World::in_surroundings(vec![("NULLSPACE_ISOLATION", String::new())]).await;
     let id = world
         .machine(json!({"template": "base", "envs": {"A": "b"}}))
         .await;
@@ -67,7 +68,7 @@ async fn the_strongest_engine_that_works_is_used_and_its_machines_outlive_the_se
 
     // Another kind lives beside it after the default has changed, and both are found.
     world.kill();
-    world.replace_argument("--isolation", "native");
+    world.set_argument("--isolation", "native");
     world.serve().await;
     let native = world.machine(json!({"template": "base"})).await;
     assert_eq!(kernel(&world, &native).await, hosts.trim());
@@ -234,4 +235,48 @@ async fn a_state_that_was_changed_is_refused_and_nothing_is_lost() {
     world.out(&id, &format!("kill -0 {pid}")).await;
     let (_, all) = world.get("/v1/snapshots").await;
     assert_eq!(all, Value::Array(Vec::new()));
+}
+
+/// The host sees one process for the whole machine, and would end that.
+#[tokio::test(flavor = "multi_thread")]
+async fn too_much_memory_ends_the_program_and_not_the_machine() {
+    if !is_here() {
+        return;
+    }
+    let world = world("gvisor").await;
+    let id = world
+        .machine(json!({"template": "base", "memory_mb": 256}))
+        .await;
+    let body = json!({"command": "sleep 1000", "shell": true, "background": true});
+    let (_, started) = world.post(&format!("/v1/machines/{id}/exec"), body).await;
+    let pid = started["pid"].to_string();
+    for greedy in [
+        "x = b'x' * (1 << 30)",
+        "x = []\nwhile True: x.append(b'x' * (1 << 20))",
+        "import os\nfor _ in range(3): os.fork()\nx = []\nwhile True: x.append(b'x' * (1 << 16))",
+    ] {
+        let path = format!("/v1/machines/{id}/file?path=/tmp/greedy.py");
+        let put = world.request(reqwest::Method::PUT, &path).body(greedy);
+        assert!(put.send().await.unwrap().status().is_success());
+        let done = world.shell(&id, "python3 /tmp/greedy.py").await;
+        assert_eq!(done["exit_code"], 137, "{greedy}: {done}");
+        world.shell(&id, "pkill -f greedy").await;
+        world.out(&id, &format!("kill -0 {pid}")).await;
+    }
+    // What fits is left alone.
+    assert_eq!(
+        world
+            .out(&id, "python3 -c 'print(len(b\"x\" * (200 << 20)))'")
+            .await,
+        "209715200"
+    );
+    // Files in memory count too.
+    let done = world
+        .shell(
+            &id,
+            "head -c 1G /dev/zero > /dev/shm/x; rm -f /dev/shm/x; exit 3",
+        )
+        .await;
+    assert_ne!(done["exit_code"], 0, "{done}");
+    world.out(&id, &format!("kill -0 {pid}")).await;
 }

@@ -208,7 +208,7 @@ async fn the_network_leads_out_and_nowhere_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn root_in_a_machine_is_nobody_outside() {
-    let world = World::start().await;
+    let world = World::native().await;
     let id = world.machine(json!({"template": "base"})).await;
     assert_eq!(world.out(&id, "id -u").await, "0");
     assert_eq!(world.out(&id, "hostname").await, id.replace('_', "-"));

@@ -13,13 +13,13 @@ use crate::{
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_the_published_sdk() {
-    let world = World::start().await;
+    let world = World::native().await;
     script(&world, &python(), "state.py", &[]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_the_newer_sdk() {
-    let world = World::start().await;
+    let world = World::native().await;
     script(&world, &next_python(), "state_next.py", &[]);
 }
 
@@ -48,7 +48,7 @@ fn said(output: &std::process::Output) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_both_command_lines() {
-    let world = World::start().await;
+    let world = World::native().await;
     let (id, pid) = sleeper(&world).await;
     let run = |arguments: &[&str]| {
         let output = world.nullspace(arguments);
@@ -94,7 +94,7 @@ async fn with_both_command_lines() {
 /// Each kind of use waits for the machine and is then served; many that come at once wake it once.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_use_wakes_it() {
-    let world = World::start().await;
+    let world = World::native().await;
     let (id, pid) = sleeper(&world).await;
     let machine = format!("/v1/machines/{id}");
     let serve = json!({"command": "python3 -m http.server 8000 --bind 127.0.0.1 -d /workspace", "shell": true, "background": true});
@@ -154,7 +154,7 @@ async fn every_kind_of_use_wakes_it() {
 /// Whoever is not to be woken says so, also to visitors of its ports.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_must_be_asked_sleeps_on() {
-    let world = World::start().await;
+    let world = World::native().await;
     let id = world.machine(json!({})).await;
     let (_, host) = world
         .post(&format!("/v1/machines/{id}/host"), json!({"port": 8000}))
@@ -182,7 +182,7 @@ async fn one_that_must_be_asked_sleeps_on() {
 /// A paused machine outlives the server; it is lost with the launcher, and that is on record.
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_are_killed_while_it_sleeps() {
-    let mut world = World::start().await;
+    let mut world = World::native().await;
     let (id, pid) = sleeper(&world).await;
     for _ in 0..3 {
         hibernate(&world, &id).await;
@@ -219,7 +219,7 @@ async fn servers_are_killed_while_it_sleeps() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn time_limits_stop_and_do_not_end() {
-    let world = World::start().await;
+    let world = World::native().await;
     let body = json!({"timeout_ms": 700, "timeout_action": "hibernate", "auto_resume": true});
     let id = world.machine(body).await;
     world.until(&id, |info| info["status"] == "paused").await;

@@ -33,7 +33,7 @@ fn metrics_url(world: &World) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn prometheus_reads_the_metrics() {
-    let world = World::with(&["--metrics-addr", "127.0.0.1:0"]).await;
+    let world = World::with(&["--metrics-addr", "127.0.0.1:0", "--isolation", "native"]).await;
     let id = world
         .machine(json!({"template": "host", "memory_mb": 128}))
         .await;

@@ -57,6 +57,12 @@ impl World {
         Self::on(&std::env::temp_dir(), arguments).await
     }
 
+    /// A server whose machines are native, whatever the tests are run with: for what only they do, or what is looked at
+    /// from the host.
+    pub async fn native() -> Self {
+        Self::with(&["--isolation", "native"]).await
+    }
+
     /// The same with all its files below this directory.
     pub async fn on(place: &Path, arguments: &[&str]) -> Self {
         let mut world = Self::new(place, arguments);
@@ -235,9 +241,11 @@ impl World {
     }
 
     /// Gives the next server another value of an argument.
-    pub fn replace_argument(&mut self, name: &str, value: &str) {
-        let at = self.extra.iter().position(|argument| argument == name);
-        self.extra[at.expect("an argument") + 1] = value.to_owned();
+    pub fn set_argument(&mut self, name: &str, value: &str) {
+        match self.extra.iter().position(|argument| argument == name) {
+            Some(at) => self.extra[at + 1] = value.to_owned(),
+            None => self.extra.extend([name.to_owned(), value.to_owned()]),
+        }
     }
 
     /// `SIGTERM`; answers with how it ended.
@@ -269,6 +277,11 @@ impl World {
             .env("NULLSPACE_API_URL", self.base_url())
             .env("NULLSPACE_API_KEY", KEY)
             .env_remove("NULLSPACE_BASE_URL")
+            // What is not about an engine is tested with one; another can be chosen for all of it.
+            .env(
+                "NULLSPACE_ISOLATION",
+                std::env::var("NULLSPACE_ISOLATION").unwrap_or_else(|_| "native".into()),
+            )
             .current_dir(self.home())
             .stdin(Stdio::null());
         command

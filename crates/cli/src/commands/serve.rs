@@ -78,7 +78,7 @@ The file:
   template_cache_dir = \"/var/cache/nullspace\"   # `base` is shared between data directories here
   make_base = true                              # make `base` if it is not there
   trust_host_certificates = true                # machines trust the authorities that this host trusts
-  isolation = \"native\"                          # what machines are made of: native, gvisor or auto
+  isolation = \"auto\"                            # what machines are made of: native, gvisor or auto
   spare_machines = 4                            # machines prepared ahead
   spare_gvisor = 1                              # the same of gVisor, once one was asked for; 40 MB each
   log = \"info\"                                  # or a filter such as info,nullspace_server=debug
@@ -110,7 +110,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// What machines are made of that ask for nothing else: namespaces of this host (`native`), a kernel of their own
-    /// (`gvisor`), or the stronger of the two that works here (`auto`) [default: native].
+    /// (`gvisor`), or the stronger of the two that works here (`auto`) [default: auto].
     #[arg(long, value_name = "KIND")]
     isolation: Option<Isolation>,
     /// Settings, TOML.

@@ -18,11 +18,11 @@ const TRIAL: &str = "trial-gvisor";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Isolation {
     /// Namespaces of this host's kernel.
-    #[default]
     Native,
     /// A kernel of their own.
     Gvisor,
     /// The strongest that works here.
+    #[default]
     Auto,
 }
 
@@ -88,7 +88,7 @@ pub(super) async fn start(
                 Ok(gvisor) => vec![gvisor, native],
                 Err(error) => {
                     ui.warn(format!(
-                        "gVisor does not work here, so machines are native: {error}"
+                        "machines share this host's kernel, and are not forked: {error}"
                     ));
                     return Ok(native);
                 }
@@ -131,9 +131,9 @@ mod tests {
 
     #[test]
     fn kinds_are_read_and_others_refused_with_what_to_do() {
-        assert_eq!("auto".parse(), Ok(Isolation::Auto));
+        assert_eq!("auto".parse(), Ok(Isolation::default()));
         assert_eq!("gvisor".parse(), Ok(Isolation::Gvisor));
-        assert_eq!("native".parse(), Ok(Isolation::default()));
+        assert_eq!("native".parse(), Ok(Isolation::Native));
         for (wrong, hint) in [("microvm", "gvisor"), ("docker", "native")] {
             let refused = wrong.parse::<Isolation>();
             assert!(refused.is_err_and(|error| error.contains(hint)), "{wrong}");
