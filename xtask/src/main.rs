@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod soak;
 
 use clap::{Parser, Subcommand};
 
@@ -18,11 +19,14 @@ enum Task {
     Bench(bench::Args),
     /// Format, lint and licence checks: what CI runs before the tests.
     Check,
+    /// Kill the server again and again in the middle of what it does: nothing may be lost, doubled or left behind.
+    Soak(soak::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().task {
         Task::Bench(args) => bench::run(&args),
         Task::Check => check::run(),
+        Task::Soak(args) => soak::run(&args),
     }
 }

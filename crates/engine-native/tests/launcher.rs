@@ -56,6 +56,44 @@ async fn the_next_launcher_clears_what_a_killed_one_left() {
     assert_eq!(world.remains(&gateway), Vec::<String>::new());
 }
 
+/// One that stands still cannot even die before it is let go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_launcher_clears_what_stood_still() {
+    let Some(world) = World::new() else {
+        return;
+    };
+    let engine = world.engine().await;
+    // The next launcher's groups are not to have the name of this one's.
+    for n in 0..6 {
+        let id = format!("before-{n}");
+        create(&engine, &world, &id).await;
+        engine.destroy(&id).await.expect("destroy");
+    }
+    create(&engine, &world, "one").await;
+    let gateway = world.gateway().expect("a gateway");
+    if !engine
+        .capabilities_of("one")
+        .await
+        .expect("capabilities")
+        .pause
+    {
+        eprintln!("skipped: this host has no freezer");
+        return;
+    }
+    engine.pause("one").await.expect("pause");
+    let before = world.processes();
+    let mut exits = engine.exits();
+    let launcher = world.launcher().expect("a launcher");
+    rustix::process::kill_process(launcher, rustix::process::Signal::KILL).expect("kill");
+    let exit = tokio::time::timeout(Duration::from_secs(30), exits.recv()).await;
+    assert_eq!(exit.expect("the loss is told").expect("news").id, "one");
+    create(&engine, &world, "two").await;
+    let after = world.processes();
+    assert!(after.is_disjoint(&before), "{before:?} {after:?}");
+    shutdown(world.path()).expect("shutdown");
+    assert_eq!(world.remains(&gateway), Vec::<String>::new());
+}
+
 /// Somebody removed the data directory, and begins again in the same place: the old packet filter must not stand in
 /// front of the new one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

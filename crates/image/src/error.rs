@@ -157,6 +157,24 @@ pub enum ImageError {
         /// What happened, of the last attempt.
         why: String,
     },
+    /// The registry, or a host that it named, has no certificate that is believed.
+    #[error("registry {registry} is not trusted at {step}: {why}")]
+    Certificate {
+        /// The registry.
+        registry: String,
+        /// What was asked for.
+        step: String,
+        /// What is wrong with the certificate.
+        why: String,
+    },
+    /// The file of authorities that the settings have for the registry cannot be used.
+    #[error("the certificate authorities for registry {registry} cannot be read: {why}")]
+    Authorities {
+        /// The registry.
+        registry: String,
+        /// Why.
+        why: String,
+    },
     /// The registry answers against the protocol.
     #[error("registry {registry} answered {step} with {what}")]
     Answer {
@@ -245,7 +263,7 @@ pub enum Blame {
     Image,
     /// Credentials are missing or wrong.
     Credentials,
-    /// The registry or the way to it; it may work later.
+    /// The registry or the way to it; it may work later, unless it is not believed to be the registry.
     Registry,
     /// This host: disk, rights.
     Host,
@@ -257,8 +275,10 @@ impl ImageError {
     pub fn blame(&self) -> Blame {
         match self {
             Self::Denied { .. } => Blame::Credentials,
-            Self::Unreachable { .. } | Self::Deadline { .. } => Blame::Registry,
-            Self::File { .. } | Self::NeedsRoot => Blame::Host,
+            Self::Unreachable { .. } | Self::Deadline { .. } | Self::Certificate { .. } => {
+                Blame::Registry
+            }
+            Self::Authorities { .. } | Self::File { .. } | Self::NeedsRoot => Blame::Host,
             Self::Layer {
                 source: LayerError::Write { .. },
                 ..
@@ -276,6 +296,7 @@ impl ImageError {
             Self::NotFound { .. } => "image_not_found",
             Self::Denied { .. } => "registry_denied",
             Self::Unreachable { .. } => "registry_unreachable",
+            Self::Certificate { .. } => "registry_certificate",
             Self::Answer { .. } => "registry_protocol",
             Self::Deadline { .. } => "image_timeout",
             Self::Digest { .. } => "image_digest",
@@ -291,6 +312,7 @@ impl ImageError {
                 source: LayerError::Write { .. },
                 ..
             }
+            | Self::Authorities { .. }
             | Self::File { .. }
             | Self::NeedsRoot => "host",
             Self::Layer { .. } => "image_layer",
@@ -300,7 +322,7 @@ impl ImageError {
     /// Whether the same request may work later.
     #[must_use]
     pub fn retryable(&self) -> bool {
-        matches!(self.blame(), Blame::Registry)
+        matches!(self.blame(), Blame::Registry) && !matches!(self, Self::Certificate { .. })
     }
 
     /// What the caller can do about it, as one sentence to show after the error.
@@ -320,6 +342,12 @@ impl ImageError {
             Self::Denied { .. } => "check that the credentials may pull from this repository".into(),
             Self::Unreachable { .. } | Self::Deadline { .. } => {
                 "try again later; what was complete is kept".into()
+            }
+            Self::Certificate { .. } => {
+                "if it is yours, have the operator put the authority that signed its certificate among those that the server's host trusts, or into registry_authorities".into()
+            }
+            Self::Authorities { .. } => {
+                "have the operator correct registry_authorities in the server's settings".into()
             }
             Self::Platform { wanted, .. } => format!("build the image for {wanted}"),
             Self::MediaType { .. } => {

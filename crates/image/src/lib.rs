@@ -40,7 +40,7 @@ pub use credentials::Credentials;
 pub use error::{Blame, ImageError, LayerError};
 pub use limits::Limits;
 pub use progress::{Listener, Progress};
-pub use registry::Registries;
+pub use registry::{Registries, check_authorities};
 pub use store::{Facts, LayerTree, Layers};
 
 /// An image that is here.

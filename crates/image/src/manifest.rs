@@ -217,3 +217,6 @@ fn malformed(why: String) -> ImageError {
         why,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,12 +6,16 @@
 
 mod access;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use oci_spec::distribution::Reference;
 use reqwest::{
-    Response, StatusCode, Url,
+    Certificate, Response, StatusCode, Url,
     header::{self, HeaderMap, HeaderValue},
 };
 use sha2::{Digest, Sha256};
@@ -41,29 +45,54 @@ pub struct Registries {
     /// Where images of a registry are fetched from in its place, both as `HOST[:PORT]`: `docker.io` from a mirror of
     /// your own. Credentials for the registry go to the mirror.
     pub mirrors: BTreeMap<String, String>,
+    /// Files with certificate authorities (PEM) that are believed about a registry, `HOST[:PORT]`, besides those that the
+    /// host believes. Read for each image, so that they can be replaced at any time. A registry that is named here is
+    /// spoken to over TLS, also on this host.
+    pub authorities: BTreeMap<String, PathBuf>,
 }
 
 impl Registries {
-    /// Where the images of the reference come from, and whether that is spoken to over plain HTTP.
-    fn origin(&self, reference: &Reference) -> Result<(Url, bool), ImageError> {
-        let name = reference.registry();
-        let host = match self.mirrors.get(name) {
-            Some(mirror) => mirror.as_str(),
+    /// Where the images of the reference come from, as it is named in settings.
+    fn host<'a>(&'a self, reference: &'a Reference) -> &'a str {
+        match self.mirrors.get(reference.registry()) {
+            Some(mirror) => mirror,
             None => reference.resolve_registry(),
-        };
+        }
+    }
+
+    /// The same as an address, and whether that is spoken to over plain HTTP.
+    fn origin(&self, host: &str) -> Result<(Url, bool), ImageError> {
         let parse = |scheme: &str| Url::parse(&format!("{scheme}://{host}/"));
         let url = parse("http").map_err(|e| ImageError::Answer {
             registry: shown(host),
             step: "its name".into(),
             what: e.to_string(),
         })?;
-        if is_this_host(&url) || self.insecure.iter().any(|one| one == host) {
+        let is_plain = is_this_host(&url) || self.insecure.iter().any(|one| one == host);
+        if is_plain && !self.authorities.contains_key(host) {
             return Ok((url, true));
         }
         match parse("https") {
             Ok(url) => Ok((url, false)),
             Err(_) => Ok((url, true)),
         }
+    }
+}
+
+/// Whether a file of authorities (PEM) can be used: see [`Registries::authorities`].
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub fn check_authorities(file: &Path) -> Result<(), String> {
+    authorities(file).map(drop)
+}
+
+fn authorities(file: &Path) -> Result<Vec<Certificate>, String> {
+    let text = std::fs::read(file).map_err(|error| error.to_string())?;
+    match Certificate::from_pem_bundle(&text) {
+        Ok(found) if found.is_empty() => Err("it has no certificate".into()),
+        Ok(found) => Ok(found),
+        Err(error) => Err(said(&error)),
     }
 }
 
@@ -93,6 +122,8 @@ pub(crate) struct Session {
 enum Failure {
     /// It may work at the next attempt, perhaps after the time that was asked for.
     Passing(String, Option<Duration>),
+    /// Whoever answers cannot prove to be who was asked.
+    Stranger(String),
     Final(ImageError),
 }
 
@@ -111,7 +142,8 @@ impl Session {
         registries: &Registries,
         limits: &Limits,
     ) -> Result<Self, ImageError> {
-        let (origin, plain) = registries.origin(reference)?;
+        let named = registries.host(reference);
+        let (origin, plain) = registries.origin(named)?;
         let mut http = reqwest::Client::builder()
             .user_agent(concat!("nullspace/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
@@ -121,6 +153,15 @@ impl Session {
         if is_this_host(&origin) {
             // A proxy's own loopback is not ours.
             http = http.no_proxy();
+        }
+        if let Some(file) = registries.authorities.get(named) {
+            let read = authorities(file).map_err(|why| ImageError::Authorities {
+                registry: shown(named),
+                why,
+            })?;
+            for certificate in read {
+                http = http.add_root_certificate(certificate);
+            }
         }
         let repository = reference.repository().to_owned();
         let tag = match (reference.digest(), reference.tag()) {
@@ -470,6 +511,13 @@ impl Attempts {
     ) -> Result<(), ImageError> {
         let (why, asked) = match failure {
             Failure::Passing(why, asked) => (why, asked),
+            Failure::Stranger(why) => {
+                return Err(ImageError::Certificate {
+                    registry: host(&session.origin),
+                    step: what.to_owned(),
+                    why,
+                });
+            }
             Failure::Final(error) => return Err(error),
         };
         if self.left == 0 {
@@ -510,7 +558,25 @@ fn wait_asked(response: &Response) -> Option<Duration> {
 }
 
 fn passing(error: reqwest::Error) -> Failure {
-    Failure::Passing(said(&error.without_url()), None)
+    let is_stranger = has_bad_certificate(&error);
+    let why = said(&error.without_url());
+    match is_stranger {
+        true => Failure::Stranger(why),
+        false => Failure::Passing(why, None),
+    }
+}
+
+/// Whether a connection was given up because of the other end's certificate.
+fn has_bad_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<rustls::Error>() {
+        return matches!(error, rustls::Error::InvalidCertificate(_));
+    }
+    // What an I/O error was made of is not among its sources.
+    let inner = error
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::get_ref);
+    inner.is_some_and(|inner| has_bad_certificate(inner))
+        || error.source().is_some_and(has_bad_certificate)
 }
 
 /// An error of the HTTP library with its causes; the address was taken out of it.

@@ -1,6 +1,6 @@
 //! Settings of the server. The CLI reads them from defaults, file, environment and flags.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +46,9 @@ pub struct Config {
     /// Where images of a registry are fetched in its place, both as `HOST[:PORT]`. One without TLS has to be among
     /// `insecure_registries` too.
     pub registry_mirrors: BTreeMap<String, String>,
+    /// Files with certificate authorities (PEM) that are believed about a registry, as `HOST[:PORT]`, besides those that
+    /// this host trusts. Read for each image. Such a registry is spoken to over TLS, also on this host.
+    pub registry_authorities: BTreeMap<String, PathBuf>,
     /// How often in a row the entry point of a service is started again after it ended by itself.
     pub service_restarts: u32,
     /// Pause before the first of these, in milliseconds; each next is twice as long.
@@ -101,6 +104,7 @@ impl Default for Config {
             template_cache_mb: 20 << 10,
             insecure_registries: Vec::new(),
             registry_mirrors: BTreeMap::new(),
+            registry_authorities: BTreeMap::new(),
             service_restarts: 5,
             service_restart_pause_ms: 500,
             preview_ttl_secs: 3600,
@@ -131,13 +135,20 @@ impl Config {
         let mirrors = self.registry_mirrors.iter();
         let names = (mirrors.flat_map(|(name, mirror)| [name, mirror]))
             .map(|name| ("registry_mirrors", name))
-            .chain((self.insecure_registries.iter()).map(|name| ("insecure_registries", name)));
+            .chain((self.insecure_registries.iter()).map(|name| ("insecure_registries", name)))
+            .chain((self.registry_authorities.keys()).map(|name| ("registry_authorities", name)));
         for (setting, name) in names {
             let plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
             if name.is_empty() || !name.chars().all(plain) {
                 return Err(format!(
                     "{setting}: {name:?} is no registry: HOST or HOST:PORT, without http:// and without a path"
                 ));
+            }
+        }
+        for (name, file) in &self.registry_authorities {
+            if let Err(why) = nullspace_image::check_authorities(file) {
+                let file = file.display();
+                return Err(format!("registry_authorities: {name}: {file}: {why}"));
             }
         }
         Ok(())

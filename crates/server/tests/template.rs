@@ -599,6 +599,29 @@ async fn a_template_that_is_deleted_stays_below_its_machines() {
     }
 }
 
+/// Each layer is removed by one of those who collect at the same time, and reported by that one.
+#[tokio::test]
+async fn garbage_that_two_collect_at_once_is_collected_once() {
+    let world = World::new().await;
+    let all: Vec<Value> = (0..12).map(|n| run(&format!("echo {n} > {n}"))).collect();
+    world.ready(steps("gone", json!(all))).await;
+    assert_eq!(world.layers(), 12);
+    world.delete("/v1/templates/refs/gone").await;
+    let collect = || world.post("/v1/agent-gc", json!({"dry_run": false}));
+    let (a, b, c) = tokio::join!(collect(), collect(), collect());
+    let mut names = Vec::new();
+    for (status, report) in [a, b, c] {
+        assert_eq!(status, StatusCode::OK, "{report}");
+        for item in report["items"].as_array().unwrap() {
+            names.push(item["name"].clone().to_string());
+        }
+    }
+    names.sort_unstable();
+    let found = names.len();
+    names.dedup();
+    assert_eq!((found, names.len(), world.layers()), (12, 12, 0));
+}
+
 #[tokio::test]
 async fn bad_builds_are_refused_and_say_why() {
     let world = World::new().await;

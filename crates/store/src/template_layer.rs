@@ -137,14 +137,15 @@ pub fn all(db: &Connection) -> Result<Vec<LayerRow>, StoreError> {
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// Forgets a layer.
+/// Forgets a layer: whether there was one.
 ///
 /// # Errors
 /// Those of the database.
-pub fn remove(tx: &Tx<'_>, id: &str) -> Result<(), StoreError> {
-    tx.prepare_cached("DELETE FROM template_layer WHERE id = ?1")?
+pub fn remove(tx: &Tx<'_>, id: &str) -> Result<bool, StoreError> {
+    let removed = tx
+        .prepare_cached("DELETE FROM template_layer WHERE id = ?1")?
         .execute([id])?;
-    Ok(())
+    Ok(removed > 0)
 }
 
 /// A file of a build context.

@@ -15,7 +15,7 @@ use crate::{
     python::{next_python, python, script},
     world::World,
 };
-use registry::{BIG, Gate, PASSWORD, Registry, TINY, USER, make};
+use registry::{Authority, BIG, Gate, PASSWORD, Registry, TINY, USER, make};
 
 /// A server, a registry, and where images are made.
 struct Place {
@@ -518,6 +518,95 @@ async fn bad_images_are_refused_by_name() {
     place.collect().await;
     assert_eq!(place.files(), 0);
     place.world.until_empty().await;
+}
+
+/// An address of this host that is not its loopback one, if it has any. Nothing is sent.
+fn own_address() -> Option<std::net::IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    (!address.is_loopback()).then_some(address)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn registries_prove_over_tls_who_they_are() {
+    let files = tempfile::Builder::new()
+        .prefix("nullspace-images-")
+        .tempdir()
+        .unwrap();
+    let at = |name: &str| files.path().join(name);
+    make(files.path(), TINY);
+    let authority = Authority::new(at("authority"));
+    let stranger = Authority::new(at("stranger"));
+    let loopback = std::net::Ipv4Addr::LOCALHOST.into();
+    let registry = |name: &str, address, authority: &Authority, names: &str| {
+        let registry = Registry::with_tls(at(name), address, authority.sign(name, names));
+        registry.push(&at("oci"), "tiny", "team/tiny:v1");
+        registry
+    };
+    let good = registry("good", loopback, &authority, "DNS:localhost");
+    let other_name = registry("other-name", loopback, &authority, "DNS:elsewhere.test");
+    let other_signer = registry("other-signer", loopback, &stranger, "DNS:localhost");
+    let named = |registry: &Registry| format!("localhost:{}", registry.port());
+    let settings = tempfile::NamedTempFile::new().unwrap();
+    let authorities: Vec<String> = [&good, &other_name, &other_signer]
+        .map(|registry| format!("{:?} = {:?}", named(registry), authority.file()))
+        .into();
+    let text = format!(
+        "[limits]\nregistry_authorities = {{ {} }}\n",
+        authorities.join(", ")
+    );
+    fs::write(settings.path(), text).unwrap();
+    let arguments = ["--config", settings.path().to_str().unwrap()];
+    let world = World::with(&arguments).await;
+    let body = |host: &str| json!({"name": "tiny", "base_image": format!("{host}/team/tiny:v1")});
+    world.build_ready(body(&named(&good))).await;
+    let id = world.machine(json!({"template": "tiny"})).await;
+    assert_eq!(world.out(&id, "cat /app/file").await, "from-image");
+    let refused = async |world: &World, host: &str, why: &str| {
+        let built = world.built(&world.begin_build(body(host)).await).await;
+        let detail = &built["build"]["error_detail"];
+        assert_eq!(
+            detail["details"]["reason"], "registry_certificate",
+            "{built:#}"
+        );
+        assert_eq!(
+            (&detail["phase"], &detail["retryable"]),
+            (&json!("prepare"), &json!(false))
+        );
+        let message = detail["message"].as_str().unwrap();
+        assert!(message.contains(host) && message.contains(why), "{message}");
+        let action = detail["suggested_action"].as_str().unwrap();
+        assert!(action.contains("registry_authorities"), "{action}");
+    };
+    refused(&world, &named(&other_name), "elsewhere.test").await;
+    refused(&world, &named(&other_signer), "UnknownIssuer").await;
+    // The file is read each time, so an authority that was replaced is believed at once.
+    fs::copy(stranger.file(), authority.file()).unwrap();
+    world.build_ready(body(&named(&other_signer))).await;
+    refused(&world, &named(&good), "UnknownIssuer").await;
+    fs::write(authority.file(), "no certificate").unwrap();
+    let built = world
+        .built(&world.begin_build(body(&named(&good))).await)
+        .await;
+    let detail = &built["build"]["error_detail"];
+    assert_eq!(detail["details"]["reason"], "host", "{built:#}");
+
+    // What the host believes is what counts for a registry that is not in the settings, and the usual variable says what
+    // that is.
+    let Some(address) = own_address() else {
+        println!("skipped: this host has no address besides 127.0.0.1");
+        return;
+    };
+    let beside = registry("beside", address, &stranger, &format!("IP:{address}"));
+    refused(&world, &beside.host(), "UnknownIssuer").await;
+    let variables = vec![(
+        "SSL_CERT_FILE",
+        stranger.file().to_str().unwrap().to_owned(),
+    )];
+    let trusting = World::in_surroundings(variables).await;
+    trusting.build_ready(body(&beside.host())).await;
+    trusting.until_empty().await;
 }
 
 /// The same image in every form of a file.

@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io::{Read, Write},
-    net::{Shutdown, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -22,30 +22,54 @@ pub const PASSWORD: &str = "open-sesame-4712";
 /// A registry with data of its own. Ends when dropped.
 pub struct Registry {
     child: Child,
-    port: u16,
+    kind: Kind,
+}
+
+/// How a registry is run.
+struct Kind {
+    address: SocketAddr,
     directory: PathBuf,
     private: bool,
+    /// Certificate and key.
+    tls: Option<(PathBuf, PathBuf)>,
 }
 
 impl Registry {
     pub fn start(directory: PathBuf, private: bool) -> Self {
-        fs::create_dir_all(&directory).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
-        let child = run(&directory, port, private);
-        let registry = Self {
-            child,
-            port,
+        Self::of(Kind {
+            address: free(Ipv4Addr::LOCALHOST.into()),
             directory,
             private,
+            tls: None,
+        })
+    }
+
+    /// One that is spoken to over TLS, at this address of the host, with a certificate of [`Authority`].
+    pub fn with_tls(directory: PathBuf, address: IpAddr, certificate: (PathBuf, PathBuf)) -> Self {
+        Self::of(Kind {
+            address: free(address),
+            directory,
+            private: false,
+            tls: Some(certificate),
+        })
+    }
+
+    fn of(kind: Kind) -> Self {
+        fs::create_dir_all(&kind.directory).unwrap();
+        let registry = Self {
+            child: run(&kind),
+            kind,
         };
         registry.until_answers();
         registry
     }
 
     pub fn host(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.kind.address.to_string()
+    }
+
+    pub fn port(&self) -> u16 {
+        self.kind.address.port()
     }
 
     pub fn kill(&mut self) {
@@ -54,7 +78,7 @@ impl Registry {
     }
 
     pub fn start_again(&mut self) {
-        self.child = run(&self.directory, self.port, self.private);
+        self.child = run(&self.kind);
         self.until_answers();
     }
 
@@ -68,11 +92,11 @@ impl Registry {
 
     /// Pushes an image of a layout, as `repository:tag`. Answers its digest.
     pub fn push(&self, layout: &Path, tag: &str, name: &str) -> String {
-        let digest = self.directory.join("digest");
+        let digest = self.kind.directory.join("digest");
         let mut copy = Command::new("skopeo");
         copy.args(["copy", "-q", "--insecure-policy", "--dest-tls-verify=false"]);
         copy.arg("--digestfile").arg(&digest);
-        if self.private {
+        if self.kind.private {
             copy.arg(format!("--dest-creds={USER}:{PASSWORD}"));
         }
         copy.arg(format!("oci:{}:{tag}", layout.display()))
@@ -85,7 +109,7 @@ impl Registry {
     /// The files that the registry keeps blobs in, the largest first.
     pub fn blobs(&self) -> Vec<PathBuf> {
         let found = Command::new("find")
-            .arg(self.directory.join("data"))
+            .arg(self.kind.directory.join("data"))
             .args(["-path", "*/blobs/sha256/*", "-name", "data"])
             .output()
             .unwrap();
@@ -100,7 +124,7 @@ impl Drop for Registry {
     fn drop(&mut self) {
         self.kill();
         if thread::panicking() {
-            let log = fs::read_to_string(self.directory.join("log"));
+            let log = fs::read_to_string(self.kind.directory.join("log"));
             eprintln!("the registry said: {}", tail(&log.unwrap_or_default()));
         }
     }
@@ -112,8 +136,15 @@ fn tail(log: &str) -> String {
     lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
-fn run(directory: &Path, port: u16, private: bool) -> Child {
-    let auth = match private {
+/// An address with a port that nobody has.
+fn free(address: IpAddr) -> SocketAddr {
+    let listener = TcpListener::bind((address, 0)).unwrap();
+    listener.local_addr().unwrap()
+}
+
+fn run(kind: &Kind) -> Child {
+    let directory = &kind.directory;
+    let auth = match kind.private {
         true => {
             let file = directory.join("htpasswd");
             fs::write(&file, htpasswd()).unwrap();
@@ -122,11 +153,19 @@ fn run(directory: &Path, port: u16, private: bool) -> Child {
         }
         false => String::new(),
     };
+    let tls = kind
+        .tls
+        .as_ref()
+        .map_or(String::new(), |(certificate, key)| {
+            let (certificate, key) = (certificate.display(), key.display());
+            format!(", tls: {{certificate: {certificate}, key: {key}}}")
+        });
     let config = directory.join("config.yml");
     let text = format!(
         "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n{auth}storage: {{filesystem: {{rootdirectory: {}}}}}\n\
-         http: {{addr: '127.0.0.1:{port}'}}\n",
-        directory.join("data").display()
+         http: {{addr: '{}'{tls}}}\n",
+        directory.join("data").display(),
+        kind.address
     );
     fs::write(&config, text).unwrap();
     let log = File::create(directory.join("log")).unwrap();
@@ -138,6 +177,41 @@ fn run(directory: &Path, port: u16, private: bool) -> Child {
         .stderr(log)
         .spawn()
         .expect("docker-registry is installed")
+}
+
+/// A certificate authority of a test's own, in a directory.
+pub struct Authority {
+    directory: PathBuf,
+}
+
+impl Authority {
+    pub fn new(directory: PathBuf) -> Self {
+        let name = directory.file_name().unwrap().to_str().unwrap();
+        let script = format!(
+            "openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj '/CN={name} of a test' \
+                -keyout ca.key -out ca.pem 2> log"
+        );
+        make(&directory, &script);
+        Self { directory }
+    }
+
+    /// Its own certificate.
+    pub fn file(&self) -> PathBuf {
+        self.directory.join("ca.pem")
+    }
+
+    /// A certificate for these names (`DNS:…,IP:…`), and its key.
+    pub fn sign(&self, file: &str, names: &str) -> (PathBuf, PathBuf) {
+        let script = format!(
+            "openssl req -new -newkey rsa:2048 -nodes -subj /CN=registry -keyout {file}.key -out {file}.csr 2> log
+             echo subjectAltName={names} > {file}.names
+             openssl x509 -req -days 30 -in {file}.csr -CA ca.pem -CAkey ca.key -CAcreateserial \
+                -extfile {file}.names -out {file}.pem 2> log"
+        );
+        make(&self.directory, &script);
+        let at = |kind: &str| self.directory.join(format!("{file}.{kind}"));
+        (at("pem"), at("key"))
+    }
 }
 
 /// [`USER`] and [`PASSWORD`] as `htpasswd -nbB` writes them.

@@ -85,7 +85,8 @@ The file:
   [limits]                                      # max_machines, max_memory_mb, default_timeout_ms, …
   webhook_private_receivers = false             # webhooks to loopback and private addresses
   insecure_registries = [\"registry.lan:5000\"]  # images come from these over plain HTTP
-  registry_mirrors = { \"docker.io\" = \"mirror.lan\" }  # and from these instead")]
+  registry_mirrors = { \"docker.io\" = \"mirror.lan\" }  # and from these instead
+  registry_authorities = { \"registry.lan:5000\" = \"/etc/ca.pem\" }  # who signs for a registry of your own")]
 pub(crate) struct Args {
     /// Address and port to listen on.
     #[arg(long, value_name = "ADDRESS")]

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::wire::Counter;
+use crate::{freezer, wire::Counter};
 
 /// The controllers that a machine's limits need.
 const NEEDED: [&str; 3] = ["memory", "cpu", "pids"];
@@ -114,7 +114,9 @@ impl Cgroups {
 
     fn open_in(mounts: &str, instance: &str) -> io::Result<Self> {
         let mut hierarchies = Vec::new();
-        for (version, root, controllers) in locate(mounts, v2_controllers)? {
+        let found = locate(mounts, v2_controllers)?;
+        thaw(&found, instance);
+        for (version, root, controllers) in found {
             let base = base(&root, instance);
             if version == Version::V2 {
                 enable(&root, &controllers)?;
@@ -136,7 +138,9 @@ impl Cgroups {
     /// Removes what a killed launcher of the instance left.
     pub(super) fn clear(instance: &str) -> io::Result<()> {
         let mounts = fs::read_to_string("/proc/mounts")?;
-        for (_, root, _) in locate(&mounts, v2_controllers)? {
+        let found = locate(&mounts, v2_controllers)?;
+        thaw(&found, instance);
+        for (_, root, _) in found {
             remove_tree(&base(&root, instance));
         }
         Ok(())
@@ -181,6 +185,20 @@ fn enable(group: &Path, controllers: &[&str]) -> io::Result<()> {
     // `EBUSY`: where the launcher itself is in a container, that container's top group has processes in it.
     fs::write(&file, &missing)
         .map_err(|e| io::Error::new(e.kind(), format!("{missing} in {}: {e}", file.display())))
+}
+
+/// Lets go what stands still: on v1 it does not end before, however it is killed, and its groups could not be removed.
+/// The launcher's death has killed it already.
+fn thaw(hierarchies: &[(Version, PathBuf, Vec<&'static str>)], instance: &str) {
+    let freezers = hierarchies.iter().filter(|(version, _, controllers)| {
+        *version == Version::V1 && controllers.contains(&FREEZER)
+    });
+    for (_, root, _) in freezers {
+        let machines = fs::read_dir(base(root, instance));
+        for group in machines.into_iter().flatten().flatten() {
+            let _ = freezer::write(&Counter::V1(group.path()), false);
+        }
+    }
 }
 
 /// Removes a group and those below it, killing what is in them.

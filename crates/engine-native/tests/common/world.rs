@@ -7,6 +7,7 @@
 )]
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -72,7 +73,7 @@ impl World {
         let pid = self.launcher().expect("a launcher lives");
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
         eventually("the launcher and its machines are gone", || {
-            self.launcher().is_none() && self.groups_are_empty()
+            self.launcher().is_none() && self.processes().is_empty()
         });
     }
 
@@ -90,23 +91,20 @@ impl World {
             .collect()
     }
 
-    fn groups_are_empty(&self) -> bool {
-        self.groups().iter().all(|group| {
-            let machines = std::fs::read_dir(group).into_iter().flatten().flatten();
-            machines
-                .filter_map(|m| std::fs::read_to_string(m.path().join("cgroup.procs")).ok())
-                .all(|members| members.is_empty())
-        })
+    /// Those of machines, spare ones among them.
+    pub fn processes(&self) -> BTreeSet<String> {
+        let groups = self.groups().into_iter();
+        groups
+            .flat_map(|group| std::fs::read_dir(group).into_iter().flatten().flatten())
+            .filter_map(|m| std::fs::read_to_string(m.path().join("cgroup.procs")).ok())
+            .flat_map(|m| m.lines().map(str::to_owned).collect::<Vec<_>>())
+            .collect()
     }
 
     /// The network namespace of some machine. It and its link stay while this is open.
     pub fn a_network(&self) -> std::fs::File {
-        let groups = self.groups().into_iter();
-        let mut members = groups
-            .flat_map(|group| std::fs::read_dir(group).into_iter().flatten().flatten())
-            .filter_map(|m| std::fs::read_to_string(m.path().join("cgroup.procs")).ok())
-            .flat_map(|m| m.lines().map(str::to_owned).collect::<Vec<_>>());
-        let pid = members.next().expect("a machine lives");
+        let processes = self.processes();
+        let pid = processes.first().expect("a machine lives");
         std::fs::File::open(format!("/proc/{pid}/ns/net")).expect("its network")
     }
 

@@ -85,9 +85,13 @@ async fn trees(app: &App, kind: Kind, dry_run: bool, report: &mut GcReport) -> R
         .collect();
     let root = kind.root.clone();
     let mut sized = agent::blocking(move || {
-        let sized = unneeded.into_iter().map(|name| {
-            let size = agent_artifact::size(&root.join(&name))?;
-            Ok((name, size))
+        let sized = unneeded.into_iter().filter_map(|name| {
+            match agent_artifact::size(&root.join(&name)) {
+                Ok(size) => Some(Ok((name, size))),
+                // Somebody else removes it at this moment.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => Some(Err(error)),
+            }
         });
         sized
             .collect::<io::Result<Vec<_>>>()

@@ -10,7 +10,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::extract::{Json, parse};
 use crate::{
     app::{AppState, agent_gc},
-    error::Result,
+    error::{Error, Result},
 };
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
@@ -28,5 +28,10 @@ async fn collect_garbage(State(app): State<AppState>, body: Bytes) -> Result<Jso
         true => GcRequest::default(),
         false => parse(&body)?,
     };
-    agent_gc::collect(&app, request.dry_run).await.map(Json)
+    // What was taken off the record is removed also when nobody waits for the answer any more.
+    let collecting = tokio::spawn(async move { agent_gc::collect(&app, request.dry_run).await });
+    collecting
+        .await
+        .map_err(|e| Error::internal(format!("a collection ended early: {e}")))?
+        .map(Json)
 }

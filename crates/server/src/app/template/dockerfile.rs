@@ -7,7 +7,7 @@ mod words;
 
 use std::collections::BTreeMap;
 
-pub(super) use words::{expand, expand_plain};
+pub(super) use words::{MOST, expand, expand_plain};
 
 use super::program::Program;
 use crate::error::{Error, Result};
@@ -46,5 +46,7 @@ pub(super) fn compile(
     })
 }
 
+#[cfg(test)]
+mod check;
 #[cfg(test)]
 mod tests;

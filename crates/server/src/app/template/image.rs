@@ -46,6 +46,7 @@ pub(super) async fn open(app: &AppState) -> Result<()> {
     let registries = Registries {
         insecure: app.config.insecure_registries.clone(),
         mirrors: app.config.registry_mirrors.clone(),
+        authorities: app.config.registry_authorities.clone(),
     };
     let directory = root(app);
     let images = agent::blocking(move || {

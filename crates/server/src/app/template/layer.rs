@@ -288,10 +288,8 @@ async fn forget(app: &App, id: &str) -> Result<bool> {
         .store
         .write(move |tx| {
             let is_needed = held.has(&wanted) || needed(tx)?.contains(&wanted);
-            if !is_needed {
-                rows::remove(tx, &wanted)?;
-            }
-            Ok::<_, StoreError>(!is_needed)
+            // Who comes second finds none, and has nothing to remove.
+            Ok::<_, StoreError>(!is_needed && rows::remove(tx, &wanted)?)
         })
         .await?;
     Ok(is_forgotten)

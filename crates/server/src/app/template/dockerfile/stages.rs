@@ -14,11 +14,16 @@ use crate::app::template::program::{
     Action, Command, Copy, CopyFrom, From, Inline, Instruction, Program, Run, Stage,
 };
 
+/// Stages, and instructions of one, at most: no build may have more steps.
+const MOST: usize = 500;
+
 struct Reader<'a> {
     given: &'a BTreeMap<String, String>,
     /// `ARG`s before the first stage.
     global: BTreeMap<String, Option<String>>,
     asked: BTreeSet<String>,
+    /// Bytes of words whose variables were replaced.
+    taken: usize,
     program: Program,
 }
 
@@ -32,6 +37,7 @@ pub(super) fn read(
         given,
         global: BTreeMap::new(),
         asked: BTreeSet::new(),
+        taken: 0,
         program: Program::default(),
     };
     for line in lines {
@@ -105,7 +111,7 @@ impl Reader<'_> {
             "COPY" | "ADD" => self.copy(line)?,
             "ENV" => vec![Action::Env(pairs(line)?)],
             "LABEL" => vec![Action::Label(pairs(line)?)],
-            "ARG" => self.args(line),
+            "ARG" => self.args(line)?,
             "WORKDIR" => vec![Action::Workdir(line.rest.clone())],
             "USER" => vec![Action::User(line.rest.clone())],
             "SHELL" => match json(&line.rest) {
@@ -148,6 +154,10 @@ impl Reader<'_> {
             _ => format!("{} {}", line.keyword, line.rest),
         };
         if let Some(stage) = self.program.stages.last_mut() {
+            if stage.instructions.len() + actions.len() > MOST {
+                let why = format!("over {MOST} instructions in a stage");
+                return Err(Wrong::at(line.number, why));
+            }
             for action in actions {
                 stage.instructions.push(Instruction {
                     text: text.clone(),
@@ -165,13 +175,27 @@ impl Reader<'_> {
         self.program.warnings.push(warning);
     }
 
+    /// So many more bytes are put in.
+    fn take(&mut self, line: &Line, bytes: usize) -> Result<(), Wrong> {
+        self.taken = self.taken.saturating_add(bytes);
+        match self.taken > words::MOST {
+            true => Err(Wrong::at(
+                line.number,
+                format!("variables come to over {} bytes", words::MOST),
+            )),
+            false => Ok(()),
+        }
+    }
+
     /// A word in front of the stages.
-    fn global_word(&self, line: &Line, word: &str) -> Result<String, Wrong> {
+    fn global_word(&mut self, line: &Line, word: &str) -> Result<String, Wrong> {
         let look_up = |name: &str| {
             let value = self.global.get(name).cloned().flatten();
             value.or_else(|| predefined(name))
         };
-        words::expand(word, &look_up).map_err(|why| Wrong::at(line.number, why))
+        let word = words::expand(word, &look_up).map_err(|why| Wrong::at(line.number, why))?;
+        self.take(line, word.len())?;
+        Ok(word)
     }
 
     fn from(&mut self, line: &Line) -> Result<(), Wrong> {
@@ -214,6 +238,9 @@ impl Reader<'_> {
             (_, Some(number)) => From::Stage(number),
             _ => From::Reference(base),
         };
+        if self.program.stages.len() == MOST {
+            return Err(Wrong::at(line.number, format!("over {MOST} stages")));
+        }
         self.program.stages.push(Stage {
             name,
             from,
@@ -230,8 +257,9 @@ impl Reader<'_> {
         self.program.stages.iter().position(named)
     }
 
-    fn args(&mut self, line: &Line) -> Vec<Action> {
-        let read = |word: String| {
+    fn args(&mut self, line: &Line) -> Result<Vec<Action>, Wrong> {
+        let mut found = Vec::new();
+        for word in words::split(&line.rest) {
             let (name, default) = match word.split_once('=') {
                 Some((name, default)) => (name.to_owned(), Some(default.to_owned())),
                 None => (word, None),
@@ -244,10 +272,11 @@ impl Reader<'_> {
                     .map(|value| words::literal(&value))
             };
             let default = default.or_else(inherited);
+            self.take(line, default.as_ref().map_or(0, String::len))?;
             self.asked.insert(name.clone());
-            Action::Arg(name, default)
-        };
-        words::split(&line.rest).into_iter().map(read).collect()
+            found.push(Action::Arg(name, default));
+        }
+        Ok(found)
     }
 
     fn run(&mut self, line: &Line) -> Result<Action, Wrong> {

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::*;
+use proptest::prelude::*;
+
+use super::{check::check, *};
 use crate::app::template::program::{Action, Command, CopyFrom, From};
 
 fn read(text: &str) -> Program {
@@ -189,4 +191,140 @@ fn words_of_other_instructions() {
     assert_eq!(check.interval_ns, Some(90_000_000_000));
     assert_eq!(check.test, ["CMD", "a"]);
     assert_eq!(found[3], Action::Expose(vec!["80".into(), "90/udp".into()]));
+}
+
+/// A few lines can stand for any amount of text, and a deep word for any amount of stack.
+#[test]
+fn what_a_dockerfile_comes_to_is_bounded() {
+    let doubled: String = (0..60).map(|_| "ARG A=$A$A\n").collect();
+    let doubled = format!("ARG A=12345678\n{doubled}FROM $A");
+    let many = format!("FROM base\nARG {}", "A ".repeat(500_000));
+    let inherited = format!(
+        "ARG A={}\nFROM base\n{}",
+        "x".repeat(900_000),
+        "ARG A\n".repeat(400)
+    );
+    let stages = "FROM a\n".repeat(140_000);
+    let deep = format!("FROM {}x{}", "${A:-".repeat(200_000), "}".repeat(200_000));
+    for (text, why) in [
+        (doubled, "over 1048576 bytes"),
+        (many, "over 500 instructions"),
+        (inherited, "over 16777216 bytes"),
+        (stages, "over 500 stages"),
+        (deep, "over 16 deep"),
+    ] {
+        let message = refused(&text);
+        assert!(message.contains(why), "{why}: {message}");
+    }
+    let level = |n: usize| format!("{}x{}", "${A:-".repeat(n), "}".repeat(n));
+    assert_eq!(expand(&level(16), &|_| None).unwrap(), "x");
+    assert!(expand(&level(17), &|_| None).is_err());
+    let long = "y".repeat(1 << 20);
+    let known = |_: &str| Some(long.clone());
+    assert_eq!(expand("$A", &known).unwrap().len(), 1 << 20);
+    for find in [expand, expand_plain] {
+        assert!(find("$A$A", &known).unwrap_err().contains("over"));
+        assert!(find(&"$A".repeat(100_000), &known).is_err());
+    }
+}
+
+/// Parts that a Dockerfile is made of, and that go wrong together.
+fn part() -> impl Strategy<Value = String> {
+    let fixed = [
+        "FROM a",
+        "FROM a AS b",
+        "from scratch",
+        "FROM b",
+        "FROM $A",
+        "RUN",
+        "run x",
+        "COPY",
+        "ADD",
+        "ENV",
+        "ARG",
+        "LABEL",
+        "WORKDIR",
+        "USER",
+        "SHELL",
+        "CMD",
+        "ENTRYPOINT",
+        "EXPOSE 80",
+        "VOLUME",
+        "HEALTHCHECK",
+        "NONE",
+        "ONBUILD",
+        "STOPSIGNAL",
+        "--from=0",
+        "--from=b",
+        "--from=1",
+        "--mount=type=secret,id=x",
+        "--mount=type=cache",
+        "--mount=",
+        "--chown=1:1",
+        "--chmod=0755",
+        "--interval=1m3s",
+        "--retries=9",
+        "--platform=$X",
+        "A=1",
+        "A",
+        "A=$A",
+        "\"",
+        "'",
+        "\\",
+        "`",
+        "$",
+        "${",
+        "${A",
+        "${A:-",
+        "${A:+$A}",
+        "${A:?no}",
+        "}",
+        "[\"a\", \"b\"]",
+        "[",
+        "<<E",
+        "<<-E",
+        "<<'E'",
+        "<<\"E\"",
+        "E",
+        "<<<",
+        "# escape=`",
+        "# syntax=x",
+        "#",
+        "\u{feff}",
+        "é",
+        "\t",
+        "/a",
+        "..",
+        "https://x/y",
+    ];
+    prop_oneof![
+        12 => proptest::sample::select(fixed.to_vec()).prop_map(str::to_owned),
+        1 => "[ -~]{0,6}",
+        1 => any::<char>().prop_map(String::from),
+    ]
+}
+
+fn dockerfile() -> impl Strategy<Value = String> {
+    let part = (
+        part(),
+        prop_oneof![4 => Just(" "), 4 => Just("\n"), 1 => Just("\\\n"), 1 => Just("")],
+    );
+    let parts = proptest::collection::vec(part, 0..24);
+    (any::<bool>(), parts).prop_map(|(is_begun, parts)| {
+        let mut text = if is_begun { "FROM base\n" } else { "" }.to_owned();
+        for (part, between) in parts {
+            text.push_str(&part);
+            text.push_str(between);
+        }
+        text
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    #[test]
+    fn any_text_is_read_or_refused_with_its_line(text in dockerfile(), target in "[ab0-3]?") {
+        check(&text, Some(&*target).filter(|target| !target.is_empty()));
+    }
 }

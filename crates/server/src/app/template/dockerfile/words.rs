@@ -1,4 +1,22 @@
 //! Words of an instruction: quotes, escapes, variables.
+//!
+//! Whoever writes a Dockerfile can have a few lines stand for any amount of text (`ENV A=$A$A`, again and again), so what
+//! comes of a word is bounded here, and what comes of all of them where they are put in.
+
+/// The longest that a word becomes, or a file that is written in the Dockerfile, in bytes.
+const LONGEST: usize = 1 << 20;
+/// How deep variables may be in the words of others: `${A:-${B:-…}}`.
+const DEEPEST: usize = 16;
+
+/// The most that the words of a build, or of one of its stages, come to together, in bytes.
+pub(in crate::app::template) const MOST: usize = 16 << 20;
+
+fn fits(out: &str) -> Result<(), String> {
+    match out.len() > LONGEST {
+        true => Err(format!("it comes to over {LONGEST} bytes")),
+        false => Ok(()),
+    }
+}
 
 /// Splits at spaces outside quotes; quotes and escapes stay, for [`expand`].
 pub(super) fn split(text: &str) -> Vec<String> {
@@ -58,6 +76,17 @@ pub(in crate::app::template) fn expand(
     text: &str,
     look_up: &dyn Fn(&str) -> Option<String>,
 ) -> Result<String, String> {
+    expand_at(text, look_up, 0)
+}
+
+fn expand_at(
+    text: &str,
+    look_up: &dyn Fn(&str) -> Option<String>,
+    depth: usize,
+) -> Result<String, String> {
+    if depth > DEEPEST {
+        return Err(format!("variables are over {DEEPEST} deep in each other"));
+    }
     let mut out = String::new();
     let mut quote = None;
     let mut rest = text;
@@ -78,10 +107,11 @@ pub(in crate::app::template) fn expand(
                 }
                 out.push(next);
             }
-            (_, '$') => rest = variable(rest, look_up, &mut out)?,
+            (_, '$') => rest = variable(rest, look_up, depth, &mut out)?,
             (_, c) => out.push(c),
         }
     }
+    fits(&out)?;
     match quote {
         Some(open) => Err(format!("a quote {open} is not closed")),
         None => Ok(out),
@@ -110,10 +140,11 @@ pub(in crate::app::template) fn expand_plain(
                 }
                 None => out.push('\\'),
             },
-            _ => rest = variable(rest, look_up, &mut out)?,
+            _ => rest = variable(rest, look_up, 0, &mut out)?,
         }
     }
     out.push_str(rest);
+    fits(&out)?;
     Ok(out)
 }
 
@@ -121,8 +152,11 @@ pub(in crate::app::template) fn expand_plain(
 fn variable<'a>(
     rest: &'a str,
     look_up: &dyn Fn(&str) -> Option<String>,
+    depth: usize,
     out: &mut String,
 ) -> Result<&'a str, String> {
+    // What was put in before.
+    fits(out)?;
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let Some(inner) = rest.strip_prefix('{') else {
         let end = rest.find(|c| !is_name(c)).unwrap_or(rest.len());
@@ -143,14 +177,14 @@ fn variable<'a>(
         return Ok(after);
     }
     // The word may have variables in braces of its own.
-    let mut depth = 1;
+    let mut open = 1;
     let close = after.char_indices().find(|(at, c)| {
         match c {
-            '{' if after[..*at].ends_with('$') => depth += 1,
-            '}' => depth -= 1,
+            '{' if after[..*at].ends_with('$') => open += 1,
+            '}' => open -= 1,
             _ => {}
         }
-        depth == 0
+        open == 0
     });
     let Some((close, _)) = close else {
         return Err(format!("${{{name}… is not closed"));
@@ -168,11 +202,11 @@ fn variable<'a>(
     let word = operator.get(1..).unwrap_or_default();
     match kind {
         Some('-') if is_set => out.push_str(&value.unwrap_or_default()),
-        Some('-') => out.push_str(&expand(word, look_up)?),
-        Some('+') if is_set => out.push_str(&expand(word, look_up)?),
+        Some('-') => out.push_str(&expand_at(word, look_up, depth + 1)?),
+        Some('+') if is_set => out.push_str(&expand_at(word, look_up, depth + 1)?),
         Some('+') => {}
         Some('?') if is_set => out.push_str(&value.unwrap_or_default()),
-        Some('?') => return Err(format!("{name}: {}", expand(word, look_up)?)),
+        Some('?') => return Err(format!("{name}: {}", expand_at(word, look_up, depth + 1)?)),
         _ => {
             return Err(format!(
                 "${{{name}{modifier}}}: is not known here, only :-, :+ and :?"

@@ -19,6 +19,9 @@ use crate::app::{
 /// An archive with nothing in it.
 const EMPTY_TAR: [u8; 1024] = [0; 1024];
 
+/// Variables, ports or volumes that a template may have.
+const MANY: usize = 4096;
+
 /// Where a stage stands.
 #[derive(Clone, Debug, Default)]
 pub(super) struct State {
@@ -30,6 +33,8 @@ pub(super) struct State {
     entrypoint: Option<Command>,
     /// Whether variables in instructions are replaced.
     expands: bool,
+    /// Bytes of words in which they were.
+    taken: usize,
 }
 
 impl State {
@@ -98,11 +103,35 @@ impl State {
         envs
     }
 
-    fn expand(&self, instruction: &Instruction, text: &str) -> Result<String, End> {
+    fn expand(&mut self, instruction: &Instruction, text: &str) -> Result<String, End> {
         if !self.expands {
             return Ok(text.to_owned());
         }
-        dockerfile::expand(text, &|name| self.look_up(name)).map_err(|why| bad(instruction, &why))
+        let expanded = dockerfile::expand(text, &|name| self.look_up(name));
+        self.take(instruction, expanded)
+    }
+
+    /// The same for a file that is written in the Dockerfile.
+    fn expand_plain(&mut self, instruction: &Instruction, text: &str) -> Result<String, End> {
+        let expanded = dockerfile::expand_plain(text, &|name| self.look_up(name));
+        self.take(instruction, expanded)
+    }
+
+    /// So much of a stage's words is put in.
+    fn take(
+        &mut self,
+        instruction: &Instruction,
+        expanded: Result<String, String>,
+    ) -> Result<String, End> {
+        let expanded = expanded.map_err(|why| bad(instruction, &why))?;
+        self.taken = self.taken.saturating_add(expanded.len());
+        match self.taken > dockerfile::MOST {
+            true => {
+                let why = format!("variables come to over {} bytes", dockerfile::MOST);
+                Err(bad(instruction, &why))
+            }
+            false => Ok(expanded),
+        }
     }
 
     fn look_up(&self, name: &str) -> Option<String> {
@@ -110,6 +139,14 @@ impl State {
         env.map(|(_, value)| value)
             .or_else(|| self.args.get(name))
             .cloned()
+    }
+}
+
+/// Lists are looked through for each new entry.
+fn few(instruction: &Instruction, count: usize, what: &str) -> Result<(), End> {
+    match count > MANY {
+        true => Err(bad(instruction, &format!("over {MANY} {what}"))),
+        false => Ok(()),
     }
 }
 
@@ -140,6 +177,7 @@ impl Worker {
             From::Scratch => self.scratch()?,
         };
         state.args.clear();
+        state.taken = 0;
         state.expands = stage.expands;
         for instruction in &stage.instructions {
             if instruction.action.is_step() {
@@ -186,8 +224,7 @@ impl Worker {
                     *text = state.expand(instruction, text)?;
                 }
                 for file in copy.inline.iter_mut().filter(|file| file.expands) {
-                    let text = dockerfile::expand_plain(&file.content, &|name| state.look_up(name));
-                    file.content = text.map_err(|why| bad(instruction, &why))?;
+                    file.content = state.expand_plain(instruction, &file.content)?;
                 }
                 self.copy_step(state, instruction, &copy, done).await?;
             }
@@ -212,6 +249,7 @@ impl Worker {
                     .collect::<Result<_, End>>()?;
                 for (name, value) in expanded {
                     state.artifact.set_env(&name, value);
+                    few(instruction, state.artifact.env.len(), "variables")?;
                 }
             }
             Action::Arg(name, default) => {
@@ -250,6 +288,7 @@ impl Worker {
                     if !state.artifact.oci.exposed_ports.contains(&port) {
                         state.artifact.oci.exposed_ports.push(port);
                     }
+                    few(instruction, state.artifact.oci.exposed_ports.len(), "ports")?;
                 }
             }
             Action::Volume(paths) => {
@@ -258,6 +297,7 @@ impl Worker {
                     if !state.artifact.oci.volumes.contains(&path) {
                         state.artifact.oci.volumes.push(path);
                     }
+                    few(instruction, state.artifact.oci.volumes.len(), "volumes")?;
                 }
             }
             Action::Healthcheck(check) => {
