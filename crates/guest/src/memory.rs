@@ -15,8 +15,8 @@ const LATE: Duration = Duration::from_millis(500);
 const QUICKEST: u64 = 4 << 30;
 /// How long an ended process has to give back what it had before another one is ended.
 const RELEASE: Duration = Duration::from_millis(500);
-/// What may come on top of what cannot be given back, in bytes.
-const GROWTH: u64 = 1 << 20;
+/// What may come on top of what cannot be given back, in bytes: enough for a shell that removes it.
+const GROWTH: u64 = 32 << 20;
 /// Bytes of a page.
 const PAGE: u64 = 4096;
 
