@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Whether this host has what these tests need; says so otherwise.
-fn is_here() -> bool {
+pub fn is_here() -> bool {
     let here = Command::new("runsc").arg("--version").output().is_ok();
     if !here {
         println!("skipped: runsc is not installed");
@@ -19,7 +19,7 @@ fn is_here() -> bool {
     here
 }
 
-async fn world(isolation: &str) -> World {
+pub async fn world(isolation: &str) -> World {
     World::with(&["--isolation", isolation]).await
 }
 
@@ -137,7 +137,7 @@ async fn memory_is_kept_with_the_newer_sdk() {
     script(&world, &next_python(), "memory_next.py", &[]);
 }
 
-async fn status(world: &World, id: &str) -> String {
+pub async fn status(world: &World, id: &str) -> String {
     let (_, info) = world.get(&format!("/v1/machines/{id}")).await;
     info["status"].as_str().unwrap_or_default().to_owned()
 }

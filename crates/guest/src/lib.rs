@@ -16,6 +16,7 @@ mod files;
 mod http;
 mod listen;
 mod login;
+mod open;
 mod output;
 mod process;
 mod reaper;
