@@ -250,20 +250,23 @@ impl GvisorEngine {
         Ok(())
     }
 
-    /// Refuses to keep a machine that could not be built again because of what is open in its binds.
-    async fn check_open(&self, id: &str) -> Result<(), EngineError> {
+    /// Refuses to keep a machine that could not be built again because of what is open in its binds. Answers with the
+    /// connection over which that was asked.
+    async fn check_open(&self, id: &str) -> Result<GuestClient, EngineError> {
         let asked = async {
             let guest = self.client(id, SECRET).await?;
-            Ok::<_, EngineError>(guest.check_open().await)
+            let answer = guest.check_open().await;
+            Ok::<_, EngineError>((guest, answer))
         };
         let answer = tokio::time::timeout(PATIENCE, asked).await;
-        let answer = answer.map_err(|_| unavailable("look at what is open", "no answer"))??;
+        let (guest, answer) =
+            answer.map_err(|_| unavailable("look at what is open", "no answer"))??;
         match answer {
             Err(error) if error.kind() == Some(ErrorKind::Exists) => {
                 Err(EngineError::Busy(error.to_string()))
             }
             // A guest that is older than this program does not look.
-            Ok(()) | Err(GuestError::Refused(_)) => Ok(()),
+            Ok(()) | Err(GuestError::Refused(_)) => Ok(guest),
             Err(error) => Err(unavailable("look at what is open", error)),
         }
     }
@@ -382,8 +385,11 @@ impl Engine for GvisorEngine {
         let pack = std::fs::read_to_string(source.directory.join(GUEST))
             .map_err(|_| EngineError::NotFound(id.to_owned()))?;
         let format = self.format(&pack);
-        self.check_open(id).await?;
-        let made = blocking(move || source.write(&target, &format, afterwards)).await??;
+        let guest = self.check_open(id).await?;
+        let made = blocking(move || source.write(&target, &format, afterwards)).await?;
+        // Not before: a connection that comes to its end while the kernel writes is what a rehearsal is there to prevent.
+        drop(guest);
+        let made = made?;
         if afterwards == Afterwards::End {
             self.host.destroy(id).await?;
         }
