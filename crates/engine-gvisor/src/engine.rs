@@ -30,6 +30,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_millis(10);
 /// In a machine's directory: the secret that its guest is being told.
 const NEXT_SECRET: &str = "secret.next";
+/// In a machine's directory: it had something shown that was taken away since.
+const TAKEN: &str = "taken";
+/// How long a connection is left alone after it was used before its machine is kept: what still arrives on it while the kernel
+/// writes has been seen to make a state that no guest answers in.
+const QUIET: Duration = Duration::from_millis(50);
 /// How long a guest that runs takes to answer at most, on a busy host.
 const ANSWERS: Duration = Duration::from_secs(5);
 
@@ -250,6 +255,11 @@ impl GvisorEngine {
         Ok(())
     }
 
+    /// Whether something is shown in a machine, or was.
+    async fn shows(&self, id: &str) -> Result<bool, EngineError> {
+        Ok(self.host.machine_dir(id).join(TAKEN).exists() || !self.attached(id).await?.is_empty())
+    }
+
     /// Refuses to keep a machine that could not be built again because of what is open in its binds. Answers with the
     /// connection over which that was asked.
     async fn check_open(&self, id: &str) -> Result<GuestClient, EngineError> {
@@ -266,7 +276,10 @@ impl GvisorEngine {
                 Err(EngineError::Busy(error.to_string()))
             }
             // A guest that is older than this program does not look.
-            Ok(()) | Err(GuestError::Refused(_)) => Ok(guest),
+            Ok(()) | Err(GuestError::Refused(_)) => {
+                tokio::time::sleep(QUIET).await;
+                Ok(guest)
+            }
             Err(error) => Err(unavailable("look at what is open", error)),
         }
     }
@@ -385,7 +398,10 @@ impl Engine for GvisorEngine {
         let pack = std::fs::read_to_string(source.directory.join(GUEST))
             .map_err(|_| EngineError::NotFound(id.to_owned()))?;
         let format = self.format(&pack);
-        let guest = self.check_open(id).await?;
+        let guest = match self.shows(id).await? {
+            true => Some(self.check_open(id).await?),
+            false => None,
+        };
         let made = blocking(move || source.write(&target, &format, afterwards)).await?;
         // Not before: a connection that comes to its end while the kernel writes is what a rehearsal is there to prevent.
         drop(guest);
@@ -443,6 +459,12 @@ impl Engine for GvisorEngine {
         let Some(bind) = attached.iter().find(|bind| bind.target == target) else {
             return Ok(());
         };
+        std::fs::write(self.host.machine_dir(id).join(TAKEN), "").map_err(|error| {
+            EngineError::Step {
+                step: "note that a directory was taken away".into(),
+                reason: error.to_string(),
+            }
+        })?;
         // First inside: what is left of a mount there would be a directory that is empty.
         let what = show(bind);
         self.ask(
