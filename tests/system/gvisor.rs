@@ -19,7 +19,7 @@ pub fn is_here() -> bool {
     here
 }
 
-async fn world(isolation: &str) -> World {
+pub async fn world(isolation: &str) -> World {
     World::with(&["--isolation", isolation]).await
 }
 
@@ -138,7 +138,7 @@ async fn memory_is_kept_with_the_newer_sdk() {
     script(&world, &next_python(), "memory_next.py", &[]);
 }
 
-async fn status(world: &World, id: &str) -> String {
+pub async fn status(world: &World, id: &str) -> String {
     let (_, info) = world.get(&format!("/v1/machines/{id}")).await;
     info["status"].as_str().unwrap_or_default().to_owned()
 }

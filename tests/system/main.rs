@@ -15,6 +15,7 @@ mod egress;
 mod frameworks;
 mod git;
 mod gvisor;
+mod gvisor_volumes;
 mod harness;
 mod host;
 mod images;

@@ -106,7 +106,12 @@ impl Source {
             let _ = fs::remove_dir_all(target);
             match error {
                 Failure::Gone => EngineError::NotFound(id().into_owned()),
-                Failure::Step(name, reason) => step(name, reason),
+                Failure::Step(name, reason) => match deleted(&reason) {
+                    Some(path) => {
+                        EngineError::Busy(format!("a process has /{path} open, and it was deleted"))
+                    }
+                    None => step(name, reason),
+                },
             }
         })
     }
@@ -265,6 +270,15 @@ fn follow(pages: &File, whole: &AtomicBool) -> io::Result<FileDigest> {
     }
 }
 
+/// Which file is in the way, when a kernel does not keep a machine because a process has one open that has no path.
+fn deleted(reason: &str) -> Option<&str> {
+    let (path, rest) = reason
+        .split_once("gofer.dentry(\"")?
+        .1
+        .split_once("\").beforeSave: ")?;
+    rest.starts_with("deleted").then_some(path)
+}
+
 /// Has what was written put on the disk, and says what it is.
 fn finish(target: &Path, format: &str, pages: FileDigest) -> Result<Checkpoint, Failure> {
     let known = HashMap::from([(PAGES, pages)]);
@@ -343,6 +357,13 @@ impl<T> Named<T> for io::Result<T> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_deleted_file_is_named() {
+        let said = r#"encoding error: gofer.dentry("tmp/a b").beforeSave: deleted and invalidated dentries can't be restored:"#;
+        assert_eq!(deleted(said), Some("tmp/a b"));
+        assert_eq!(deleted("the disk is full"), None);
+    }
 
     #[test]
     fn the_head_is_read_with_one_byte_more() {

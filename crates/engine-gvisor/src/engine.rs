@@ -14,7 +14,7 @@ use nullspace_engine::{
 };
 use nullspace_engine_native::{
     Host, KERNEL_MEMORY, Kind, Origin, find_pack, is_id,
-    place::{GUEST, NAME, SECRET, STATE},
+    place::{GUEST, KEPT_SECRET, NAME, SECRET, STATE},
     shown_name,
 };
 use nullspace_protocol::{
@@ -31,6 +31,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_millis(10);
 /// In a machine's directory: the secret that its guest is being told.
 const NEXT_SECRET: &str = "secret.next";
+/// In a machine's directory: it had something shown that was taken away since.
+const TAKEN: &str = "taken";
+/// How long a connection is left alone after it was used before its machine is kept: what still arrives on it while the kernel
+/// writes has been seen to make a state that no guest answers in.
+const QUIET: Duration = Duration::from_millis(50);
 /// How long a guest that runs takes to answer at most, on a busy host.
 const ANSWERS: Duration = Duration::from_secs(5);
 
@@ -65,7 +70,8 @@ impl GvisorEngine {
             let source = engine.source(&machine.id);
             if source.is_left_paused() {
                 tracing::info!(machine = %machine.id, "an unfinished checkpoint is given up");
-                let answers = tokio::time::timeout(ANSWERS, engine.client(&machine.id)).await;
+                let answers =
+                    tokio::time::timeout(ANSWERS, engine.client(&machine.id, SECRET)).await;
                 let answers = matches!(answers, Ok(Ok(_)));
                 blocking(move || source.recover(answers)).await?;
             }
@@ -81,13 +87,13 @@ impl GvisorEngine {
         }
     }
 
-    /// Opens a stream to the guest that listens in the machine's network.
-    async fn open(&self, id: &str) -> Result<BoxedIo, EngineError> {
+    /// Opens a stream to the guest that listens in the machine's network. `secret` is the file with what it begins with.
+    async fn open(&self, id: &str, secret: &str) -> Result<BoxedIo, EngineError> {
         let gone = || EngineError::NotFound(id.to_owned());
         if !is_id(id) {
             return Err(gone());
         }
-        let secret = std::fs::read(self.host.machine_dir(id).join(SECRET)).map_err(|_| gone())?;
+        let secret = std::fs::read(self.host.machine_dir(id).join(secret)).map_err(|_| gone())?;
         let mut stream = self.host.connect(id, PORT).await?.ok_or_else(gone)?;
         stream
             .write_all(&secret)
@@ -96,8 +102,8 @@ impl GvisorEngine {
         Ok(stream)
     }
 
-    async fn client(&self, id: &str) -> Result<GuestClient, EngineError> {
-        let stream = self.open(id).await?;
+    async fn client(&self, id: &str, secret: &str) -> Result<GuestClient, EngineError> {
+        let stream = self.open(id, secret).await?;
         GuestClient::connect(stream)
             .await
             .map_err(|error| unavailable("shake hands with the guest", error))
@@ -118,13 +124,26 @@ impl GvisorEngine {
     where
         F: Future<Output = Result<(), GuestError>>,
     {
+        self.ask_by(id, SECRET, step, work).await
+    }
+
+    async fn ask_by<F>(
+        &self,
+        id: &str,
+        secret: &str,
+        step: &str,
+        work: impl FnOnce(GuestClient) -> F,
+    ) -> Result<(), EngineError>
+    where
+        F: Future<Output = Result<(), GuestError>>,
+    {
         let failed = |reason: String| EngineError::Step {
             step: step.to_owned(),
             reason,
         };
         let asked = async {
             let client = loop {
-                match self.client(id).await {
+                match self.client(id, secret).await {
                     // One that has just gone on takes a moment until its network does.
                     Err(EngineError::NotFound(_) | EngineError::Unavailable(_))
                         if self.is_alive(id).await? =>
@@ -178,7 +197,8 @@ impl GvisorEngine {
         Ok((made, origin))
     }
 
-    /// Tells a machine that goes on from a checkpoint which one it is, and gives it a secret of its own.
+    /// Tells a machine that goes on from a checkpoint which one it is, shows it what it did not have, and gives it a secret
+    /// of its own. Until all of that is done nobody else can speak to it.
     async fn introduce(&self, spec: &MachineSpec) -> Result<(), EngineError> {
         let failed = |reason: String| EngineError::Step {
             step: "tell the guest which machine it is".into(),
@@ -200,6 +220,11 @@ impl GvisorEngine {
         // On disk before it is in force: whoever starts next tries both.
         let directory = self.host.machine_dir(&spec.id);
         let (place, passing) = (directory.join(SECRET), directory.join(NEXT_SECRET));
+        let first = match directory.join(KEPT_SECRET).exists() {
+            true => KEPT_SECRET,
+            // A launcher that is older than this program.
+            false => SECRET,
+        };
         let written = {
             let passing = passing.clone();
             move || {
@@ -216,24 +241,62 @@ impl GvisorEngine {
         blocking(written)
             .await?
             .map_err(|error| failed(error.to_string()))?;
-        self.ask(
+        let shown: Vec<Show> = spec.binds.iter().map(show).collect();
+        self.ask_by(
             &spec.id,
+            first,
             "tell the guest which machine it is",
-            |guest| async move { guest.resumed(&setup).await },
+            |guest| async move {
+                for what in &shown {
+                    guest.show(what).await?;
+                }
+                guest.resumed(&setup).await
+            },
         )
         .await?;
-        std::fs::rename(passing, place).map_err(|error| failed(error.to_string()))
+        std::fs::rename(passing, place).map_err(|error| failed(error.to_string()))?;
+        let _ = std::fs::remove_file(directory.join(KEPT_SECRET));
+        Ok(())
+    }
+
+    /// Whether something is shown in a machine, or was.
+    async fn shows(&self, id: &str) -> Result<bool, EngineError> {
+        Ok(self.host.machine_dir(id).join(TAKEN).exists() || !self.attached(id).await?.is_empty())
+    }
+
+    /// Refuses to keep a machine that could not be built again because of what is open in its binds. Answers with the
+    /// connection over which that was asked.
+    async fn check_open(&self, id: &str) -> Result<GuestClient, EngineError> {
+        let asked = async {
+            let guest = self.client(id, SECRET).await?;
+            let answer = guest.check_open().await;
+            Ok::<_, EngineError>((guest, answer))
+        };
+        let answer = tokio::time::timeout(PATIENCE, asked).await;
+        let (guest, answer) =
+            answer.map_err(|_| unavailable("look at what is open", "no answer"))??;
+        match answer {
+            Err(error) if error.kind() == Some(ErrorKind::Exists) => {
+                Err(EngineError::Busy(error.to_string()))
+            }
+            // A guest that is older than this program does not look.
+            Ok(()) | Err(GuestError::Refused(_)) => {
+                tokio::time::sleep(QUIET).await;
+                Ok(guest)
+            }
+            Err(error) => Err(unavailable("look at what is open", error)),
+        }
     }
 
     /// Finds out which secret is in force in a machine whose guest was being told a new one when the last process here
-    /// died.
+    /// died. One that was not told it does not answer.
     async fn settle_secret(&self, id: &str) {
         let directory = self.host.machine_dir(id);
         let (place, passing) = (directory.join(SECRET), directory.join(NEXT_SECRET));
         if !passing.exists() {
             return;
         }
-        let answers = tokio::time::timeout(ANSWERS, self.client(id)).await;
+        let answers = tokio::time::timeout(ANSWERS, self.client(id, SECRET)).await;
         let done = match answers {
             Ok(Ok(_)) => std::fs::remove_file(passing),
             _ => std::fs::rename(passing, place),
@@ -241,6 +304,28 @@ impl GvisorEngine {
         if let Err(error) = done {
             tracing::warn!(machine = id, error = %error, "a machine's secret is not settled");
         }
+    }
+}
+
+/// Why a kernel did not go on from a checkpoint, if that is because of what a bind shows now: it opens everything again that
+/// its processes had open.
+fn lacks(error: EngineError, spec: &MachineSpec) -> EngineError {
+    const FAULTS: [&str; 4] = [
+        "no such file or directory",
+        "not a directory",
+        "read-only file system",
+        "stale file handle",
+    ];
+    match error {
+        EngineError::Step { reason, .. }
+            if !spec.binds.is_empty() && FAULTS.iter().any(|fault| reason.ends_with(fault)) =>
+        {
+            let fault = reason.rsplit(": ").next().unwrap_or_default();
+            EngineError::Lacks(format!(
+                "what its processes had open in a volume cannot be opened again ({fault})"
+            ))
+        }
+        other => other,
     }
 }
 
@@ -317,7 +402,14 @@ impl Engine for GvisorEngine {
         let pack = std::fs::read_to_string(source.directory.join(GUEST))
             .map_err(|_| EngineError::NotFound(id.to_owned()))?;
         let format = self.format(&pack);
-        let made = blocking(move || source.write(&target, &format, afterwards)).await??;
+        let guest = match self.shows(id).await? {
+            true => Some(self.check_open(id).await?),
+            false => None,
+        };
+        let made = blocking(move || source.write(&target, &format, afterwards)).await?;
+        // Not before: a connection that comes to its end while the kernel writes is what a rehearsal is there to prevent.
+        drop(guest);
+        let made = made?;
         if afterwards == Afterwards::End {
             self.host.destroy(id).await?;
         }
@@ -335,7 +427,8 @@ impl Engine for GvisorEngine {
                 blocking(move || made.prove(&directory)).await?
             })
             .await?;
-        self.host.create(Kind::Gvisor, spec, Some(origin)).await?;
+        let made = self.host.create(Kind::Gvisor, spec, Some(origin)).await;
+        made.map_err(|error| lacks(error, spec))?;
         let introduced = self.introduce(spec).await;
         if introduced.is_err() {
             self.host.destroy(&spec.id).await?;
@@ -348,7 +441,7 @@ impl Engine for GvisorEngine {
     }
 
     async fn dial(&self, id: &str) -> Result<BoxedIo, EngineError> {
-        self.open(id).await
+        self.open(id, SECRET).await
     }
 
     async fn connect(&self, id: &str, port: u16) -> Result<Option<BoxedIo>, EngineError> {
@@ -376,6 +469,12 @@ impl Engine for GvisorEngine {
         let Some(bind) = attached.iter().find(|bind| bind.target == target) else {
             return Ok(());
         };
+        std::fs::write(self.host.machine_dir(id).join(TAKEN), "").map_err(|error| {
+            EngineError::Step {
+                step: "note that a directory was taken away".into(),
+                reason: error.to_string(),
+            }
+        })?;
         // First inside: what is left of a mount there would be a directory that is empty.
         let what = show(bind);
         self.ask(

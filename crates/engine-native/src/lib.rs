@@ -33,7 +33,7 @@ pub use wire::{GvisorConfig, Kind, Origin};
 
 /// Where things are in the directory of a gVisor machine, and in a checkpoint of one.
 pub mod place {
-    pub use crate::launcher::{GUEST, LAYER, NAME, SECRET, STATE};
+    pub use crate::launcher::{GUEST, KEPT_SECRET, LAYER, NAME, SECRET, STATE};
 }
 
 /// By which name a gVisor machine finds what is shown at a target.

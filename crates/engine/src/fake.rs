@@ -408,7 +408,15 @@ impl Engine for FakeEngine {
         }
         made.prove(from)?;
         let root = self.machine_root(&spec.id);
-        if let Err(error) = copy_tree(&from.join("root"), &root) {
+        let made = copy_tree(&from.join("root"), &root).and_then(|()| {
+            for bind in &spec.binds {
+                // What the machine had there before, which is a link here.
+                let _ = std::fs::remove_file(place(&root, &bind.target));
+                show(&root, bind)?;
+            }
+            Ok(())
+        });
+        if let Err(error) = made {
             let _ = std::fs::remove_dir_all(&root);
             return Err(step("restore")(error));
         }

@@ -55,6 +55,13 @@ pub enum EngineError {
     /// A checkpoint is not there, is not whole or was changed, or was written by an engine that is not like this one.
     #[error("no machine can be made of the checkpoint: {0}")]
     Checkpoint(String),
+    /// The machine's state cannot be kept as it is now: a process has something open that could not be opened again. It
+    /// runs on.
+    #[error("the machine's state cannot be kept now: {0}")]
+    Busy(String),
+    /// The checkpoint is whole, but what its processes had open in a bind is not there as it was.
+    #[error("the machine cannot go on: {0}")]
+    Lacks(String),
     /// A step of building or ending the machine failed.
     #[error("{step} failed: {reason}")]
     Step {
@@ -129,6 +136,9 @@ pub trait Engine: Send + Sync + 'static {
     /// The caller guarantees that `target` does not exist and that its parent does. On error the machine goes on
     /// running, and `target` is not there or holds no finished checkpoint (see [`Checkpoint::read`]). With
     /// [`Afterwards::End`] no process of the machine does anything after the moment that was kept.
+    ///
+    /// [`EngineError::Busy`] while a process has something open that was deleted, or is in a bind that was detached: a machine
+    /// could not be built of that.
     async fn checkpoint(
         &self,
         _id: &str,
@@ -145,9 +155,13 @@ pub trait Engine: Send + Sync + 'static {
     /// Before anything of it runs the engine proves the checkpoint by the digest in its record ([`EngineError::Checkpoint`]
     /// when it is not what was written); the caller compares that with the one it was given. It is only read, and once this
     /// returns it may be removed.
-    /// The caller guarantees that the layers and binds are those of the machine that was kept. Id, host name and address may be
-    /// others; several machines may be built from one checkpoint, and share nothing that can change. The engine owes
-    /// besides: a clock that is right and random numbers that were not drawn before.
+    /// The caller guarantees that the layers are those of the machine that was kept, and that wherever that one had a bind
+    /// there is one: the same, or another directory. Binds at further targets are shown as by [`Engine::attach`]. Where processes have
+    /// something open in a bind and it is not there, or may not be opened like that any more, no machine is made
+    /// ([`EngineError::Lacks`]).
+    /// Id, host name and address may be others; several machines may be built from one checkpoint, and share nothing that
+    /// can change but what their binds show. The engine owes besides: a clock that is right and random numbers that were
+    /// not drawn before.
     async fn restore(
         &self,
         _spec: &MachineSpec,

@@ -98,6 +98,10 @@ async fn answer(
             blocking(move || shown::hide(&what)).await?;
             ok(&())
         }
+        (&Method::POST, ["check-open"]) => {
+            blocking(crate::open::check).await?;
+            ok(&())
+        }
         (&Method::POST, ["sync"]) => {
             let sync = || {
                 rustix::fs::sync();

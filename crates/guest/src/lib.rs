@@ -17,6 +17,7 @@ mod http;
 mod listen;
 mod login;
 mod memory;
+mod open;
 mod output;
 mod process;
 mod reaper;

@@ -147,6 +147,17 @@ impl GuestClient {
             .map(drop)
     }
 
+    /// Looks whether everything that programs have open in what the host shows is at its path still.
+    ///
+    /// # Errors
+    /// `Exists` with what is not, which a kernel could not open again after a checkpoint; `NotFound` by a guest that is older
+    /// than this.
+    pub async fn check_open(&self) -> Result<(), GuestError> {
+        self.post("/check-open", &(), "looking at what is open")
+            .await
+            .map(drop)
+    }
+
     /// Has everything that the machine wrote to files handed to the host.
     ///
     /// # Errors

@@ -244,6 +244,12 @@ impl From<EngineError> for Error {
                 .with_action(
                     "make a new machine; this state cannot be used on this server any more",
                 ),
+            EngineError::Busy(_) => Self::conflict(code::CONFLICT, text).with_action(
+                "close it in the machine, or end the process that has it open, and try again",
+            ),
+            EngineError::Lacks(_) => Self::conflict(code::INCOMPATIBLE_SNAPSHOT, text).with_action(
+                "put back into its volumes what was there, with the same rights to write",
+            ),
             EngineError::Exists(_) | EngineError::Step { .. } => Self::new(
                 Kind::Internal,
                 code::INTERNAL_ERROR,

@@ -578,3 +578,287 @@ async fn an_engine_without_memory_says_so() {
     )
     .await;
 }
+
+async fn volume(world: &World, name: &str) -> String {
+    let (status, made) = world.post("/v1/volumes", json!({"name": name})).await;
+    assert_eq!(status, StatusCode::OK, "{made}");
+    made["id"].as_str().unwrap().to_owned()
+}
+
+fn mount(reference: &str, path: &str, read_only: bool) -> Value {
+    json!({"ref": reference, "mount_path": path, "read_only": read_only})
+}
+
+/// What a machine says of its volumes: where, which, whether only to be read, and how that stands.
+async fn volumes(world: &World, id: &str) -> Vec<(String, String, bool, String)> {
+    let (_, info) = world.get(&format!("/v1/machines/{id}")).await;
+    let all = info["metadata"]["volume_attachments"].as_array().cloned();
+    let (_, listed) = world.get(&format!("/v1/machines/{id}/volumes")).await;
+    assert_eq!(listed, json!(all.clone().unwrap_or_default()));
+    let word = |one: &Value, field: &str| one[field].as_str().unwrap().to_owned();
+    let all = all.unwrap_or_default().into_iter().map(|one| {
+        assert_eq!(one["machine_id"], *id);
+        (
+            word(&one, "mount_path"),
+            word(&one, "volume_id"),
+            one["read_only"] == true,
+            word(&one, "state"),
+        )
+    });
+    all.collect()
+}
+
+/// Machines that are there.
+async fn listed(world: &World) -> Vec<String> {
+    let (_, page) = world.get("/v1/machines").await;
+    let all = page["items"].as_array().unwrap().iter();
+    all.map(|one| one["id"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+async fn mounts(world: &World, volume: &str) -> u64 {
+    let (_, one) = world.get(&format!("/v1/volumes/{volume}")).await;
+    one["mount_count"].as_u64().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fork_has_the_same_volumes_and_mounts_of_its_own() {
+    let world = World::with_memory().await;
+    let (data, look, gone) = (
+        volume(&world, "data").await,
+        volume(&world, "look").await,
+        volume(&world, "gone").await,
+    );
+    let id = make(
+        &world,
+        json!({"volumes": [mount("data", "/data", false), mount("gone", "/gone", false)]}),
+    )
+    .await;
+    let path = format!("/v1/machines/{id}/volumes");
+    let mut part = mount("look", "/look", true);
+    world
+        .post(
+            &format!("/v1/volumes/{look}/files/mkdir"),
+            json!({"path": "/in"}),
+        )
+        .await;
+    part["subpath"] = json!("in");
+    world.post(&path, part).await;
+    let (_, all) = world.get(&path).await;
+    let released = all[1]["id"].as_str().unwrap();
+    world.delete(&format!("{path}/{released}")).await;
+
+    let child = ok(&world, &format!("/v1/machines/{id}/fork")).await;
+    assert_eq!(
+        child["metadata"]["volume_attachments"][1]["subpath"], "in",
+        "{child}"
+    );
+    let child = child["id"].as_str().unwrap();
+    let expected = vec![
+        (
+            "/data".to_owned(),
+            data.clone(),
+            false,
+            "mounted".to_owned(),
+        ),
+        ("/look".to_owned(), look.clone(), true, "mounted".to_owned()),
+    ];
+    assert_eq!(volumes(&world, child).await, expected);
+    assert_eq!(volumes(&world, &id).await, expected);
+    assert_eq!(
+        world.engine.attached(child).await.unwrap(),
+        world.engine.attached(&id).await.unwrap()
+    );
+    assert_eq!(
+        [
+            mounts(&world, &data).await,
+            mounts(&world, &look).await,
+            mounts(&world, &gone).await
+        ],
+        [2, 2, 0]
+    );
+    sh(&world, child, "echo child > ../data/word").await;
+    assert_eq!(sh(&world, &id, "cat ../data/word").await, "child");
+
+    // Each lets go of its own.
+    let (_, own) = world.get(&format!("/v1/machines/{child}/volumes")).await;
+    let own = own[0]["id"].as_str().unwrap();
+    let other = format!("/v1/machines/{id}/volumes/{own}");
+    assert_eq!(world.delete(&other).await.0, StatusCode::NOT_FOUND);
+    world
+        .delete(&format!("/v1/machines/{child}/volumes/{own}"))
+        .await;
+    assert_eq!(volumes(&world, child).await, expected[1..]);
+    assert_eq!(volumes(&world, &id).await, expected);
+    assert_eq!(mounts(&world, &data).await, 1);
+    // And it sleeps and goes on with what it has.
+    ok(&world, &format!("/v1/machines/{child}/hibernate")).await;
+    ok(&world, &format!("/v1/machines/{child}/resume")).await;
+    assert_eq!(volumes(&world, child).await, expected[1..]);
+    world.delete(&format!("/v1/machines/{child}")).await;
+    assert_eq!(mounts(&world, &look).await, 1);
+    until_kept(&world, 0).await;
+
+    // A mount of which nobody knows whether the memory has it: refused, and nothing is half made.
+    world.engine.detach(&id, "/look".as_ref()).await.unwrap();
+    let (_, all) = world.get(&path).await;
+    let look = all[1]["id"].as_str().unwrap();
+    world.get(&format!("{path}/{look}/health")).await;
+    for what in ["fork", "snapshots"] {
+        let path = format!("/v1/machines/{id}/{what}");
+        let said = refused(&world, &path, StatusCode::CONFLICT, "volume_busy").await;
+        assert!(said["error"].as_str().unwrap().contains("/look"), "{said}");
+    }
+    assert_eq!(listed(&world).await, [id]);
+    assert_eq!(kept(&world), Vec::<PathBuf>::new());
+    assert_eq!(mounts(&world, &data).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fork_that_would_write_to_a_full_volume_is_refused_whole() {
+    let world = World::with_memory().await;
+    let body = json!({"name": "small", "max_file_count": 1});
+    let (_, small) = world.post("/v1/volumes", body).await;
+    let id = make(&world, json!({"volumes": [mount("small", "/s", false)]})).await;
+    sh(&world, &id, "echo x > ../s/x").await;
+    let path = format!("/v1/machines/{id}/fork");
+    refused(
+        &world,
+        &path,
+        StatusCode::INSUFFICIENT_STORAGE,
+        "volume_quota_exceeded",
+    )
+    .await;
+    assert_eq!(listed(&world).await, [id]);
+    assert_eq!(kept(&world), Vec::<PathBuf>::new());
+    assert_eq!(mounts(&world, small["id"].as_str().unwrap()).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_of_a_snapshot_has_its_volumes_or_those_that_are_named() {
+    let mut world = World::with_memory().await;
+    let data = volume(&world, "data").await;
+    let other = volume(&world, "other").await;
+    let id = make(&world, json!({"volumes": [mount("data", "/data", false)]})).await;
+    sh(&world, &id, "echo kept > ../data/word").await;
+    let snapshot = ok(&world, &format!("/v1/machines/{id}/snapshots")).await;
+    let snapshot = snapshot["id"].as_str().unwrap().to_owned();
+    world.delete(&format!("/v1/machines/{id}")).await;
+    assert_eq!(mounts(&world, &data).await, 0, "a snapshot holds none");
+    world.restart().await;
+
+    let has = |path: &str, volume: &str, read_only| {
+        (
+            path.to_owned(),
+            volume.to_owned(),
+            read_only,
+            "mounted".to_owned(),
+        )
+    };
+    // None named: those that are recorded.
+    let one = make(&world, json!({"snapshot_id": snapshot})).await;
+    assert_eq!(volumes(&world, &one).await, [has("/data", &data, false)]);
+    assert_eq!(sh(&world, &one, "cat ../data/word").await, "kept");
+    // Others in their place, and one more.
+    let body = json!({"snapshot_id": snapshot, "volumes": [mount(&other, "/data", true), mount("data", "/more", false)]});
+    let two = make(&world, body).await;
+    assert_eq!(
+        volumes(&world, &two).await,
+        [has("/data", &other, true), has("/more", &data, false)]
+    );
+    assert_eq!(
+        sh(&world, &two, "ls ../data; cat ../more/word").await,
+        "kept"
+    );
+    // What the memory has cannot just be gone, and what is wrong by itself is wrong here.
+    for (named, status, code) in [
+        (
+            json!([mount("data", "/more", false)]),
+            409,
+            "incompatible_snapshot",
+        ),
+        (json!([mount("nope", "/data", false)]), 404, "not_found"),
+        (
+            json!([
+                mount("data", "/data", false),
+                mount("data", "/data/in", false)
+            ]),
+            400,
+            "volume_overlapping_mounts",
+        ),
+        (
+            json!([mount("data", "/proc/x", false)]),
+            400,
+            "volume_invalid_mount_path",
+        ),
+    ] {
+        let body = json!({"snapshot_id": snapshot, "volumes": named});
+        let (got, said) = world.post("/v1/machines", body).await;
+        assert_eq!(
+            (got.as_u16(), said["code"].as_str()),
+            (status, Some(code)),
+            "{said}"
+        );
+    }
+    assert_eq!(mounts(&world, &data).await, 2);
+    for id in [one, two] {
+        world.delete(&format!("/v1/machines/{id}")).await;
+    }
+    // A volume that went meanwhile is told by its name; another can be named for its place.
+    let body = json!({"path": "/word"});
+    world
+        .post(&format!("/v1/volumes/{data}/files/remove"), body)
+        .await;
+    world.delete(&format!("/v1/volumes/{data}")).await;
+    volume(&world, "data").await;
+    let body = json!({"snapshot_id": snapshot});
+    let (status, said) = world.post("/v1/machines", body).await;
+    assert_eq!(
+        (status.as_u16(), said["code"].as_str()),
+        (404, Some("not_found")),
+        "{said}"
+    );
+    for word in ["data", &data, "/data"] {
+        assert!(said["error"].as_str().unwrap().contains(word), "{said}");
+    }
+    assert_eq!(listed(&world).await, Vec::<String>::new());
+    let body = json!({"snapshot_id": snapshot, "volumes": [mount("data", "/data", false)]});
+    let three = make(&world, body).await;
+    assert_eq!(sh(&world, &three, "ls ../data").await, "");
+    // Its own copies go on from there.
+    let child = ok(&world, &format!("/v1/machines/{three}/fork")).await;
+    assert_eq!(
+        volumes(&world, child["id"].as_str().unwrap()).await.len(),
+        1
+    );
+}
+
+/// A server that died while it made a fork with volumes: the mounts are those of machines that are there.
+#[tokio::test(flavor = "multi_thread")]
+async fn mounts_of_a_fork_that_was_cut_off_are_gone() {
+    let mut world = World::with_memory().await;
+    let data = volume(&world, "data").await;
+    let id = make(&world, json!({"volumes": [mount("data", "/data", false)]})).await;
+    let child = ok(&world, &format!("/v1/machines/{id}/fork")).await;
+    let child = child["id"].as_str().unwrap();
+    world.stop().await;
+    // As if it had not come further than the record.
+    world.engine.destroy(child).await.unwrap();
+    let db = rusqlite(&world);
+    db.execute(
+        "UPDATE machine SET state = 'creating', started_at = NULL WHERE id = ?1",
+        [child],
+    )
+    .unwrap();
+    db.execute(
+        "UPDATE volume_attachment SET state = 'mounting' WHERE machine_id = ?1",
+        [child],
+    )
+    .unwrap();
+    drop(db);
+    world.start().await;
+    assert_eq!(listed(&world).await, std::slice::from_ref(&id));
+    assert_eq!(mounts(&world, &data).await, 1);
+    let (_, all) = world.get(&format!("/v1/volumes/{data}/attachments")).await;
+    assert_eq!(all.as_array().unwrap().len(), 1, "{all}");
+}

@@ -57,6 +57,9 @@ pub const NAME: &str = "m";
 pub const STATE: &str = "run";
 /// In a machine's directory: what connections to its guest begin with.
 pub const SECRET: &str = "secret";
+/// In the directory of a machine that goes on from a checkpoint: what connections to its guest begin with until it has been
+/// told which machine it is. Nobody but the one who tells it uses this, so one that was not told does not answer.
+pub const KEPT_SECRET: &str = "secret.kept";
 /// In a machine's directory: which guest runs in it.
 pub const GUEST: &str = "guest";
 /// In a checkpoint: the writable layer.
@@ -166,7 +169,7 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>, gvisor: &Gvisor
     match &from {
         Some(from) => {
             // It knows that it goes on from there, and is told by the engine which machine it is now.
-            fs::copy(from.directory.join(SECRET), directory.join(SECRET))
+            fs::copy(from.directory.join(SECRET), directory.join(KEPT_SECRET))
                 .named("copy the secret")?;
         }
         None => kernel.introduce(&spec, &directory)?,

@@ -47,7 +47,7 @@ use nullspace_sys::namespace::{self, Namespaces};
 use rustix::event::epoll;
 
 pub(crate) use self::binds::name as shown_name;
-pub use self::keeper::{GUEST, LAYER, NAME, SECRET, STATE};
+pub use self::keeper::{GUEST, KEPT_SECRET, LAYER, NAME, SECRET, STATE};
 use self::{
     binds::Shown,
     cgroup::Cgroups,

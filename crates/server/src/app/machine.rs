@@ -413,12 +413,16 @@ pub(super) fn pooled_spec(app: &App, new: NewMachine, id: &str) -> Box<MachineSp
 pub(super) async fn create_from(
     app: &AppState,
     mut row: MachineRow,
-    spec: MachineSpec,
+    mut spec: MachineSpec,
     from: PathBuf,
     user: Option<String>,
     claim: Option<Claim>,
 ) -> Result<Arc<MachineRow>> {
+    // Volumes come and go; they have records of their own.
     row.spec = plan::recorded(&spec);
+    let volumes = row.volumes.iter();
+    spec.binds
+        .extend(volumes.map(|volume| volume::mount::bind(app, volume)));
     let place = app.machines.reserve(app.config.max_machines)?;
     let span = tracing::debug_span!("machine.create", machine = Empty);
     let made = build(

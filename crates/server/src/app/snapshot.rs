@@ -17,6 +17,7 @@ use nullspace_api::{
     Noun,
     error::code,
     id,
+    machine::VolumeMount,
     snapshot::{ListSnapshotsQuery, SnapshotInfo},
     time,
 };
@@ -35,7 +36,7 @@ pub(crate) use self::{
     shape::{Shape, shape},
     uses::Uses,
 };
-use super::{App, AppState, egress, event, machine};
+use super::{App, AppState, egress, event, machine, volume::mount};
 use crate::error::{Error, Result};
 
 /// What a state is kept for.
@@ -306,7 +307,7 @@ pub async fn resume(app: &App, id: &str, key_id: &str) -> Result<Arc<MachineRow>
 /// Keeps a running machine's state, for machines that are made of it later. The machine goes on.
 ///
 /// # Errors
-/// As [`hibernate`], and `idempotency_conflict`.
+/// As [`hibernate`], and `idempotency_conflict`, `volume_busy` (a volume of it is not in its place).
 pub async fn create(
     app: &App,
     machine_id: &str,
@@ -332,10 +333,10 @@ pub async fn create(
     }
 }
 
-/// Makes another machine that goes on from where this one is, which goes on too.
+/// Makes another machine that goes on from where this one is, which goes on too. Both have the same volumes.
 ///
 /// # Errors
-/// As [`create`], and `capacity_exceeded`.
+/// As [`create`], and `capacity_exceeded`, `volume_quota_exceeded`.
 pub async fn fork(
     app: &AppState,
     machine_id: &str,
@@ -362,7 +363,7 @@ pub async fn fork(
         row.timeout_action.clone_from(&source.timeout_action);
         row.auto_resume = source.auto_resume;
         row.metadata.clone_from(&source.metadata);
-        let made = make_of(&app, &snapshot, row, None).await;
+        let made = make_of(&app, &snapshot, row, &[], None).await;
         let mut event = wanted.event(&source, &snapshot.id, "succeeded");
         if let Err(error) = &made {
             event.status = "failed";
@@ -377,15 +378,16 @@ pub async fn fork(
         .map_err(|e| Error::internal(format!("a fork ended early: {e}")))?
 }
 
-/// Makes a machine of a snapshot: the row says what of it is its own.
+/// Makes a machine of a snapshot: the row says what of it is its own. It has the snapshot's volumes if none are named.
 ///
 /// # Errors
-/// `snapshot_not_found`, `conflict` (that of a paused machine), `incompatible_snapshot`, and those of
-/// [`machine::create`].
+/// `snapshot_not_found`, `conflict` (that of a paused machine), `incompatible_snapshot`, `not_found` (a volume is gone),
+/// and those of [`machine::create`] and [`mount::plan`].
 pub(crate) async fn make(
     app: &AppState,
     snapshot_id: &str,
     row: MachineRow,
+    volumes: &[VolumeMount],
     claim: Option<Claim>,
 ) -> Result<Arc<MachineRow>> {
     let snapshot = get_row(app, snapshot_id).await?;
@@ -399,18 +401,31 @@ pub(crate) async fn make(
         )
         .with_action("resume that machine; to make several, keep a snapshot of it while it runs"));
     }
-    make_of(app, &snapshot, row, claim).await
+    make_of(app, &snapshot, row, volumes, claim).await
 }
 
 async fn make_of(
     app: &AppState,
     snapshot: &SnapshotRow,
     mut row: MachineRow,
+    volumes: &[VolumeMount],
     claim: Option<Claim>,
 ) -> Result<Arc<MachineRow>> {
     let use_ = app.snapshots.begin(&snapshot.id);
     let from = whole(app, snapshot)?;
     let shape = shape(snapshot)?;
+    let mounts = match volumes {
+        [] => mount::again(app, &shape.volumes).await?,
+        named => {
+            let mounts = mount::plan(app, named, &shape.spec.cwd).await?;
+            mount::covers(&shape.volumes, &mounts)?;
+            mounts
+        }
+    };
+    row.volumes = mounts
+        .iter()
+        .map(|mount| mount::row(mount, &row.id, row.created_at))
+        .collect();
     let user = shape.user.clone();
     let spec = shape.put(&mut row);
     egress::record(&mut row, &spec.egress);

@@ -43,8 +43,8 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
     responses(
         (status = 201, body = MachineInfo),
         (status = 400, body = ErrorBody, description = "`invalid_request`, `volume_invalid_mount_path`, `volume_overlapping_mounts`"),
-        (status = 404, body = ErrorBody, description = "`template_not_found`, `not_found` (a volume), `warm_pool_not_found`"),
-        (status = 409, body = ErrorBody, description = "`idempotency_conflict`, `transition_in_progress`, `warm_pool_conflict`"),
+        (status = 404, body = ErrorBody, description = "`template_not_found`, `snapshot_not_found`, `not_found` (a volume, of the request or of the snapshot), `warm_pool_not_found`"),
+        (status = 409, body = ErrorBody, description = "`idempotency_conflict`, `transition_in_progress`, `warm_pool_conflict`, `incompatible_snapshot`"),
         (status = 429, body = ErrorBody, description = "`capacity_exceeded`"),
         (status = 501, body = ErrorBody, description = "`not_implemented`"),
         (status = 503, body = ErrorBody, description = "`no_eligible_runtime_host`, `template_not_ready`, `warm_pool_unavailable`"),
@@ -57,10 +57,11 @@ async fn create(
 ) -> Result<Response> {
     let claim = claim(&headers, &caller, CREATE.to_owned(), &request)?;
     let asked = pool::ask(&app, &mut request)?;
+    let volumes = request.volumes.take().unwrap_or_default();
     if request.snapshot_id.is_some() {
         let checkout = asked.map(|asked| asked.of_snapshot()).transpose()?;
         let (snapshot_id, row) = machine::plan_from_snapshot(&app, request, &caller.key_id)?;
-        let row = snapshot::make(&app, &snapshot_id, row, claim).await?;
+        let row = snapshot::make(&app, &snapshot_id, row, &volumes, claim).await?;
         let info = MachineInfo {
             traffic_access_token: preview::traffic_token(&app, &row),
             warm_pool_checkout: checkout,
@@ -71,7 +72,6 @@ async fn create(
     if let Some(name) = &request.template {
         template::ensure(&app, name).await?;
     }
-    let volumes = request.volumes.take().unwrap_or_default();
     let mut new = machine::plan(&app, request, &caller.key_id)?;
     new.volumes = volume::mount::plan(&app, &volumes, &new.cwd).await?;
     let (row, checkout) = pool::create_machine(&app, new, claim, asked).await?;

@@ -41,9 +41,12 @@ fn by(caller: &Caller, noun: Noun) -> By {
 }
 
 /// Keep a running machine's memory and files, for machines that are made of it with `snapshot_id`. The machine goes on.
+///
+/// Its volumes are not copied: they are recorded, and a machine of the snapshot mounts them, or others that it names.
 #[utoipa::path(post, path = "/{id}/snapshots", tag = "snapshots",
     params(("id" = String, Path), ("Idempotency-Key" = Option<String>, Header, description = "The same key gives the same snapshot")),
-    responses((status = 201, body = SnapshotInfo), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
+    responses((status = 201, body = SnapshotInfo), (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody, description = "It does not run, or a volume of it is not mounted (`volume_busy`)"),
         (status = 501, body = ErrorBody, description = "The machine's engine cannot"), (status = 507, body = ErrorBody)))]
 async fn create_snapshot(
     State(app): State<AppState>,
@@ -101,10 +104,13 @@ async fn resume(
     Ok(Json(machine::info(&row)))
 }
 
-/// Make another machine that goes on from where this one is. Both run on and share nothing that can change.
+/// Make another machine that goes on from where this one is. Both run on and share nothing that can change but volumes.
+///
+/// The new one has the same volumes, with mounts of its own, which its `metadata.volume_attachments` lists.
 #[utoipa::path(post, path = "/{id}/fork", tag = "snapshots",
     params(("id" = String, Path), ("Idempotency-Key" = Option<String>, Header, description = "The same key gives the same machine")),
-    responses((status = 201, body = MachineInfo), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 429, body = ErrorBody),
+    responses((status = 201, body = MachineInfo), (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody, description = "It does not run, or a volume of it is not mounted (`volume_busy`)"), (status = 429, body = ErrorBody),
         (status = 501, body = ErrorBody, description = "The machine's engine cannot"), (status = 507, body = ErrorBody)))]
 async fn fork(
     State(app): State<AppState>,

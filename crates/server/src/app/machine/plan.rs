@@ -265,11 +265,6 @@ pub fn plan_from_snapshot(
         )));
     }
     refuse_later_features(&request)?;
-    if request.volumes.as_ref().is_some_and(|v| !v.is_empty()) {
-        return Err(Error::not_implemented(
-            "volumes of a machine that is made of a snapshot (volumes)",
-        ));
-    }
     let (action, auto_resume) = at_the_limit(app, &request)?;
     let timeout_ms = request.timeout_ms.unwrap_or(app.config.default_timeout_ms);
     check_timeout(app, timeout_ms)?;

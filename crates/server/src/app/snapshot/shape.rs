@@ -6,7 +6,7 @@ use nullspace_store::{machine::MachineRow, snapshot::SnapshotRow};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    app::egress,
+    app::{egress, volume::mount::Mount},
     error::{Error, Result},
 };
 
@@ -25,10 +25,13 @@ pub(crate) struct Shape {
     disk_mb: Option<u64>,
     allow_public_traffic: bool,
     mask_request_host: Option<String>,
+    /// Those that it has mounted.
+    #[serde(default)]
+    pub(crate) volumes: Vec<Mount>,
 }
 
 impl Shape {
-    /// That of a machine.
+    /// That of a machine, without its volumes.
     pub(crate) fn of(row: &MachineRow, user: Option<String>) -> Result<Self> {
         let spec = row.spec.as_deref().ok_or_else(|| {
             Error::conflict(
@@ -52,6 +55,7 @@ impl Shape {
             disk_mb: row.disk_mb,
             allow_public_traffic: row.allow_public_traffic,
             mask_request_host: row.mask_request_host.clone(),
+            volumes: Vec::new(),
         })
     }
 

@@ -5,9 +5,11 @@ use nullspace_engine::{Bind, EngineError};
 use nullspace_lifecycle::machine::State;
 use nullspace_protocol::{FileKind, PathRequest};
 use nullspace_store::{
+    StoreError,
     machine::MachineRow,
-    volume::{AttachmentRow, VolumeRow},
+    volume::{self as rows, AttachmentRow, VolumeRow},
 };
+use serde::{Deserialize, Serialize};
 
 use super::{count, of, open};
 use crate::{
@@ -29,10 +31,11 @@ pub(crate) const REMOUNTING: &str = "remounting";
 pub(crate) const RELEASING: &str = "releasing";
 pub(crate) const FAILED: &str = "failed";
 
-/// A volume that a machine is to have.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A volume that a machine is to have. It is recorded with a machine's state, for machines that are made of that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     volume_id: String,
+    volume_name: String,
     mount_path: String,
     read_only: bool,
     subpath: Option<String>,
@@ -101,10 +104,95 @@ async fn plan_one(app: &AppState, wanted: &VolumeMount, mount_path: String) -> R
     require_directory(app, &volume)?;
     Ok(Mount {
         volume_id: volume.id,
+        volume_name: volume.name,
         mount_path,
         read_only,
         subpath,
     })
+}
+
+/// The volumes of a machine whose state is copied, as those of another machine.
+///
+/// # Errors
+/// `volume_busy` when one is not where it should be: whether the memory has it mounted is not known then.
+pub(crate) async fn kept(app: &App, machine: &MachineRow) -> Result<Vec<Mount>> {
+    if let Some(one) = machine.volumes.iter().find(|one| one.state != MOUNTED) {
+        return Err(Error::conflict(
+            code::VOLUME_BUSY,
+            format!(
+                "the volume at {} is not mounted: attachment {} is {}",
+                one.mount_path, one.id, one.state
+            ),
+        )
+        .with_action("remount or detach it first"));
+    }
+    let rows = machine.volumes.clone();
+    let mounts = app.store.read(move |db| {
+        rows.into_iter()
+            .map(|row| {
+                let volume = rows::get(db, &row.volume_id)?;
+                Ok::<_, StoreError>(Mount {
+                    volume_name: volume.map(|volume| volume.name).unwrap_or_default(),
+                    volume_id: row.volume_id,
+                    mount_path: row.mount_path,
+                    read_only: row.read_only,
+                    subpath: row.subpath,
+                })
+            })
+            .collect::<Result<_, _>>()
+    });
+    Ok(mounts.await?)
+}
+
+/// Checks the volumes of a state for a machine that is made of it with no others named.
+///
+/// # Errors
+/// `not_found` when one is gone; otherwise as [`plan`].
+pub(crate) async fn again(app: &AppState, kept: &[Mount]) -> Result<Vec<Mount>> {
+    let mut mounts = Vec::with_capacity(kept.len());
+    for one in kept {
+        let wanted = VolumeMount {
+            reference: one.volume_id.clone(),
+            mount_path: one.mount_path.clone(),
+            read_only: Some(one.read_only),
+            subpath: one.subpath.clone(),
+        };
+        let mount = plan_one(app, &wanted, one.mount_path.clone()).await;
+        mounts.push(mount.map_err(|error| {
+            match error.code {
+                code::NOT_FOUND => error
+                    .with_message(format!(
+                        "volume {} ({}), which the machine had at {}, is gone",
+                        one.volume_name, one.volume_id, one.mount_path
+                    ))
+                    .with_action(format!("name a volume for {} in volumes", one.mount_path)),
+                _ => error,
+            }
+        })?);
+    }
+    Ok(mounts)
+}
+
+/// Checks that there is a volume wherever a state has one: what its processes see there cannot just go away.
+///
+/// # Errors
+/// `incompatible_snapshot`.
+pub(crate) fn covers(kept: &[Mount], wanted: &[Mount]) -> Result<()> {
+    let has = |path: &str| wanted.iter().any(|one| one.mount_path == path);
+    match kept.iter().find(|one| !has(&one.mount_path)) {
+        None => Ok(()),
+        Some(one) => Err(Error::conflict(
+            code::INCOMPATIBLE_SNAPSHOT,
+            format!(
+                "the snapshot has volume {} mounted at {}, and volumes has none for that path",
+                one.volume_name, one.mount_path
+            ),
+        )
+        .with_action(format!(
+            "name that volume or another for {}, or no volumes at all: the machine has those of the snapshot then",
+            one.mount_path
+        ))),
+    }
 }
 
 fn require_directory(app: &App, volume: &VolumeRow) -> Result<()> {

@@ -21,7 +21,7 @@ use crate::{
         egress,
         machine::{key_used, salted},
         snapshot::{self, By, Kept, Kind, Shape, Wanted},
-        volume::mount,
+        volume::mount::{self, Mount},
     },
     error::{Error, Result},
 };
@@ -33,7 +33,7 @@ impl Owner {
         if !can.hibernate && !can.pause {
             return Err(snapshot::cannot(&self.app, "hibernate machines"));
         }
-        let mut snapshot = self.snapshot(Kind::Hibernate, &by)?;
+        let mut snapshot = self.snapshot(Kind::Hibernate, &by, Vec::new())?;
         snapshot.in_place = !can.hibernate;
         snapshot.metadata = snapshot::lasting(snapshot.in_place).to_string();
         let put = Change::Put(Box::new(snapshot.clone()));
@@ -161,12 +161,12 @@ impl Owner {
         if !able {
             return Err(snapshot::cannot(&self.app, wanted.kind.verb()));
         }
-        // Its mounts would be in the other machine without being on record as that one's.
-        if !self.row.volumes.is_empty() {
-            let what = format!("{} while the machine has volumes", wanted.kind.verb());
-            return Err(Error::not_implemented(what).with_action("take its volumes out first"));
+        let volumes = mount::kept(&self.app, &self.row).await?;
+        if wanted.kind == Kind::Fork {
+            // What the other machine would be refused is refused before anything is done.
+            mount::again(&self.app, &volumes).await?;
         }
-        let mut snapshot = self.snapshot(wanted.kind, &wanted.by)?;
+        let mut snapshot = self.snapshot(wanted.kind, &wanted.by, volumes)?;
         snapshot.child_id.clone_from(&wanted.child);
         let recorded = self.record_wanted(&wanted, &snapshot).await?;
         match recorded {
@@ -235,9 +235,10 @@ impl Owner {
         Ok(self.app.engine.capabilities_of(&self.row.id).await?)
     }
 
-    /// The record of a state that is going to be kept.
-    fn snapshot(&self, kind: Kind, by: &By) -> Result<SnapshotRow> {
-        let shape = Shape::of(&self.row, self.app.templates.user(&self.row.id))?;
+    /// The record of a state that is going to be kept. `volumes` are for machines that are made of it.
+    fn snapshot(&self, kind: Kind, by: &By, volumes: Vec<Mount>) -> Result<SnapshotRow> {
+        let mut shape = Shape::of(&self.row, self.app.templates.user(&self.row.id))?;
+        shape.volumes = volumes;
         Ok(SnapshotRow {
             id: nullspace_api::id::new(nullspace_api::id::SNAPSHOT),
             machine_id: self.row.id.clone(),
