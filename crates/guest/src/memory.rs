@@ -17,6 +17,9 @@ const QUICKEST: u64 = 4 << 30;
 const RELEASE: Duration = Duration::from_millis(500);
 /// What may come on top of what cannot be given back, in bytes: enough for a shell that removes it.
 const GROWTH: u64 = 32 << 20;
+/// Processes with less, or with less than a 32nd of the machine's memory, are left alone while there is a chance that what is
+/// used is about to be given back by one that was ended.
+const SMALL: u64 = 16 << 20;
 /// Bytes of a page.
 const PAGE: u64 = 4096;
 
@@ -36,7 +39,7 @@ pub(crate) fn keep_within(bytes: u64) -> std::io::Result<()> {
                     std::thread::sleep(pause(allowed - now));
                     continue;
                 }
-                relieve(allowed);
+                relieve(bytes, allowed);
                 // What no process holds, files in memory, is not given back by ending more of them; only what grows
                 // goes on being ended.
                 allowed = bytes.max(used().unwrap_or(0).saturating_add(GROWTH));
@@ -51,16 +54,24 @@ fn pause(left: u64) -> Duration {
     Duration::from_nanos(nanos).clamp(SOON, LATE)
 }
 
-/// Ends the largest process, and waits until that shows.
-fn relieve(bytes: u64) {
+/// Ends the largest process, and waits until that shows. `bytes` is the machine's memory, `allowed` what is borne now.
+fn relieve(bytes: u64, allowed: u64) {
+    let least = SMALL.min(bytes / 32);
+    let Some(pid) = largest(least).or_else(|| is_growing().then(|| largest(0)).flatten()) else {
+        return;
+    };
     let begun = Instant::now();
-    let largest = largest();
-    if let Some(pid) = largest {
-        let _ = kill_process(pid, Signal::KILL);
-    }
-    while begun.elapsed() < RELEASE && used().is_some_and(|used| used > bytes) {
+    let _ = kill_process(pid, Signal::KILL);
+    while begun.elapsed() < RELEASE && used().is_some_and(|used| used > allowed) {
         std::thread::sleep(SOON);
     }
+}
+
+/// Whether more and more is used, which files in memory are: small programs write them.
+fn is_growing() -> bool {
+    let before = used();
+    std::thread::sleep(SOON);
+    used() > before
 }
 
 /// Memory of processes and of file systems in memory, in bytes.
@@ -76,8 +87,8 @@ fn anonymous(meminfo: &str) -> Option<u64> {
     Some(kilobytes.saturating_mul(1024))
 }
 
-/// The process with most memory of its own, but for this one.
-fn largest() -> Option<Pid> {
+/// The process with most memory of its own, and at least so much, but for this one.
+fn largest(least: u64) -> Option<Pid> {
     let own = std::process::id();
     std::fs::read_dir("/proc")
         .ok()?
@@ -88,6 +99,7 @@ fn largest() -> Option<Pid> {
             (pid != own).then_some((resident(&statm)?, pid))
         })
         .max()
+        .filter(|(bytes, _)| *bytes >= least)
         .and_then(|(_, pid)| Pid::from_raw(i32::try_from(pid).ok()?))
 }
 
@@ -129,8 +141,9 @@ mod tests {
         let of = |pid: u32| {
             resident(&std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap()).unwrap()
         };
-        let found = u32::try_from(largest().unwrap().as_raw_pid()).unwrap();
+        let found = u32::try_from(largest(SMALL).unwrap().as_raw_pid()).unwrap();
         assert!(of(found) >= of(child.id()), "{found}");
+        assert_eq!(largest(u64::MAX), None);
         child.kill().unwrap();
         child.wait().unwrap();
     }
