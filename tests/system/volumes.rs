@@ -3,7 +3,7 @@
 use std::{
     io::Write,
     process::{Output, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use reqwest::StatusCode;
@@ -492,4 +492,43 @@ async fn volumes_outlive_everything() {
         "acknowledged"
     );
     world.delete(&format!("/v1/machines/{again}")).await;
+}
+
+/// Nobody else would ever remove it, and the volume could not be deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_dies_while_it_writes_leaves_no_half_of_a_file() {
+    let mut world = World::start().await;
+    let id = volume(&world, "data").await;
+    let pieces =
+        futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(vec![7_u8; 64 << 10]));
+    let upload = world
+        .request(
+            reqwest::Method::PUT,
+            &format!("/v1/volumes/{id}/file?path=/large"),
+        )
+        .body(reqwest::Body::wrap_stream(pieces));
+    let upload = tokio::spawn(upload.send());
+    let volumes = world.data().join("volumes");
+    let halves = || {
+        let found = std::process::Command::new("find")
+            .arg(&volumes)
+            .args(["-name", ".nullspace-incoming-*"])
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&found.stdout).lines().count()
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while halves() == 0 {
+        assert!(Instant::now() < deadline, "nothing is being written");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    world.kill();
+    assert!(upload.await.unwrap().is_err());
+    while halves() > 0 {
+        assert!(Instant::now() < deadline, "half of a file is left");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    world.serve().await;
+    let (status, body) = world.delete(&format!("/v1/volumes/{id}")).await;
+    assert_eq!(status, StatusCode::NO_CONTENT, "{body}");
 }

@@ -43,6 +43,8 @@ const CAPABILITIES: [u32; 4] = [
     3, // FOWNER
     4, // FSETID
 ];
+/// How long what was under way has to end after the stream has.
+const LEAVING: std::time::Duration = std::time::Duration::from_secs(10);
 /// Descriptors.
 const OPEN_FILES: u64 = 4096;
 
@@ -136,7 +138,7 @@ fn serve(stream: OwnedFd) -> io::Result<()> {
         guest.serve(stream).await;
         Ok(())
     });
-    // Whoever wanted what is still being done is gone.
-    runtime.shutdown_background();
+    // Whoever wanted what is still being done is gone; but what is half written is removed by who writes it.
+    runtime.shutdown_timeout(LEAVING);
     served
 }
