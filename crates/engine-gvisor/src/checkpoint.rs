@@ -33,7 +33,6 @@ use nullspace_engine_native::{
     layer,
     place::{LAYER, SECRET},
 };
-
 use nullspace_sys::disk;
 
 use crate::control::{self, Error};
