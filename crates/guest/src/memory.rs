@@ -57,7 +57,7 @@ fn pause(left: u64) -> Duration {
 /// Ends the largest process, and waits until that shows. `bytes` is the machine's memory, `allowed` what is borne now.
 fn relieve(bytes: u64, allowed: u64) {
     let least = SMALL.min(bytes / 32);
-    let Some(pid) = largest(least).or_else(|| is_growing().then(|| largest(0)).flatten()) else {
+    let Some(pid) = largest(least).or_else(|| is_growing().then(youngest).flatten()) else {
         return;
     };
     let begun = Instant::now();
@@ -87,20 +87,29 @@ fn anonymous(meminfo: &str) -> Option<u64> {
     Some(kilobytes.saturating_mul(1024))
 }
 
-/// The process with most memory of its own, and at least so much, but for this one.
+/// The process with most memory of its own, and at least so much.
 fn largest(least: u64) -> Option<Pid> {
-    let own = std::process::id();
+    let (_, pid) = processes().max().filter(|(bytes, _)| *bytes >= least)?;
+    Pid::from_raw(pid)
+}
+
+/// The one that began last: among small ones what they have says nothing.
+fn youngest() -> Option<Pid> {
+    Pid::from_raw(processes().map(|(_, pid)| pid).max()?)
+}
+
+/// Bytes and id of each process but this one.
+fn processes() -> impl Iterator<Item = (u64, i32)> {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
     std::fs::read_dir("/proc")
-        .ok()?
+        .into_iter()
         .flatten()
-        .filter_map(|entry| {
-            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        .flatten()
+        .filter_map(move |entry| {
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
             let statm = std::fs::read_to_string(entry.path().join("statm")).ok()?;
             (pid != own).then_some((resident(&statm)?, pid))
         })
-        .max()
-        .filter(|(bytes, _)| *bytes >= least)
-        .and_then(|(_, pid)| Pid::from_raw(i32::try_from(pid).ok()?))
 }
 
 fn resident(statm: &str) -> Option<u64> {
