@@ -40,7 +40,7 @@ const RANGES: usize = 4096;
 
 /// What a machine's own kernel may take beyond what the machine may, in bytes: 40 MB for itself, and what the machine
 /// takes before its guest has ended the largest process.
-pub(crate) const KERNEL_MEMORY: u64 = 192 << 20;
+pub(crate) const KERNEL_MEMORY: u64 = 512 << 20;
 /// Host threads of a machine's own kernel.
 const KERNEL_THREADS: u32 = 256;
 /// The most host threads that stand for one of a machine's.
