@@ -1,14 +1,11 @@
 """Volumes of machines whose memory is kept, with the published SDK, 0.1.9 and 1.0.3: the words for machines are all that
 differs."""
 
-import nullspace
-from nullspace import Volume, errors
+from nullspace import Volume
 from nullspace.errors import ConflictError, NotFoundError
 from nullspace.snapshot import Snapshot
 
-NEWER = not hasattr(nullspace, "Sandbox")
-Box = nullspace.Machine if NEWER else nullspace.Sandbox
-Refusal = errors.MachineError if NEWER else errors.SandboxError
+from either import Box, out, refused
 
 # Holds a file of the volume open, and says in it who it is whenever it is told to.
 WRITER = """
@@ -24,21 +21,6 @@ while True:
         open("/workspace/said", "w").close()
     time.sleep(0.01)
 """
-
-
-def refused(code, work):
-    try:
-        work()
-    except Refusal as error:
-        assert error.code == code, (error.code, code, str(error))
-        return error
-    raise AssertionError(f"not refused with {code}")
-
-
-def out(box, line):
-    done = box.commands.run(line, shell=True)
-    assert done.exit_code == 0, (line, done)
-    return done.stdout.strip()
 
 
 def says(box):

@@ -3,27 +3,9 @@
 import asyncio
 import time
 
-import nullspace
-from nullspace import AsyncTemplateWarmPool, Template, TemplateWarmPool, Volume, errors, wait_for_port
+from nullspace import AsyncTemplateWarmPool, Template, TemplateWarmPool, Volume, wait_for_port
 
-NEWER = not hasattr(nullspace, "Sandbox")
-Box = nullspace.Machine if NEWER else nullspace.Sandbox
-Refusal = errors.MachineError if NEWER else errors.SandboxError
-
-
-def refused(code, work):
-    try:
-        work()
-    except Refusal as error:
-        assert error.code == code, (error.code, code, str(error))
-        return error
-    raise AssertionError(f"not refused with {code}")
-
-
-def out(box, line):
-    done = box.commands.run(line, shell=True)
-    assert done.exit_code == 0, (line, done)
-    return done.stdout.strip()
+from either import Box, out, refused
 
 
 def checkout_of(box):

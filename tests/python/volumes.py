@@ -4,28 +4,10 @@ import os
 import tempfile
 import threading
 
-import nullspace
-from nullspace import Volume, errors
+from nullspace import Volume
 from nullspace.errors import ConflictError, NotFoundError
 
-NEWER = not hasattr(nullspace, "Sandbox")
-Box = nullspace.Machine if NEWER else nullspace.Sandbox
-Refusal = errors.MachineError if NEWER else errors.SandboxError
-
-
-def refused(code, work):
-    try:
-        work()
-    except Refusal as error:
-        assert error.code == code, (error.code, code, str(error))
-        return error
-    raise AssertionError(f"not refused with {code}")
-
-
-def out(box, line):
-    done = box.commands.run(line, shell=True)
-    assert done.exit_code == 0, (line, done)
-    return done.stdout.strip()
+from either import Box, out, refused
 
 
 def files(volume):
