@@ -216,6 +216,11 @@ impl Network {
 /// have had connections, and what the other ends send is not for whoever gets it next.
 fn forget_connections(first: Ipv4Addr, last: Ipv4Addr) {
     let forgotten = Netfilter::open().and_then(|mut n| n.forget_connections(first, last));
+    told(first, last, forgotten);
+}
+
+/// Says when connections could not be forgotten: a kernel may show nobody which there are.
+fn told(first: Ipv4Addr, last: Ipv4Addr, forgotten: io::Result<usize>) {
     if let Err(error) = forgotten {
         eprintln!("could not forget the connections of {first} to {last}: {error}");
     }
@@ -304,9 +309,12 @@ impl Link {
     /// host itself is still reached, as far as the packet filter lets it be.
     pub(super) fn fence(&self) -> io::Result<()> {
         self.lead_on(false)?;
-        Netfilter::open()?
-            .forget_connections_from(self.address)
-            .map(drop)
+        told(
+            self.address,
+            self.address,
+            Netfilter::open().and_then(|mut n| n.forget_connections_from(self.address)),
+        );
+        Ok(())
     }
 
     /// Undoes [`Link::fence`].
