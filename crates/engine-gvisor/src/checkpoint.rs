@@ -64,6 +64,8 @@ pub(crate) struct Source {
     pub(crate) directory: PathBuf,
     /// Its kernel's control socket.
     pub(crate) control: PathBuf,
+    /// Its kernel writes pages from front to end ([`crate::Release::writes_in_order`]).
+    pub(crate) in_order: bool,
 }
 
 fn step(step: &str, error: impl std::fmt::Display) -> EngineError {
@@ -145,8 +147,9 @@ impl Source {
         })
     }
 
-    /// Writes everything but the record, in a machine that stands still. Says what the pages are.
-    fn save(&self, target: &Path) -> Result<FileDigest, Failure> {
+    /// Writes everything but the record, in a machine that stands still. Says what the pages are, if that was found
+    /// out meanwhile.
+    fn save(&self, target: &Path) -> Result<Option<FileDigest>, Failure> {
         let (reader, writer) = io::pipe().named("make a pipe")?;
         let new = |name: &str| {
             OpenOptions::new()
@@ -163,7 +166,9 @@ impl Source {
         let whole = AtomicBool::new(false);
         fs::copy(self.directory.join(SECRET), target.join(SECRET)).named("copy the secret")?;
         std::thread::scope(|scope| {
-            let pages_read = scope.spawn(|| follow(&written, &whole));
+            let follower = self
+                .in_order
+                .then(|| scope.spawn(|| follow(&written, &whole)));
             let kernel = scope.spawn(|| {
                 let files = [writer.as_fd(), table.as_fd(), pages.as_fd()];
                 let saved = control::save(&self.control, files);
@@ -176,15 +181,17 @@ impl Source {
                 .join()
                 .unwrap_or_else(|_| Err(Error::Lost(io::Error::other("a thread ended"))));
             whole.store(true, Ordering::Release);
-            let followed = pages_read
-                .join()
-                .unwrap_or_else(|_| Err(io::Error::other("a thread ended")));
+            let followed = follower.map(|follower| {
+                follower
+                    .join()
+                    .unwrap_or_else(|_| Err(io::Error::other("a thread ended")))
+            });
             match (saved, copied) {
                 (Err(Error::Gone), _) => Err(Failure::Gone),
                 // When both failed, ours is why the kernel's did, unless it never began.
                 (_, Err(Failure::Step(name, reason))) => Err(Failure::Step(name, reason)),
                 (Err(error), _) => Err(Failure::Step("keep the memory", error.to_string())),
-                (Ok(()), Ok(())) => followed.named("read the pages again"),
+                (Ok(()), Ok(())) => followed.transpose().named("read the pages again"),
                 (Ok(()), Err(gone)) => Err(gone),
             }
         })
@@ -279,8 +286,8 @@ fn deleted(reason: &str) -> Option<&str> {
 }
 
 /// Has what was written put on the disk, and says what it is.
-fn finish(target: &Path, format: &str, pages: FileDigest) -> Result<Checkpoint, Failure> {
-    let known = HashMap::from([(PAGES, pages)]);
+fn finish(target: &Path, format: &str, pages: Option<FileDigest>) -> Result<Checkpoint, Failure> {
+    let known: HashMap<_, _> = pages.map(|pages| (PAGES, pages)).into_iter().collect();
     let (flushed, described) = std::thread::scope(|scope| {
         let disk = scope.spawn(|| flush(target));
         let described = Checkpoint::knowing(target, "gvisor", format, &known);
@@ -356,6 +363,31 @@ impl<T> Named<T> for io::Result<T> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_followed_is_what_is_there() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join(PAGES);
+        let mut kernel = File::create(&path).unwrap();
+        let pages = File::open(&path).unwrap();
+        let whole = AtomicBool::new(false);
+        let followed = std::thread::scope(|scope| {
+            let follower = scope.spawn(|| follow(&pages, &whole));
+            for n in 0..40_u8 {
+                kernel.write_all(&vec![n; 700_001]).unwrap();
+            }
+            whole.store(true, Ordering::Release);
+            follower.join().unwrap().unwrap()
+        });
+        let known = HashMap::from([(PAGES, followed)]);
+        let made = Checkpoint::knowing(home.path(), "gvisor", "1", &known).unwrap();
+        assert_eq!(made, Checkpoint::of(home.path(), "gvisor", "1").unwrap());
+        // It was not read again, so a change after that shows when it is proven.
+        kernel.write_all(b"more").unwrap();
+        let later = Checkpoint::knowing(home.path(), "gvisor", "1", &known).unwrap();
+        assert_eq!(later.digest, made.digest);
+        later.prove(home.path()).unwrap_err();
+    }
 
     #[test]
     fn a_deleted_file_is_named() {

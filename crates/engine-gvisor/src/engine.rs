@@ -83,6 +83,7 @@ impl GvisorEngine {
         let directory = self.host.machine_dir(id);
         Source {
             control: directory.join(STATE).join(format!("runsc-{NAME}.sock")),
+            in_order: self.release.writes_in_order(),
             directory,
         }
     }

@@ -11,6 +11,9 @@ pub const RUNSC: &str = "runsc";
 /// The first release with all that is used here.
 const OLDEST: u32 = 2024_0729;
 
+/// The last release that is known to write the pages of a checkpoint from front to end: those after it may write several
+/// pieces at once.
+const IN_ORDER: u32 = 2024_0729;
 /// The first release whose idle kernels sleep (upstream 13470).
 const QUIET: u32 = 2026_0701;
 
@@ -24,6 +27,12 @@ pub struct Release {
 }
 
 impl Release {
+    /// Whether the pages of a checkpoint can be read behind the kernel while it writes them. Otherwise they are read when it
+    /// is done.
+    pub(crate) fn writes_in_order(&self) -> bool {
+        date(&self.version).is_some_and(|date| date <= IN_ORDER)
+    }
+
     /// Whether an idle machine takes processor time all the same: some 5 % of one.
     #[must_use]
     pub fn is_restless(&self) -> bool {
@@ -103,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn releases_whose_idle_kernels_wake_are_known() {
+    fn what_a_release_does_is_known_by_its_day() {
         let of = |version: &str| Release {
             path: "/usr/bin/runsc".into(),
             version: version.into(),
@@ -111,6 +120,9 @@ mod tests {
         assert!(of("0.0~20240729.0").is_restless());
         assert!(!of("release-20260803.0").is_restless());
         assert!(!of("VERSION_MISSING").is_restless());
+        assert!(of("0.0~20240729.0").writes_in_order());
+        assert!(!of("release-20250319.0").writes_in_order());
+        assert!(!of("VERSION_MISSING").writes_in_order());
     }
 
     #[test]
