@@ -2,7 +2,8 @@
 //! limit would end the whole machine.
 //!
 //! So the guest looks at what is left, the oftener the less that is, and ends the largest process when it is nothing, as
-//! a kernel does. The host's limit is a margin higher, for what is taken between two looks.
+//! a kernel does; where only small ones are and more is used all the same, which files in memory are, the youngest. The
+//! host's limit is a margin higher, for what is taken between two looks.
 
 use std::time::{Duration, Instant};
 
@@ -54,7 +55,7 @@ fn pause(left: u64) -> Duration {
     Duration::from_nanos(nanos).clamp(SOON, LATE)
 }
 
-/// Ends the largest process, and waits until that shows. `bytes` is the machine's memory, `allowed` what is borne now.
+/// Ends a process, and waits until that shows. `bytes` is the machine's memory, `allowed` what is borne now.
 fn relieve(bytes: u64, allowed: u64) {
     let least = SMALL.min(bytes / 32);
     let Some(pid) = largest(least).or_else(|| is_growing().then(youngest).flatten()) else {

@@ -456,7 +456,7 @@ impl Runsc {
             &bundle,
             "bench-hold",
         ];
-        // In the order of ours: what was kept once is kept again in less time, its memory is mapped then.
+        // In the order of ours: what was kept once is kept again in less time.
         let held = self.hold(megabytes)?;
         fresh()?;
         let took = self.call(&save)?;
