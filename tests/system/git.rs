@@ -77,7 +77,19 @@ impl Place {
     async fn until(&self, line: &str) {
         let deadline = Instant::now() + LIMIT;
         while self.world.shell(&self.machine, line).await["exit_code"] != 0 {
-            assert!(Instant::now() < deadline, "never: {line}");
+            if Instant::now() > deadline {
+                let there = self
+                    .world
+                    .shell(
+                        &self.machine,
+                        "ps -eo pid,ppid,stat,args; ls -lA /srv /dev/shm",
+                    )
+                    .await;
+                panic!(
+                    "never: {line}\n{}",
+                    there["stdout"].as_str().unwrap_or_default()
+                );
+            }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -421,18 +433,14 @@ async fn a_private_repository_over_ssh_leaves_no_trace() {
     // A caller that goes away in the middle: the agent goes too, and what was cloned so far.
     place.out("touch /srv/slow").await;
     let path = place.path("clone");
-    let request = place
-        .world
-        .request(reqwest::Method::POST, &path)
-        .json(&clone("/srv/d", ssh(&key)));
-    let under_way = tokio::spawn(request.send());
+    let under_way = place.world.posted(&path, &clone("/srv/d", ssh(&key)));
     place.until("pgrep ssh-agent && pgrep -f srv/slo[w]").await;
     assert_eq!(
         place.traces(&secrets),
         Vec::<String>::new(),
         "while it is used"
     );
-    under_way.abort();
+    drop(under_way);
     place
         .until("! pgrep ssh-agent && ! pgrep -x ssh && [ -z \"$(ls -d /srv/d /srv/.nullspace-git* 2>/dev/null)\" ]")
         .await;

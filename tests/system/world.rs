@@ -298,6 +298,23 @@ impl World {
             .bearer_auth(KEY)
     }
 
+    /// The connection of a request whose answer nobody has read yet: dropping it is what a caller that goes away does. (A
+    /// client may keep the connection of an answer that it does not wait for any longer.)
+    pub fn posted(&self, path: &str, body: &Value) -> std::net::TcpStream {
+        use std::io::Write as _;
+        let body = body.to_string();
+        let mut stream = std::net::TcpStream::connect(&self.address).unwrap();
+        write!(
+            stream,
+            "POST {path} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            self.address,
+            body.len()
+        )
+        .unwrap();
+        stream
+    }
+
     pub async fn get(&self, path: &str) -> (StatusCode, Value) {
         answer(self.request(Method::GET, path)).await
     }
