@@ -1,6 +1,9 @@
 //! Machines with a kernel of their own, through the whole system.
 
-use std::{process::Command, time::Duration};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -26,6 +29,43 @@ pub async fn world(isolation: &str) -> World {
 /// The version of the kernel that a machine runs on, as it says itself.
 async fn kernel(world: &World, id: &str) -> String {
     world.out(id, "cat /proc/version").await
+}
+
+/// A process costs a machine's own kernel memory that no process is seen to have: enough of them would end the machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fork_bomb_is_ended_and_its_machine_goes_on() {
+    if !is_here() {
+        return;
+    }
+    let world = world("gvisor").await;
+    let id = world
+        .machine(json!({"template": "base", "memory_mb": 512}))
+        .await;
+    let process = |pid: &Value| format!("/v1/machines/{id}/processes/{pid}/logs");
+    let begun = async |line: &str| {
+        let body = json!({"command": line, "shell": true, "background": true});
+        let (_, started) = world.post(&format!("/v1/machines/{id}/exec"), body).await;
+        started["pid"].clone()
+    };
+    let innocent = begun("echo begun; read x < /dev/null; sleep 1000").await;
+    for bomb in [
+        // What it starts is in its session, and each in one of its own.
+        "exec perl -e 'while (1) { my $p = fork; sleep 3600 if defined $p && !$p }'",
+        "exec perl -MPOSIX -e 'while (1) { my $p = fork; if (defined $p && !$p) { setsid(); sleep 3600 } }'",
+    ] {
+        let bomb = begun(bomb).await;
+        world
+            .until_at(&process(&bomb), |logs| logs["exit_code"] == 137)
+            .await;
+        // What it started is over, too.
+        let few = "[ $(ls /proc | grep -c '^[0-9]') -lt 40 ]";
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while world.shell(&id, few).await["exit_code"] != 0 {
+            assert!(Instant::now() < deadline, "they are there still");
+        }
+    }
+    let innocent = world.get(&process(&innocent)).await.1;
+    assert_eq!(innocent["exit_code"], Value::Null, "{innocent}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -363,7 +363,7 @@ async fn memory_and_processors_are_limited() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fork_bomb_stays_where_it_is() {
-    let world = World::start().await;
+    let world = World::native().await;
     let id = world
         .machine(json!({"template": "base", "memory_mb": 4096}))
         .await;

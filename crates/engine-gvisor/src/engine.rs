@@ -216,6 +216,7 @@ impl GvisorEngine {
             cwd: spec.cwd.clone(),
             files: self.host.files(&spec.hostname),
             memory_bytes: spec.memory_bytes,
+            pids_max: spec.pids_max,
             shown: Vec::new(),
         };
         // On disk before it is in force: whoever starts next tries both.

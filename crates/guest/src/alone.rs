@@ -21,7 +21,7 @@ use tokio::{
     sync::Semaphore,
 };
 
-use crate::{Config, Guest, memory, shown};
+use crate::{Config, Guest, memory, pids, shown};
 
 /// How long a connection may take to say the secret.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -56,6 +56,9 @@ pub fn main() -> io::Result<()> {
         }
     }
     memory::keep_within(setup.memory_bytes)?;
+    if setup.pids_max > 0 {
+        pids::keep_to(setup.pids_max)?;
+    }
     let secret = Secret::new(RwLock::new(setup.secret));
     let config = Config {
         env: setup.env,
@@ -190,6 +193,7 @@ mod tests {
             cwd: "/workspace".into(),
             files: [("/etc/hosts".to_owned(), "127.0.0.1 m\n".to_owned())].into(),
             memory_bytes: 1 << 29,
+            pids_max: 512,
             shown: Vec::new(),
         };
         let text = serde_json::to_vec(&setup).unwrap();

@@ -19,6 +19,7 @@ mod login;
 mod memory;
 mod open;
 mod output;
+mod pids;
 mod process;
 mod reaper;
 mod search;

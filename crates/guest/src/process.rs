@@ -532,7 +532,7 @@ fn drain_once(
 /// Kills a process, its group, its session and everything below it. All of it is found before any of it is killed:
 /// what a process that is dead has started belongs to process 1. Then it is looked for again until none is new, so that
 /// a tree that forks while it dies does not get away; what it forks is in a session that is known.
-fn kill_tree(root: u32) {
+pub(crate) fn kill_tree(root: u32) {
     let mut tree = BTreeSet::from([root]);
     let mut killed = BTreeSet::new();
     for _ in 0..16 {
@@ -565,7 +565,7 @@ fn kill_tree(root: u32) {
 }
 
 /// (id, parent, session) of every process that `/proc` shows.
-fn processes() -> Vec<(u32, u32, u32)> {
+pub(crate) fn processes() -> Vec<(u32, u32, u32)> {
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };

@@ -38,6 +38,10 @@ pub struct Setup {
     /// What its processes and its files in memory may take together, in bytes. A machine that goes on from a checkpoint
     /// keeps to what it was told first.
     pub memory_bytes: u64,
+    /// How many processes it may have at once, threads not counted; 0 is no limit. A machine that goes on from a checkpoint keeps to
+    /// what it was told first.
+    #[serde(default)]
+    pub pids_max: u32,
     /// What of the host is to be seen where. A machine that goes on from a checkpoint has it there already.
     pub shown: Vec<Show>,
 }

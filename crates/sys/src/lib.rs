@@ -16,6 +16,7 @@ pub mod namespace;
 pub mod netfilter;
 pub mod netlink;
 pub mod seccomp;
+pub mod signal;
 pub mod spawn;
 pub mod stream;
 pub mod tcp;

@@ -47,7 +47,7 @@ use super::{
     },
     network,
     pack::{self, Pack},
-    system_layer,
+    slot, system_layer,
 };
 use crate::wire::{GvisorConfig, Origin};
 
@@ -464,6 +464,7 @@ impl Kernel {
             cwd: spec.cwd.clone(),
             files: [("/etc/hosts".to_owned(), hosts)].into(),
             memory_bytes: spec.memory_bytes,
+            pids_max: slot::pids_max(spec),
             shown: spec.binds.iter().map(show).collect(),
         };
         self.setup

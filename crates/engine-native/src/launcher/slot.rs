@@ -17,6 +17,7 @@ use std::{
     path::PathBuf,
 };
 
+use nullspace_engine::MachineSpec;
 use nullspace_sys::namespace::{self, Fork};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
@@ -41,10 +42,20 @@ const RANGES: usize = 4096;
 /// What a machine's own kernel may take beyond what the machine may, in bytes: 40 MB for itself, and what the machine
 /// takes before its guest has ended the largest process.
 pub(crate) const KERNEL_MEMORY: u64 = 512 << 20;
+/// What the host must have for each process of a machine with a kernel of its own, in bytes. A small one takes 2 MB of it;
+/// as much again is for what processes are there for.
+const PROCESS_MEMORY: u64 = 4 << 20;
 /// Host threads of a machine's own kernel.
 const KERNEL_THREADS: u32 = 256;
 /// The most host threads that stand for one of a machine's.
 const THREADS_EACH: u32 = 3;
+
+/// How many processes a machine with a kernel of its own may have: no more than that kernel has memory for.
+pub(super) fn pids_max(spec: &MachineSpec) -> u32 {
+    let memory = spec.memory_bytes.saturating_add(KERNEL_MEMORY);
+    spec.pids_max
+        .min(u32::try_from(memory / PROCESS_MEMORY).unwrap_or(u32::MAX))
+}
 
 /// User namespaces by range. A namespace is used again once its machine is gone: it holds nothing.
 pub(super) struct Ranges {
