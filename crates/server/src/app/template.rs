@@ -81,6 +81,9 @@ pub struct Registry {
     making: derived::Making,
     /// What tags of templates mean that were built here.
     named: RwLock<named::Index>,
+    /// Held from reading what `named` is made of until that is said, and while a build that is in it already is recorded:
+    /// neither may be undone by what was read before the other.
+    naming: tokio::sync::Mutex<()>,
     /// Builds that somebody named, by reference.
     exact: RwLock<HashMap<String, Arc<Layer>>>,
     /// Whom commands in machines run as, by machine, where that is not root.

@@ -40,6 +40,7 @@ pub(super) type Index = HashMap<String, Arc<Layer>>;
 /// # Errors
 /// When the record cannot be read.
 pub(super) async fn refresh(app: &App) -> Result<()> {
+    let _naming = app.templates.naming.lock().await;
     let found = app
         .store
         .read(|db| {

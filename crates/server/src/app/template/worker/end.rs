@@ -128,6 +128,8 @@ impl Worker {
     }
 
     async fn record(&mut self, end: &Result<Artifact, End>) -> Result<()> {
+        let app = self.app.clone();
+        let _naming = app.templates.naming.lock().await;
         let row = &mut self.journal.row;
         let mut tags = Vec::new();
         let last = match end {
