@@ -188,7 +188,11 @@ impl Client {
         if !self.own.machines.contains_key(id) {
             return Ok(());
         }
-        let line = format!("mkdir -p {PLACE} && {{ sleep {number} > /dev/null 2>&1 & echo $!; }}");
+        // Until it is `sleep` it is a copy of the shell.
+        let line = format!(
+            "mkdir -p {PLACE} && {{ sleep {number} > /dev/null 2>&1 & \
+             until grep -q '^sleep' /proc/$!/cmdline; do sleep 0.01; done; echo $!; }}"
+        );
         let pid = self.shell(id, &line).await?;
         if let Some(machine) = self.own.machines.get_mut(id) {
             machine.inside.process = Some(Process { pid, number });
