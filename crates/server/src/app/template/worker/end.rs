@@ -128,6 +128,7 @@ impl Worker {
     }
 
     async fn record(&mut self, end: &Result<Artifact, End>) -> Result<()> {
+        // What is found ahead of the record is not lost to a look from before it.
         let app = self.app.clone();
         let _naming = app.templates.naming.lock().await;
         let row = &mut self.journal.row;
