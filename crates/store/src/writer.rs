@@ -1,7 +1,9 @@
 //! The writer thread: group commit.
 //!
 //! While one commit waits for the disk, the next callers queue up; they then share one transaction and
-//! one wait. Each runs inside a savepoint, so that one that fails undoes only itself.
+//! one wait. Each runs inside a savepoint, so that one that fails undoes only itself. All are answered after
+//! the commit, also those that failed: what one was refused for may be what another of the same transaction
+//! wrote, and whoever is told of it must find it.
 
 use std::{
     cell::Cell,
@@ -43,12 +45,14 @@ impl std::fmt::Debug for Commits {
 }
 
 /// What became of a job's own part of the transaction.
-enum Ran {
-    /// Kept if the commit succeeds; the closure then answers the caller.
-    Keep(Box<dyn FnOnce(Result<(), String>) + Send>),
-    /// Undo; the closure tells the caller why.
-    Undo(Box<dyn FnOnce() + Send>),
+struct Ran {
+    /// Whether its part is kept if the commit succeeds, or undone.
+    keep: bool,
+    /// Answers the caller, who is told what became of the commit.
+    answer: Answer,
 }
+
+type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
 
 /// One caller's work, with the way back to the caller inside.
 pub(crate) struct Job(Box<dyn FnOnce(&Tx<'_>) -> Ran + Send>);
@@ -60,16 +64,17 @@ where
     E: From<StoreError> + Send + 'static,
     F: FnOnce(&Tx<'_>) -> Result<T, E> + Send + 'static,
 {
-    Job(Box::new(move |tx| match work(tx) {
-        Ok(value) => Ran::Keep(Box::new(move |committed| {
-            let _ = answer.send(match committed {
-                Ok(()) => Ok(value),
-                Err(reason) => Err(StoreError::NotCommitted(reason).into()),
-            });
-        })),
-        Err(error) => Ran::Undo(Box::new(move || {
-            let _ = answer.send(Err(error));
-        })),
+    Job(Box::new(move |tx| {
+        let result = work(tx);
+        Ran {
+            keep: result.is_ok(),
+            answer: Box::new(move |committed| {
+                let _ = answer.send(match committed {
+                    Ok(()) => result,
+                    Err(reason) => Err(StoreError::NotCommitted(reason).into()),
+                });
+            }),
+        }
     }))
 }
 
@@ -149,7 +154,8 @@ fn commit(db: &Connection, batch: Vec<Job>) -> bool {
     }
     let has_events = Cell::new(false);
     let alone = batch.len() == 1;
-    let mut kept = Vec::with_capacity(batch.len());
+    let mut answers = Vec::with_capacity(batch.len());
+    let mut any_kept = false;
     let mut broken = None;
     for Job(work) in batch {
         if broken.is_none() && !alone {
@@ -166,35 +172,32 @@ fn commit(db: &Connection, batch: Vec<Job>) -> bool {
                 has_events: &has_events,
             })
         }));
-        let undo = match ran {
-            Ok(Ran::Keep(answer)) => {
-                kept.push(answer);
-                None
+        let keep = match ran {
+            Ok(Ran { keep, answer }) => {
+                answers.push(answer);
+                keep
             }
-            Ok(Ran::Undo(answer)) => Some(answer),
             // The caller sees its answer dropped.
             Err(_) => {
                 tracing::error!("a transaction panicked");
-                Some(Box::new(|| ()) as Box<dyn FnOnce() + Send>)
+                false
             }
         };
-        let result = match (&undo, alone) {
-            (None, true) => Ok(()),
-            (None, false) => statement(db, "RELEASE caller"),
-            (Some(_), true) => statement(db, "ROLLBACK"),
-            (Some(_), false) => {
+        any_kept |= keep;
+        broken = match (keep, alone) {
+            (true, true) => Ok(()),
+            (true, false) => statement(db, "RELEASE caller"),
+            (false, true) => statement(db, "ROLLBACK"),
+            (false, false) => {
                 statement(db, "ROLLBACK TO caller").and_then(|()| statement(db, "RELEASE caller"))
             }
-        };
-        if let Some(answer) = undo {
-            answer();
         }
-        broken = result.err();
+        .err();
     }
     // A full disk ends the transaction by itself: then there is nothing left to commit.
     let committed = match broken {
         Some(error) => Err(error),
-        None if db.is_autocommit() && kept.is_empty() => Ok(()),
+        None if db.is_autocommit() && !any_kept => Ok(()),
         None => statement(db, "COMMIT"),
     };
     let committed = committed.map_err(|error| {
@@ -204,8 +207,8 @@ fn commit(db: &Connection, batch: Vec<Job>) -> bool {
         }
         error.to_string()
     });
-    let has_events = has_events.get() && committed.is_ok() && !kept.is_empty();
-    for answer in kept {
+    let has_events = has_events.get() && committed.is_ok() && any_kept;
+    for answer in answers {
         answer(committed.clone());
     }
     has_events

@@ -128,6 +128,29 @@ async fn who_fails_undoes_only_itself() {
     assert_eq!(count(&store).await, kept + 1);
 }
 
+/// Twenty times two writes in one transaction, the second refused for what the first wrote.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_finds_what_it_was_refused_for() {
+    let place = Place::new();
+    let store = place.open();
+    for round in 0..20_i64 {
+        // The writer stands still until both are behind it, so that they share a transaction.
+        let (both, wait) = std::sync::mpsc::channel::<()>();
+        store.write_later(move |_| wait.recv().map_err(|_| StoreError::Closed));
+        let id = format!("mch_{round}");
+        let first = row(&id, "running");
+        store.write_later(move |tx| machine::insert(tx, &first).map(drop));
+        let second = store.write(move |tx| machine::insert(tx, &row(&id, "running")));
+        let release = async {
+            both.send(()).unwrap();
+        };
+        // Polled in this order: the second is queued before the writer goes on.
+        let (refused, ()) = tokio::join!(second, release);
+        assert!(refused.is_err());
+        assert_eq!(count(&store).await, round + 1);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_takes_nobody_along() {
     let place = Place::new();
