@@ -16,7 +16,8 @@
 //! too. So the state is written twice, and the first is thrown away: after it connections have ended, and whoever waits
 //! has been told. Between the two nobody may open new ones, so the machine is paused before, and goes on or is ended
 //! after. A pause outlives this process. It is remembered by a file in the machine's directory, put there first; whoever
-//! finds it ([`Source::recover`]) lets the machine go on.
+//! finds it ([`Source::recover`]) lets the machine go on. Once all is kept of a machine that is to end, that file has
+//! another name, and whoever finds it ([`Source::is_left_kept`]) ends the machine.
 
 use std::{
     collections::HashMap,
@@ -38,11 +39,13 @@ use nullspace_sys::disk;
 use crate::control::{self, Error};
 
 /// The kernel's files, by the names that `runsc restore` looks for.
-const STATE: &str = "checkpoint.img";
-const TABLE: &str = "pages_meta.img";
-const PAGES: &str = "pages.img";
+pub(crate) const STATE: &str = "checkpoint.img";
+pub(crate) const TABLE: &str = "pages_meta.img";
+pub(crate) const PAGES: &str = "pages.img";
 /// In a machine's directory while it is paused in order to be kept.
 const PAUSED: &str = "paused";
+/// What that file is called once all is kept of a machine that is to end.
+const ENDED: &str = "kept";
 /// What the kernel's state begins with, before the length of its head.
 const MAGIC: &[u8; 8] = b"gVisorSF";
 /// Bytes of the state that a rehearsal reads: past what is written before the kernel has looked at all that it keeps.
@@ -54,6 +57,8 @@ const HANDED: u64 = 8 << 20;
 const FOLLOWING: Duration = Duration::from_millis(1);
 /// Files and directories that are put on the disk one by one.
 const FEW: usize = 100;
+/// Threads that do that.
+const TOGETHER: usize = 16;
 /// The most bytes of that head.
 const MAX_HEAD: u64 = 1 << 20;
 
@@ -98,10 +103,14 @@ impl Source {
                 self.unpause();
             }
             let made = saved.and_then(|pages| finish(target, format, pages));
-            if afterwards == Afterwards::End && made.is_err() {
+            if afterwards == Afterwards::Run {
+                return made;
+            }
+            let ended = made.and_then(|made| self.note_ended().map(|()| made));
+            if ended.is_err() {
                 self.unpause();
             }
-            made
+            ended
         });
         written.map_err(|error| {
             let _ = fs::remove_dir_all(target);
@@ -225,11 +234,21 @@ impl Source {
         })
     }
 
+    fn note_ended(&self) -> Result<(), Failure> {
+        fs::rename(self.directory.join(PAUSED), self.directory.join(ENDED))
+            .named("note that it ended")
+    }
+
     fn unpause(&self) {
         if let Err(error) = control::resume(&self.control) {
             tracing::warn!(error = %error, "a machine stays paused");
         }
         let _ = fs::remove_file(self.directory.join(PAUSED));
+    }
+
+    /// Whether all of it was kept, and it was to end, when the last process here died.
+    pub(crate) fn is_left_kept(&self) -> bool {
+        self.directory.join(ENDED).exists()
     }
 
     /// Whether it was being kept when the last process here died.
@@ -285,20 +304,14 @@ fn deleted(reason: &str) -> Option<&str> {
     rest.starts_with("deleted").then_some(path)
 }
 
-/// Has what was written put on the disk, and says what it is.
+/// Says what was written, and has it put on the disk.
 fn finish(target: &Path, format: &str, pages: Option<FileDigest>) -> Result<Checkpoint, Failure> {
     let known: HashMap<_, _> = pages.map(|pages| (PAGES, pages)).into_iter().collect();
-    let (flushed, described) = std::thread::scope(|scope| {
-        let disk = scope.spawn(|| flush(target));
-        let described = Checkpoint::knowing(target, "gvisor", format, &known);
-        let flushed = disk
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("a thread ended")));
-        (flushed, described)
-    });
-    flushed.named("write the checkpoint to the disk")?;
-    let made = described.named("read the checkpoint again")?;
-    made.write(target).named("record the checkpoint")?;
+    let made =
+        Checkpoint::knowing(target, "gvisor", format, &known).named("read the checkpoint again")?;
+    made.draft(target).named("record the checkpoint")?;
+    flush(target).named("write the checkpoint to the disk")?;
+    Checkpoint::publish(target).named("record the checkpoint")?;
     Ok(made)
 }
 
@@ -323,7 +336,25 @@ fn flush(target: &Path) -> io::Result<()> {
             return Ok(());
         }
     }
-    few.iter().try_for_each(|path| File::open(path)?.sync_all())
+    // Each waits for the disk, which does in one go what it is asked at the same time.
+    let share = few.len().div_ceil(TOGETHER);
+    std::thread::scope(|scope| {
+        let syncing: Vec<_> = few
+            .chunks(share)
+            .map(|share| {
+                scope.spawn(|| {
+                    share
+                        .iter()
+                        .try_for_each(|path| File::open(path)?.sync_all())
+                })
+            })
+            .collect();
+        syncing.into_iter().try_for_each(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("a thread ended")))
+        })
+    })
 }
 
 /// Reads the head of the kernel's state and the first byte after it: by then the machine stands still, and its files

@@ -13,7 +13,7 @@ use nullspace_engine::{
     MachineExit, MachineSpec, Usage, egress::Rules,
 };
 use nullspace_engine_native::{
-    Host, KERNEL_MEMORY, Kind, Origin, find_pack, is_id,
+    Host, KERNEL_MEMORY, Kind, Origin, Pack, find_pack, is_id,
     place::{GUEST, KEPT_SECRET, NAME, SECRET, STATE},
     shown_name,
 };
@@ -23,7 +23,13 @@ use nullspace_protocol::{
 };
 use tokio::{io::AsyncWriteExt, sync::broadcast};
 
-use crate::{checkpoint::Source, proofs::Proofs, release::Release};
+use crate::{
+    checkpoint::Source,
+    endings::Endings,
+    gate::{self, Gate},
+    proofs::Proofs,
+    release::Release,
+};
 
 /// How long a guest may take to write everything out, or to take in which machine it is.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,11 +52,12 @@ pub struct GvisorEngine {
     release: Release,
     data_dir: PathBuf,
     proofs: Arc<Proofs>,
+    endings: Arc<Endings>,
 }
 
 impl GvisorEngine {
     /// An engine over a launcher that was told of gVisor. Machines that an earlier process left half-way to a
-    /// checkpoint go on.
+    /// checkpoint go on; those that it had kept all of end, if they were to.
     ///
     /// # Errors
     /// [`EngineError::Unavailable`].
@@ -64,10 +71,18 @@ impl GvisorEngine {
             release,
             data_dir,
             proofs: Arc::default(),
+            endings: Arc::default(),
         };
+        if let Err(error) = gate::sweep(&engine.run()) {
+            tracing::warn!(%error, "what an earlier process had begun to read may be left");
+        }
         for machine in engine.list().await? {
-            engine.settle_secret(&machine.id).await;
             let source = engine.source(&machine.id);
+            if source.is_left_kept() {
+                engine.host.destroy(&machine.id).await?;
+                continue;
+            }
+            engine.settle_secret(&machine.id).await;
             if source.is_left_paused() {
                 tracing::info!(machine = %machine.id, "an unfinished checkpoint is given up");
                 let answers =
@@ -91,7 +106,7 @@ impl GvisorEngine {
     /// Opens a stream to the guest that listens in the machine's network. `secret` is the file with what it begins with.
     async fn open(&self, id: &str, secret: &str) -> Result<BoxedIo, EngineError> {
         let gone = || EngineError::NotFound(id.to_owned());
-        if !is_id(id) {
+        if !is_id(id) || self.endings.has(id) {
             return Err(gone());
         }
         let secret = std::fs::read(self.host.machine_dir(id).join(secret)).map_err(|_| gone())?;
@@ -170,8 +185,8 @@ impl GvisorEngine {
         format!("2 runsc {} guest {pack}", self.release.version)
     }
 
-    /// Refuses what cannot be read here.
-    fn readable(&self, from: &Path) -> Result<(Checkpoint, Origin), EngineError> {
+    /// Refuses what cannot be read here. Answers with its record and the guest in it.
+    fn readable(&self, from: &Path) -> Result<(Checkpoint, Pack), EngineError> {
         let damaged = EngineError::Checkpoint;
         let Some(made) = Checkpoint::read(from) else {
             return Err(damaged("its record is not there, or is no record".into()));
@@ -191,11 +206,60 @@ impl GvisorEngine {
                 "the guest {pack} that runs in it is not here"
             )));
         };
+        Ok((made, guest))
+    }
+
+    /// Has a kernel started that goes on from a checkpoint, and the checkpoint proven meanwhile: see [`gate`].
+    async fn build(
+        &self,
+        spec: &MachineSpec,
+        from: &Path,
+        made: Checkpoint,
+        guest: Pack,
+    ) -> Result<(), EngineError> {
+        let failed = |error: io::Error| EngineError::Step {
+            step: "have the checkpoint read".into(),
+            reason: error.to_string(),
+        };
+        let gate = match Gate::new(&self.run(), &spec.id, from) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(EngineError::Exists(spec.id.clone()));
+            }
+            gate => gate.map_err(failed)?,
+        };
         let origin = Origin {
             directory: from.to_owned(),
+            image: gate.directory().to_owned(),
             guest,
         };
-        Ok((made, origin))
+        // Held until the machine is made.
+        let proof = self.proofs.of(from, &made.digest);
+        let (tell, told) = std::sync::mpsc::channel();
+        let proving = async {
+            // Dropped with this: without a word the kernel gets no memory.
+            let tell = tell;
+            let directory = from.to_owned();
+            let proven = proof
+                .get_or_try_init(|| async { blocking(move || made.prove(&directory)).await? })
+                .await;
+            proven.inspect(|_| _ = tell.send(()))
+        };
+        let feeding = {
+            let (pipe, from) = (gate.pipe(), from.to_owned());
+            tokio::task::spawn_blocking(move || gate::feed(&pipe, &from, told))
+        };
+        let creating = self.host.create(Kind::Gvisor, spec, Some(origin));
+        let (proven, created) = tokio::join!(proving, creating);
+        drop(gate);
+        if let Ok(Err(error)) = feeding.await {
+            tracing::debug!(machine = spec.id, %error, "nobody read a checkpoint's table to its end");
+        }
+        proven?;
+        created.map_err(|error| lacks(error, spec))
+    }
+
+    fn run(&self) -> PathBuf {
+        self.data_dir.join("run")
     }
 
     /// Tells a machine that goes on from a checkpoint which one it is, shows it what it did not have, and gives it a secret
@@ -372,10 +436,12 @@ impl Engine for GvisorEngine {
     }
 
     async fn create(&self, spec: &MachineSpec) -> Result<(), EngineError> {
+        self.endings.done(&spec.id, PATIENCE).await?;
         self.host.create(Kind::Gvisor, spec, None).await
     }
 
     async fn destroy(&self, id: &str) -> Result<(), EngineError> {
+        self.endings.done(id, PATIENCE).await?;
         self.host.destroy(id).await
     }
 
@@ -397,7 +463,7 @@ impl Engine for GvisorEngine {
         target: &Path,
         afterwards: Afterwards,
     ) -> Result<Checkpoint, EngineError> {
-        if !is_id(id) {
+        if !is_id(id) || self.endings.has(id) {
             return Err(EngineError::NotFound(id.to_owned()));
         }
         let (source, target) = (self.source(id), target.to_owned());
@@ -413,24 +479,16 @@ impl Engine for GvisorEngine {
         drop(guest);
         let made = made?;
         if afterwards == Afterwards::End {
-            self.host.destroy(id).await?;
+            self.endings.begin(self.host.clone(), id);
         }
         Ok(made)
     }
 
     async fn restore(&self, spec: &MachineSpec, from: &Path) -> Result<(), EngineError> {
         spec.validate()?;
-        let (made, origin) = self.readable(from)?;
-        // Held until the machine is made.
-        let proof = self.proofs.of(from, &made.digest);
-        proof
-            .get_or_try_init(|| async {
-                let directory = from.to_owned();
-                blocking(move || made.prove(&directory)).await?
-            })
-            .await?;
-        let made = self.host.create(Kind::Gvisor, spec, Some(origin)).await;
-        made.map_err(|error| lacks(error, spec))?;
+        let (made, guest) = self.readable(from)?;
+        self.endings.done(&spec.id, PATIENCE).await?;
+        self.build(spec, from, made, guest).await?;
         let introduced = self.introduce(spec).await;
         if introduced.is_err() {
             self.host.destroy(&spec.id).await?;
@@ -439,7 +497,11 @@ impl Engine for GvisorEngine {
     }
 
     async fn list(&self) -> Result<Vec<LiveMachine>, EngineError> {
-        self.host.list(Kind::Gvisor).await
+        // Looked at before as well: one that comes to its end meanwhile may still be in the list.
+        let ending = self.endings.ids();
+        let mut live = self.host.list(Kind::Gvisor).await?;
+        live.retain(|machine| !ending.contains(&machine.id) && !self.endings.has(&machine.id));
+        Ok(live)
     }
 
     async fn dial(&self, id: &str) -> Result<BoxedIo, EngineError> {
@@ -447,6 +509,9 @@ impl Engine for GvisorEngine {
     }
 
     async fn connect(&self, id: &str, port: u16) -> Result<Option<BoxedIo>, EngineError> {
+        if self.endings.has(id) {
+            return Err(EngineError::NotFound(id.to_owned()));
+        }
         self.host.connect(id, port).await
     }
 

@@ -8,7 +8,9 @@
 
 mod checkpoint;
 mod control;
+mod endings;
 mod engine;
+mod gate;
 mod proofs;
 mod release;
 

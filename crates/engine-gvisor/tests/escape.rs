@@ -74,6 +74,25 @@ async fn a_killed_launcher_takes_its_machines_and_nothing_is_left() {
     common::eventually("nothing is left", || world.remains(&gateway).is_empty());
 }
 
+/// As after a process that died between keeping all of a machine and ending it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_was_kept_does_not_go_on() {
+    let Some((world, release)) = common::world() else {
+        return;
+    };
+    let engine = world.engine(&release).await;
+    machine(&engine, &world, "one").await;
+    machine(&engine, &world, "two").await;
+    let directory = world.path().join("machines/one");
+    std::fs::write(directory.join("kept"), "").expect("a mark");
+    drop(engine);
+    let engine = world.engine(&release).await;
+    let live = engine.list().await.expect("list");
+    let ids: Vec<_> = live.iter().map(|machine| machine.id.as_str()).collect();
+    assert_eq!(ids, ["two"]);
+    common::eventually("nothing is left of it", || !directory.exists());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_leaves_the_machine_running() {
     let Some((world, release)) = common::world() else {

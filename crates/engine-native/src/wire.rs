@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// The most bytes one message may have: a spec with a large environment.
 pub(crate) const MAX_MESSAGE: usize = 8 << 20;
 /// Version of these messages. The launcher outlives `serve`, so a newer `serve` may meet an older one.
-pub(crate) const VERSION: u32 = 5;
+pub(crate) const VERSION: u32 = 6;
 
 /// What a launcher must know; given to it on its standard input, in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,8 @@ pub struct GvisorConfig {
 pub struct Origin {
     /// Its directory.
     pub directory: PathBuf,
+    /// Where the kernel's own files of it are read.
+    pub image: PathBuf,
     /// The guest that runs in it.
     pub guest: Pack,
 }

@@ -23,6 +23,8 @@ use crate::EngineError;
 
 /// The file that says what a checkpoint is. Written last: without it there is no checkpoint.
 const RECORD: &str = "checkpoint.json";
+/// What it is called until all else is on disk.
+const DRAFT: &str = "checkpoint.json.new";
 /// The most bytes of it that are read.
 const MAX_RECORD: u64 = 64 << 10;
 /// Read at once while a file is hashed, in bytes.
@@ -158,11 +160,26 @@ impl Checkpoint {
     /// # Errors
     /// What the file system says.
     pub fn write(&self, directory: &Path) -> io::Result<()> {
-        let passing = directory.join(format!("{RECORD}.new"));
-        fs::write(&passing, serde_json::to_vec(self)?)?;
-        fs::File::open(&passing)?.sync_all()?;
-        fs::rename(&passing, directory.join(RECORD))?;
-        fs::File::open(directory)?.sync_all()
+        self.draft(directory)?;
+        File::open(directory.join(DRAFT))?.sync_all()?;
+        Self::publish(directory)
+    }
+
+    /// The first half of that: the record under another name, for the caller to put on the disk along with the rest.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn draft(&self, directory: &Path) -> io::Result<()> {
+        fs::write(directory.join(DRAFT), serde_json::to_vec(self)?)
+    }
+
+    /// The second half: everything else, the draft too, is on disk.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn publish(directory: &Path) -> io::Result<()> {
+        fs::rename(directory.join(DRAFT), directory.join(RECORD))?;
+        File::open(directory)?.sync_all()
     }
 }
 

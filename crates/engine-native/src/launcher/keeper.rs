@@ -357,7 +357,7 @@ impl Stage<'_> {
             None => command.arg("run"),
             Some(from) => command
                 .arg("restore")
-                .arg(format!("--image-path={}", from.directory.display())),
+                .arg(format!("--image-path={}", from.image.display())),
         };
         command
             .arg("--detach")
