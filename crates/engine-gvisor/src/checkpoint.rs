@@ -96,21 +96,24 @@ impl Source {
                 .to_string_lossy()
         };
         fs::create_dir(target).map_err(|e| step("make the checkpoint's directory", e))?;
-        let written = self.pause().and_then(|()| {
-            let saved = self.rehearse().and_then(|()| self.save(target));
-            // One that goes on does not wait for the disk.
-            if afterwards == Afterwards::Run {
-                self.unpause();
+        let written = self.pause().and_then(|mut paused| {
+            let kept = self.rehearse().and_then(|()| {
+                // One that goes on waits neither for the rest of its digest nor for the disk.
+                self.save(target, || {
+                    if afterwards == Afterwards::Run {
+                        paused.end();
+                    }
+                })
+            });
+            let made = kept.and_then(|pages| finish(target, format, pages));
+            let made = match afterwards {
+                Afterwards::Run => made,
+                Afterwards::End => made.and_then(|made| self.note_ended().map(|()| made)),
+            };
+            if afterwards == Afterwards::Run || made.is_err() {
+                paused.end();
             }
-            let made = saved.and_then(|pages| finish(target, format, pages));
-            if afterwards == Afterwards::Run {
-                return made;
-            }
-            let ended = made.and_then(|made| self.note_ended().map(|()| made));
-            if ended.is_err() {
-                self.unpause();
-            }
-            ended
+            made
         });
         written.map_err(|error| {
             let _ = fs::remove_dir_all(target);
@@ -157,8 +160,8 @@ impl Source {
     }
 
     /// Writes everything but the record, in a machine that stands still. Says what the pages are, if that was found
-    /// out meanwhile.
-    fn save(&self, target: &Path) -> Result<Option<FileDigest>, Failure> {
+    /// out meanwhile. Calls `done` once the kernel has written all.
+    fn save(&self, target: &Path, done: impl FnOnce()) -> Result<Option<FileDigest>, Failure> {
         let (reader, writer) = io::pipe().named("make a pipe")?;
         let new = |name: &str| {
             OpenOptions::new()
@@ -190,6 +193,7 @@ impl Source {
                 .join()
                 .unwrap_or_else(|_| Err(Error::Lost(io::Error::other("a thread ended"))));
             whole.store(true, Ordering::Release);
+            done();
             let followed = follower.map(|follower| {
                 follower
                     .join()
@@ -223,15 +227,18 @@ impl Source {
             .map(drop)
     }
 
-    fn pause(&self) -> Result<(), Failure> {
+    fn pause(&self) -> Result<Paused<'_>, Failure> {
         File::create(self.directory.join(PAUSED)).named("note that it is paused")?;
-        control::pause(&self.control).map_err(|error| {
-            let _ = fs::remove_file(self.directory.join(PAUSED));
-            match error {
-                Error::Gone => Failure::Gone,
-                other => Failure::Step("pause the machine", other.to_string()),
+        match control::pause(&self.control) {
+            Ok(()) => Ok(Paused(Some(self))),
+            Err(error) => {
+                let _ = fs::remove_file(self.directory.join(PAUSED));
+                Err(match error {
+                    Error::Gone => Failure::Gone,
+                    other => Failure::Step("pause the machine", other.to_string()),
+                })
             }
-        })
+        }
     }
 
     fn note_ended(&self) -> Result<(), Failure> {
@@ -263,6 +270,18 @@ impl Source {
             let _ = fs::remove_file(self.directory.join(PAUSED));
         } else {
             self.unpause();
+        }
+    }
+}
+
+/// A machine that stands still. Not ended by dropping it: one that was kept stays so.
+struct Paused<'a>(Option<&'a Source>);
+
+impl Paused<'_> {
+    /// Lets it go on; once, however often this is called.
+    fn end(&mut self) {
+        if let Some(source) = self.0.take() {
+            source.unpause();
         }
     }
 }
