@@ -2,9 +2,9 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use nullspace_engine::{Afterwards, Engine, EngineError, conformance};
+use nullspace_engine::{Afterwards, Engine, EngineError, conformance, several::Several};
 use nullspace_protocol::{ExecRequest, GuestClient, Terminal, TerminalSize};
 
 use common::probes::{machine, output};
@@ -91,6 +91,20 @@ async fn a_machine_that_was_kept_does_not_go_on() {
     let ids: Vec<_> = live.iter().map(|machine| machine.id.as_str()).collect();
     assert_eq!(ids, ["two"]);
     common::eventually("nothing is left of it", || !directory.exists());
+}
+
+/// As after a process that died while the launcher made a machine, which then failed: nobody knows it as alive.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_machine_left_that_never_lived_is_thrown_away() {
+    let Some((world, release)) = common::world() else {
+        return;
+    };
+    let engine = world.engine(&release).await;
+    let left = world.path().join("machines/never");
+    std::fs::create_dir_all(left.join("fs/upper")).expect("directories");
+    let door = Several::new(vec![Arc::new(engine)]).expect("a door");
+    door.destroy("never").await.expect("destroy");
+    common::eventually("nothing is left of it", || !left.exists());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

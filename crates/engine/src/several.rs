@@ -163,7 +163,12 @@ impl Engine for Several {
     async fn destroy(&self, id: &str) -> Result<(), EngineError> {
         match self.of(id).await {
             Ok(engine) => engine.destroy(id).await?,
-            Err(EngineError::NotFound(_)) => return Ok(()),
+            // It does not live; what is left of one that never did may.
+            Err(EngineError::NotFound(_)) => {
+                for engine in &self.engines {
+                    engine.destroy(id).await?;
+                }
+            }
             Err(error) => return Err(error),
         }
         lock(&self.machines).remove(id);

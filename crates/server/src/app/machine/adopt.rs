@@ -196,14 +196,13 @@ async fn adopt_paused(
         owner::spawn(app, row, Some(place), owner::Start::Adopt);
         return Ok(());
     }
-    if alive {
-        // It may have done something since: it must not do that again, so it is not taken back.
-        if answers(app, &row.id).await {
-            return settle(app, row, true, Change::None).await;
-        }
-        if let Err(error) = app.engine.destroy(&row.id).await {
-            tracing::error!(machine = row.id, %error, "a machine that was not woken could not be ended");
-        }
+    // It may have done something since: it must not do that again, so it is not taken back.
+    if alive && answers(app, &row.id).await {
+        return settle(app, row, true, Change::None).await;
+    }
+    // Also what does not live: an engine may have begun to wake it, and what that left would be in the way.
+    if let Err(error) = app.engine.destroy(&row.id).await {
+        tracing::error!(machine = row.id, %error, "a machine that was not woken could not be ended");
     }
     owner::spawn(app, row, None, owner::Start::Adopt);
     Ok(())
