@@ -110,7 +110,7 @@ impl Source {
                 Afterwards::Run => made,
                 Afterwards::End => made.and_then(|made| self.note_ended().map(|()| made)),
             };
-            if afterwards == Afterwards::Run || made.is_err() {
+            if made.is_err() {
                 paused.end();
             }
             made
@@ -323,13 +323,20 @@ fn deleted(reason: &str) -> Option<&str> {
     rest.starts_with("deleted").then_some(path)
 }
 
-/// Says what was written, and has it put on the disk.
+/// Has what was written put on the disk, and says what it is.
 fn finish(target: &Path, format: &str, pages: Option<FileDigest>) -> Result<Checkpoint, Failure> {
     let known: HashMap<_, _> = pages.map(|pages| (PAGES, pages)).into_iter().collect();
-    let made =
-        Checkpoint::knowing(target, "gvisor", format, &known).named("read the checkpoint again")?;
-    made.draft(target).named("record the checkpoint")?;
-    flush(target).named("write the checkpoint to the disk")?;
+    let (flushed, described) = std::thread::scope(|scope| {
+        let disk = scope.spawn(|| flush(target));
+        let described = Checkpoint::knowing(target, "gvisor", format, &known)
+            .and_then(|made| made.draft(target).map(|()| made));
+        let flushed = disk
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("a thread ended")));
+        (flushed, described)
+    });
+    flushed.named("write the checkpoint to the disk")?;
+    let made = described.named("describe the checkpoint")?;
     Checkpoint::publish(target).named("record the checkpoint")?;
     Ok(made)
 }

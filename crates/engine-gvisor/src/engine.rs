@@ -244,14 +244,17 @@ impl GvisorEngine {
                 .await;
             proven.inspect(|_| _ = tell.send(()))
         };
-        let feeding = {
-            let (pipe, from) = (gate.pipe(), from.to_owned());
-            tokio::task::spawn_blocking(move || gate::feed(&pipe, &from, told))
-        };
+        // A thread of its own: many that wait for their proofs would take all those that proofs are made by.
+        let (feeder, fed) = tokio::sync::oneshot::channel();
+        let (pipe, kept) = (gate.pipe(), from.to_owned());
+        std::thread::Builder::new()
+            .name("restore".into())
+            .spawn(move || feeder.send(gate::feed(&pipe, &kept, told)))
+            .map_err(failed)?;
         let creating = self.host.create(Kind::Gvisor, spec, Some(origin));
         let (proven, created) = tokio::join!(proving, creating);
         drop(gate);
-        if let Ok(Err(error)) = feeding.await {
+        if let Ok(Err(error)) = fed.await {
             tracing::debug!(machine = spec.id, %error, "nobody read a checkpoint's table to its end");
         }
         proven?;

@@ -161,19 +161,20 @@ impl Checkpoint {
     /// What the file system says.
     pub fn write(&self, directory: &Path) -> io::Result<()> {
         self.draft(directory)?;
-        File::open(directory.join(DRAFT))?.sync_all()?;
         Self::publish(directory)
     }
 
-    /// The first half of that: the record under another name, for the caller to put on the disk along with the rest.
+    /// The first half of that, which need not wait until all else is on disk: the record under another name.
     ///
     /// # Errors
     /// What the file system says.
     pub fn draft(&self, directory: &Path) -> io::Result<()> {
-        fs::write(directory.join(DRAFT), serde_json::to_vec(self)?)
+        let draft = directory.join(DRAFT);
+        fs::write(&draft, serde_json::to_vec(self)?)?;
+        File::open(draft)?.sync_all()
     }
 
-    /// The second half: everything else, the draft too, is on disk.
+    /// The second half.
     ///
     /// # Errors
     /// What the file system says.

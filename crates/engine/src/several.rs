@@ -161,15 +161,15 @@ impl Engine for Several {
     }
 
     async fn destroy(&self, id: &str) -> Result<(), EngineError> {
-        match self.of(id).await {
-            Ok(engine) => engine.destroy(id).await?,
-            // It does not live; what is left of one that never did may.
-            Err(EngineError::NotFound(_)) => {
+        let known = lock(&self.machines).get(id).copied();
+        match known {
+            Some(n) => self.engines[n].destroy(id).await?,
+            // Also one that nobody lists may have left something.
+            None => {
                 for engine in &self.engines {
                     engine.destroy(id).await?;
                 }
             }
-            Err(error) => return Err(error),
         }
         lock(&self.machines).remove(id);
         Ok(())
