@@ -15,9 +15,12 @@
 //! and what is written then contradicts itself: after a restore that program never hears of anything again, the guest
 //! too. So the state is written twice, and the first is thrown away: after it connections have ended, and whoever waits
 //! has been told. Between the two nobody may open new ones, so the machine is paused before, and goes on or is ended
-//! after. A pause outlives this process. It is remembered by a file in the machine's directory, put there first; whoever
-//! finds it ([`Source::recover`]) lets the machine go on. Once all is kept of a machine that is to end, that file has
-//! another name, and whoever finds it ([`Source::is_left_kept`]) ends the machine.
+//! after. A machine in which nothing is connected once it is paused needs no rehearsal; who calls this has closed what
+//! connections it had, and their ends are waited for a moment ([`Source::settle`]).
+//!
+//! A pause outlives this process. It is remembered by a file in the machine's directory, put there first; whoever finds it
+//! ([`Source::recover`]) lets the machine go on. Once all is kept of a machine that is to end, that file has another name,
+//! and whoever finds it ([`Source::is_left_kept`]) ends the machine.
 
 use std::{
     collections::HashMap,
@@ -25,11 +28,14 @@ use std::{
     io::{self, PipeReader, Read, Write},
     os::{fd::AsFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
-use nullspace_engine::{Afterwards, Checkpoint, EngineError, FileDigest, FileHasher};
+use nullspace_engine::{Checkpoint, EngineError, FileDigest, FileHasher, Purpose};
 use nullspace_engine_native::{
     layer,
     place::{LAYER, SECRET},
@@ -50,6 +56,9 @@ const ENDED: &str = "kept";
 const MAGIC: &[u8; 8] = b"gVisorSF";
 /// Bytes of the state that a rehearsal reads: past what is written before the kernel has looked at all that it keeps.
 const REHEARSED: usize = 128 << 10;
+/// How long connections that are being closed are waited for, and how often they are looked at.
+const CLOSING: Duration = Duration::from_millis(20);
+const LOOKING: Duration = Duration::from_millis(1);
 /// Bytes of pages that are read at once, and after which the disk is told to begin with them.
 const PIECE: usize = 1 << 20;
 const HANDED: u64 = 8 << 20;
@@ -71,6 +80,8 @@ pub(crate) struct Source {
     pub(crate) control: PathBuf,
     /// Its kernel writes pages from front to end ([`crate::Release::writes_in_order`]).
     pub(crate) in_order: bool,
+    /// Whether its kernel, and each of the same release, says how many connections there are; set by the first that is asked.
+    pub(crate) counts: Arc<OnceLock<bool>>,
 }
 
 fn step(step: &str, error: impl std::fmt::Display) -> EngineError {
@@ -81,13 +92,13 @@ fn step(step: &str, error: impl std::fmt::Display) -> EngineError {
 }
 
 impl Source {
-    /// Writes all of a checkpoint. With [`Afterwards::End`] the machine then stands still, for the caller to end it.
-    /// Blocks.
+    /// Writes all of a checkpoint. With [`Purpose::Hibernate`] the machine then stands still, for the caller to end it.
+    /// Blocks. The caller has no connection to the machine any more.
     pub(crate) fn write(
         &self,
         target: &Path,
         format: &str,
-        afterwards: Afterwards,
+        purpose: Purpose,
     ) -> Result<Checkpoint, EngineError> {
         let id = || {
             self.directory
@@ -96,19 +107,27 @@ impl Source {
                 .to_string_lossy()
         };
         fs::create_dir(target).map_err(|e| step("make the checkpoint's directory", e))?;
+        self.settle();
         let written = self.pause().and_then(|mut paused| {
-            let kept = self.rehearse().and_then(|()| {
+            let ready = match self.is_connected() {
+                true => self.rehearse(),
+                false => Ok(()),
+            };
+            let kept = ready.and_then(|()| {
                 // One that goes on waits neither for the rest of its digest nor for the disk.
-                self.save(target, || {
-                    if afterwards == Afterwards::Run {
+                self.save(target, purpose, || {
+                    if purpose != Purpose::Hibernate {
                         paused.end();
                     }
                 })
             });
-            let made = kept.and_then(|pages| finish(target, format, pages));
-            let made = match afterwards {
-                Afterwards::Run => made,
-                Afterwards::End => made.and_then(|made| self.note_ended().map(|()| made)),
+            let made = kept.and_then(|pages| match purpose {
+                Purpose::Fork => pass_on(target, format),
+                Purpose::Hibernate | Purpose::Snapshot => finish(target, format, pages),
+            });
+            let made = match purpose {
+                Purpose::Hibernate => made.and_then(|made| self.note_ended().map(|()| made)),
+                Purpose::Fork | Purpose::Snapshot => made,
             };
             if made.is_err() {
                 paused.end();
@@ -127,6 +146,24 @@ impl Source {
                 },
             }
         })
+    }
+
+    /// Waits a moment for connections that are being closed.
+    fn settle(&self) {
+        let start = Instant::now();
+        while self.is_connected() && start.elapsed() < CLOSING {
+            std::thread::sleep(LOOKING);
+        }
+    }
+
+    /// Whether a connection may be open in the machine: so is each where nobody says.
+    fn is_connected(&self) -> bool {
+        let counts = self.counts.get().copied().unwrap_or_else(|| {
+            let counts = control::counts_connections(&self.control);
+            // Of a kernel that could not be asked nothing is known.
+            counts.is_ok_and(|counts| *self.counts.get_or_init(|| counts))
+        });
+        !counts || !matches!(control::connections(&self.control), Ok(0))
     }
 
     /// Has the kernel end connections to others: see the module's docs.
@@ -161,7 +198,12 @@ impl Source {
 
     /// Writes everything but the record, in a machine that stands still. Says what the pages are, if that was found
     /// out meanwhile. Calls `done` once the kernel has written all.
-    fn save(&self, target: &Path, done: impl FnOnce()) -> Result<Option<FileDigest>, Failure> {
+    fn save(
+        &self,
+        target: &Path,
+        purpose: Purpose,
+        done: impl FnOnce(),
+    ) -> Result<Option<FileDigest>, Failure> {
         let (reader, writer) = io::pipe().named("make a pipe")?;
         let new = |name: &str| {
             OpenOptions::new()
@@ -178,8 +220,7 @@ impl Source {
         let whole = AtomicBool::new(false);
         fs::copy(self.directory.join(SECRET), target.join(SECRET)).named("copy the secret")?;
         std::thread::scope(|scope| {
-            let follower = self
-                .in_order
+            let follower = (self.in_order && purpose != Purpose::Fork)
                 .then(|| scope.spawn(|| follow(&written, &whole)));
             let kernel = scope.spawn(|| {
                 let files = [writer.as_fd(), table.as_fd(), pages.as_fd()];
@@ -321,6 +362,13 @@ fn deleted(reason: &str) -> Option<&str> {
         .1
         .split_once("\").beforeSave: ")?;
     rest.starts_with("deleted").then_some(path)
+}
+
+/// Says of what was written that it is for a fork.
+fn pass_on(target: &Path, format: &str) -> Result<Checkpoint, Failure> {
+    let made = Checkpoint::passing("gvisor", format);
+    made.write(target).named("record the checkpoint")?;
+    Ok(made)
 }
 
 /// Has what was written put on the disk, and says what it is.

@@ -3,14 +3,14 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use nullspace_engine::{
-    Afterwards, Bind, BoxedIo, Capabilities, Checkpoint, Denial, Engine, EngineError, LiveMachine,
-    MachineExit, MachineSpec, Usage, egress::Rules,
+    Bind, BoxedIo, Capabilities, Checkpoint, Denial, Engine, EngineError, LiveMachine, MachineExit,
+    MachineSpec, Purpose, Usage, egress::Rules,
 };
 use nullspace_engine_native::{
     Host, KERNEL_MEMORY, Kind, Origin, Pack, find_pack, is_id,
@@ -39,9 +39,6 @@ const AGAIN: Duration = Duration::from_millis(10);
 const NEXT_SECRET: &str = "secret.next";
 /// In a machine's directory: it had something shown that was taken away since.
 const TAKEN: &str = "taken";
-/// How long a connection is left alone after it was used before its machine is kept: what still arrives on it while the kernel
-/// writes has been seen to make a state that no guest answers in.
-const QUIET: Duration = Duration::from_millis(50);
 /// How long a guest that runs takes to answer at most, on a busy host.
 const ANSWERS: Duration = Duration::from_secs(5);
 
@@ -53,6 +50,8 @@ pub struct GvisorEngine {
     data_dir: PathBuf,
     proofs: Arc<Proofs>,
     endings: Arc<Endings>,
+    /// See [`Source::counts`].
+    counts: Arc<OnceLock<bool>>,
 }
 
 impl GvisorEngine {
@@ -72,6 +71,7 @@ impl GvisorEngine {
             data_dir,
             proofs: Arc::default(),
             endings: Arc::default(),
+            counts: Arc::default(),
         };
         if let Err(error) = gate::sweep(&engine.run()) {
             tracing::warn!(%error, "what an earlier process had begun to read may be left");
@@ -99,6 +99,7 @@ impl GvisorEngine {
         Source {
             control: directory.join(STATE).join(format!("runsc-{NAME}.sock")),
             in_order: self.release.writes_in_order(),
+            counts: Arc::clone(&self.counts),
             directory,
         }
     }
@@ -110,7 +111,9 @@ impl GvisorEngine {
             return Err(gone());
         }
         let secret = std::fs::read(self.host.machine_dir(id).join(secret)).map_err(|_| gone())?;
-        let mut stream = self.host.connect(id, PORT).await?.ok_or_else(gone)?;
+        // A machine that is about to be kept should not have to run for the end of a connection to get there.
+        let stream = self.host.connect_abrupt(id, PORT).await?;
+        let mut stream = stream.ok_or_else(gone)?;
         stream
             .write_all(&secret)
             .await
@@ -209,7 +212,8 @@ impl GvisorEngine {
         Ok((made, guest))
     }
 
-    /// Has a kernel started that goes on from a checkpoint, and the checkpoint proven meanwhile: see [`gate`].
+    /// Has a kernel started that goes on from a checkpoint, and the checkpoint proven meanwhile, if there is anything to
+    /// prove: see [`gate`].
     async fn build(
         &self,
         spec: &MachineSpec,
@@ -217,6 +221,15 @@ impl GvisorEngine {
         made: Checkpoint,
         guest: Pack,
     ) -> Result<(), EngineError> {
+        let Some(digest) = &made.digest else {
+            let origin = Origin {
+                directory: from.to_owned(),
+                image: from.to_owned(),
+                guest,
+            };
+            let created = self.host.create(Kind::Gvisor, spec, Some(origin)).await;
+            return created.map_err(|error| lacks(error, spec));
+        };
         let failed = |error: io::Error| EngineError::Step {
             step: "have the checkpoint read".into(),
             reason: error.to_string(),
@@ -233,7 +246,7 @@ impl GvisorEngine {
             guest,
         };
         // Held until the machine is made.
-        let proof = self.proofs.of(from, &made.digest);
+        let proof = self.proofs.of(from, digest);
         let (tell, told) = std::sync::mpsc::channel();
         let proving = async {
             // Dropped with this: without a word the kernel gets no memory.
@@ -333,26 +346,19 @@ impl GvisorEngine {
         Ok(self.host.machine_dir(id).join(TAKEN).exists() || !self.attached(id).await?.is_empty())
     }
 
-    /// Refuses to keep a machine that could not be built again because of what is open in its binds. Answers with the
-    /// connection over which that was asked.
-    async fn check_open(&self, id: &str) -> Result<GuestClient, EngineError> {
+    /// Refuses to keep a machine that could not be built again because of what is open in its binds.
+    async fn check_open(&self, id: &str) -> Result<(), EngineError> {
         let asked = async {
             let guest = self.client(id, SECRET).await?;
-            let answer = guest.check_open().await;
-            Ok::<_, EngineError>((guest, answer))
+            Ok::<_, EngineError>(guest.check_open().await)
         };
         let answer = tokio::time::timeout(PATIENCE, asked).await;
-        let (guest, answer) =
-            answer.map_err(|_| unavailable("look at what is open", "no answer"))??;
-        match answer {
+        match answer.map_err(|_| unavailable("look at what is open", "no answer"))?? {
             Err(error) if error.kind() == Some(ErrorKind::Exists) => {
                 Err(EngineError::Busy(error.to_string()))
             }
             // A guest that is older than this program does not look.
-            Ok(()) | Err(GuestError::Refused(_)) => {
-                tokio::time::sleep(QUIET).await;
-                Ok(guest)
-            }
+            Ok(()) | Err(GuestError::Refused(_)) => Ok(()),
             Err(error) => Err(unavailable("look at what is open", error)),
         }
     }
@@ -431,6 +437,7 @@ impl Engine for GvisorEngine {
             pause: false,
             hibernate: true,
             fork: true,
+            images: true,
         }
     }
 
@@ -464,7 +471,7 @@ impl Engine for GvisorEngine {
         &self,
         id: &str,
         target: &Path,
-        afterwards: Afterwards,
+        purpose: Purpose,
     ) -> Result<Checkpoint, EngineError> {
         if !is_id(id) || self.endings.has(id) {
             return Err(EngineError::NotFound(id.to_owned()));
@@ -473,15 +480,11 @@ impl Engine for GvisorEngine {
         let pack = std::fs::read_to_string(source.directory.join(GUEST))
             .map_err(|_| EngineError::NotFound(id.to_owned()))?;
         let format = self.format(&pack);
-        let guest = match self.shows(id).await? {
-            true => Some(self.check_open(id).await?),
-            false => None,
-        };
-        let made = blocking(move || source.write(&target, &format, afterwards)).await?;
-        // Not before: a connection that comes to its end while the kernel writes is what a rehearsal is there to prevent.
-        drop(guest);
-        let made = made?;
-        if afterwards == Afterwards::End {
+        if self.shows(id).await? {
+            self.check_open(id).await?;
+        }
+        let made = blocking(move || source.write(&target, &format, purpose)).await??;
+        if purpose == Purpose::Hibernate {
             self.endings.begin(self.host.clone(), id);
         }
         Ok(made)
@@ -496,7 +499,13 @@ impl Engine for GvisorEngine {
         if introduced.is_err() {
             self.host.destroy(&spec.id).await?;
         }
-        introduced
+        introduced.map_err(|error| match error {
+            // It did not get far enough for anybody to have done that to it.
+            EngineError::NotFound(_) => {
+                unavailable("make a machine of a checkpoint", "it ended at once")
+            }
+            other => other,
+        })
     }
 
     async fn list(&self) -> Result<Vec<LiveMachine>, EngineError> {

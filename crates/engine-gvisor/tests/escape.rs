@@ -4,7 +4,7 @@ mod common;
 
 use std::{sync::Arc, time::Duration};
 
-use nullspace_engine::{Afterwards, Engine, EngineError, conformance, several::Several};
+use nullspace_engine::{Engine, EngineError, Purpose, conformance, several::Several};
 use nullspace_protocol::{ExecRequest, GuestClient, Terminal, TerminalSize};
 
 use common::probes::{machine, output};
@@ -115,9 +115,9 @@ async fn a_full_disk_leaves_the_machine_running() {
     let engine = world.engine(&release).await;
     machine(&engine, &world, "one").await;
     let small = Small::mount(&world.path().join("small"));
-    for afterwards in [Afterwards::Run, Afterwards::End] {
+    for purpose in [Purpose::Snapshot, Purpose::Hibernate] {
         let target = small.0.join("checkpoint");
-        let failed = engine.checkpoint("one", &target, afterwards).await;
+        let failed = engine.checkpoint("one", &target, purpose).await;
         assert!(
             matches!(failed, Err(EngineError::Step { .. })),
             "{failed:?}"
@@ -137,11 +137,11 @@ async fn a_record_that_cannot_be_written_leaves_the_machine_running() {
     };
     let engine = world.engine(&release).await;
     machine(&engine, &world, "one").await;
-    for afterwards in [Afterwards::Run, Afterwards::End] {
+    for purpose in [Purpose::Snapshot, Purpose::Hibernate] {
         let target = world.path().join("checkpoint");
         let in_the_way = target.join("checkpoint.json.new");
         let placed = std::thread::spawn(move || while std::fs::create_dir(&in_the_way).is_err() {});
-        let failed = engine.checkpoint("one", &target, afterwards).await;
+        let failed = engine.checkpoint("one", &target, purpose).await;
         placed.join().expect("it is in the way");
         assert!(
             matches!(failed, Err(EngineError::Step { .. })),
@@ -201,7 +201,7 @@ async fn terminals_and_ports_are_there_again() {
         output(&guest, serve).await;
     }
     let target = world.path().join("kept");
-    let kept = engine.checkpoint("one", &target, Afterwards::End).await;
+    let kept = engine.checkpoint("one", &target, Purpose::Hibernate).await;
     kept.expect("checkpoint");
     let spec = conformance::spec("two", std::slice::from_ref(&world.layer));
     engine.restore(&spec, &target).await.expect("restore");

@@ -49,6 +49,7 @@ impl Engine for NativeEngine {
             pause: true,
             hibernate: false,
             fork: false,
+            images: true,
         }
     }
 

@@ -36,14 +36,16 @@ const FORMAT: &str = "nullspace checkpoint 2";
 /// Attributes that say what an overlay makes of a file, and what a machine set.
 const XATTR_PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user."];
 
-/// What becomes of a machine whose state was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Afterwards {
-    /// It goes on running.
-    Run,
-    /// It is ended, at the moment that was kept.
-    End,
+/// What a machine's state is written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// The machine goes on from it, later: it is ended at the moment that was kept.
+    Hibernate,
+    /// Others are made of it, whenever; the machine goes on.
+    Snapshot,
+    /// Others are made of it now, by whoever had it written; the machine goes on. It is not to outlast that: it is neither put on
+    /// the disk for good nor has it a digest, which takes as long as the writing.
+    Fork,
 }
 
 /// A finished checkpoint.
@@ -53,11 +55,11 @@ pub struct Checkpoint {
     pub engine: String,
     /// What of the engine must be the same to read it: a version, in the engine's own words.
     pub format: String,
-    /// Bytes on disk.
+    /// Bytes on disk; 0 where it has no digest.
     pub bytes: u64,
     /// Of everything in it but this record: 64 hex digits, BLAKE3, which is several times as fast here as SHA-256 and as
-    /// hard to fool.
-    pub digest: String,
+    /// hard to fool. None for [`Purpose::Fork`].
+    pub digest: Option<String>,
 }
 
 /// What a file holds, found out while it was written.
@@ -124,17 +126,32 @@ impl Checkpoint {
             engine: engine.to_owned(),
             format: format.to_owned(),
             bytes,
-            digest,
+            digest: Some(digest),
         })
     }
 
-    /// Proves that the rest of a checkpoint's directory is what was written. Blocks while it reads all of it.
+    /// Describes one for [`Purpose::Fork`].
+    #[must_use]
+    pub fn passing(engine: &str, format: &str) -> Self {
+        Self {
+            engine: engine.to_owned(),
+            format: format.to_owned(),
+            bytes: 0,
+            digest: None,
+        }
+    }
+
+    /// Proves that the rest of a checkpoint's directory is what was written. Blocks while it reads all of it. Of one without a
+    /// digest there is nothing to prove: a caller that kept one knows better, and compares.
     ///
     /// # Errors
     /// [`EngineError::Checkpoint`].
     pub fn prove(&self, directory: &Path) -> Result<(), EngineError> {
+        let Some(wanted) = &self.digest else {
+            return Ok(());
+        };
         match describe(directory, &HashMap::new()) {
-            Ok((digest, _)) if digest == self.digest => Ok(()),
+            Ok((digest, _)) if digest == *wanted => Ok(()),
             Ok(_) => Err(EngineError::Checkpoint(
                 "its files are not what was written".into(),
             )),
@@ -155,11 +172,15 @@ impl Checkpoint {
         serde_json::from_slice(&fs::read(path).ok()?).ok()
     }
 
-    /// Puts the record into a directory that holds all else, durably: what else is there must be on disk already.
+    /// Puts the record into a directory that holds all else. With a digest it does so durably: what else is there must be on
+    /// disk already.
     ///
     /// # Errors
     /// What the file system says.
     pub fn write(&self, directory: &Path) -> io::Result<()> {
+        if self.digest.is_none() {
+            return fs::write(directory.join(RECORD), serde_json::to_vec(self)?);
+        }
         self.draft(directory)?;
         Self::publish(directory)
     }
@@ -321,7 +342,7 @@ mod tests {
             engine: "gvisor".into(),
             format: "1".into(),
             bytes: 5,
-            digest: "00".repeat(32),
+            digest: Some("00".repeat(32)),
         };
         checkpoint.write(dir.path()).unwrap();
         assert_eq!(Checkpoint::read(dir.path()), Some(checkpoint));
@@ -339,7 +360,7 @@ mod tests {
         fs::write(at.join("layer/a/file"), "text").unwrap();
         symlink("/etc/passwd", at.join("layer/link")).unwrap();
         let made = Checkpoint::of(&at, "gvisor", "1").unwrap();
-        assert_eq!(made.digest.len(), 64);
+        assert_eq!(made.digest.as_ref().map(String::len), Some(64));
         assert!(made.bytes >= (3 << 20) + 4, "{made:?}");
         made.write(&at).unwrap();
         made.prove(&at).unwrap();

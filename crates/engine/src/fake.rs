@@ -16,8 +16,8 @@ use nullspace_guest::{Config, Guest};
 use tokio::{sync::broadcast, task::JoinSet};
 
 use crate::{
-    Afterwards, Bind, BoxedIo, Capabilities, Checkpoint, Denial, Engine, EngineError, ExitReason,
-    LiveMachine, MachineExit, MachineSpec, Usage, egress::Rules,
+    Bind, BoxedIo, Capabilities, Checkpoint, Denial, Engine, EngineError, ExitReason, LiveMachine,
+    MachineExit, MachineSpec, Purpose, Usage, egress::Rules,
 };
 
 /// Of what it writes as checkpoints.
@@ -311,6 +311,7 @@ impl Engine for FakeEngine {
         Capabilities {
             hibernate: self.keeps_memory,
             fork: self.keeps_memory,
+            images: false,
             ..Capabilities::default()
         }
     }
@@ -353,7 +354,7 @@ impl Engine for FakeEngine {
         &self,
         id: &str,
         target: &Path,
-        afterwards: Afterwards,
+        purpose: Purpose,
     ) -> Result<Checkpoint, EngineError> {
         if !self.keeps_memory {
             return Err(self.cannot("keep memory"));
@@ -374,7 +375,12 @@ impl Engine for FakeEngine {
             std::fs::create_dir(target)?;
             copy_tree(&root, &target.join("root"))?;
             std::fs::write(target.join("memory"), format!("there is none: {id}\n"))?;
-            let made = Checkpoint::of(target, self.name, FORMAT)?;
+            let made = match purpose {
+                Purpose::Fork => Checkpoint::passing(self.name, FORMAT),
+                Purpose::Hibernate | Purpose::Snapshot => {
+                    Checkpoint::of(target, self.name, FORMAT)?
+                }
+            };
             made.write(target)?;
             Ok(made)
         };
@@ -382,7 +388,7 @@ impl Engine for FakeEngine {
             let _ = std::fs::remove_dir_all(target);
             step("checkpoint")(error)
         })?;
-        if afterwards == Afterwards::End
+        if purpose == Purpose::Hibernate
             && let Some(machine) = self.lock().remove(id)
         {
             machine.end();

@@ -15,7 +15,7 @@ pub mod fake;
 pub mod several;
 mod spec;
 
-pub use checkpoint::{Afterwards, Checkpoint, FileDigest, FileHasher};
+pub use checkpoint::{Checkpoint, FileDigest, FileHasher, Purpose};
 pub use nullspace_egress as egress;
 pub use nullspace_protocol::BoxedIo;
 pub use spec::{
@@ -131,11 +131,11 @@ pub trait Engine: Send + Sync + 'static {
     }
 
     /// Writes a machine's processes, memory and writable layer, as they were at one moment, into the directory `target`.
-    /// When this returns all of it is on disk and stays there if the power goes.
+    /// When this returns all of it is on disk and stays there if the power goes, but for [`Purpose::Fork`].
     ///
     /// The caller guarantees that `target` does not exist and that its parent does. On error the machine goes on
     /// running, and `target` is not there or holds no finished checkpoint (see [`Checkpoint::read`]). With
-    /// [`Afterwards::End`] no process of the machine does anything after the moment that was kept.
+    /// [`Purpose::Hibernate`] no process of the machine does anything after the moment that was kept.
     ///
     /// [`EngineError::Busy`] while a process has something open that was deleted, or is in a bind that was detached: a machine
     /// could not be built of that.
@@ -143,7 +143,7 @@ pub trait Engine: Send + Sync + 'static {
         &self,
         _id: &str,
         _target: &std::path::Path,
-        _afterwards: Afterwards,
+        _purpose: Purpose,
     ) -> Result<Checkpoint, EngineError> {
         Err(self.cannot("keep memory"))
     }
@@ -153,8 +153,8 @@ pub trait Engine: Send + Sync + 'static {
     ///
     /// As for [`Engine::create`], but what was started in the checkpoint has its environment and directory already.
     /// Before anything of it runs the engine proves the checkpoint by the digest in its record ([`EngineError::Checkpoint`]
-    /// when it is not what was written); the caller compares that with the one it was given. It is only read, and once this
-    /// returns it may be removed.
+    /// when it is not what was written); the caller compares that with the one it was given, because a checkpoint that has none
+    /// is taken as it is. It is only read, and once this returns it may be removed.
     /// The caller guarantees that the layers are those of the machine that was kept, and that wherever that one had a bind
     /// there is one: the same, or another directory. Binds at further targets are shown as by [`Engine::attach`]. Where processes have
     /// something open in a bind and it is not there, or may not be opened like that any more, no machine is made

@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use tokio::sync::broadcast;
 
 use crate::{
-    Afterwards, Bind, BoxedIo, Capabilities, Checkpoint, Denial, Engine, EngineError, LiveMachine,
-    MachineExit, MachineSpec, Usage, egress::Rules,
+    Bind, BoxedIo, Capabilities, Checkpoint, Denial, Engine, EngineError, LiveMachine, MachineExit,
+    MachineSpec, Purpose, Usage, egress::Rules,
 };
 
 /// News that may wait for a slow reader.
@@ -193,11 +193,11 @@ impl Engine for Several {
         &self,
         id: &str,
         target: &Path,
-        afterwards: Afterwards,
+        purpose: Purpose,
     ) -> Result<Checkpoint, EngineError> {
         let engine = self.of(id).await?;
-        let made = engine.checkpoint(id, target, afterwards).await?;
-        if afterwards == Afterwards::End {
+        let made = engine.checkpoint(id, target, purpose).await?;
+        if purpose == Purpose::Hibernate {
             lock(&self.machines).remove(id);
         }
         Ok(made)

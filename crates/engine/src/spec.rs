@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 /// A host path shown inside a machine. Programs in it get no rights by set-user-id bits, and device nodes are ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
-    /// Absolute host path, opened by the engine.
+    /// Absolute host path, opened by the engine. An engine that can ([`Capabilities::images`]) shows what is in the image beside
+    /// it instead, if there is one.
     pub source: PathBuf,
     /// A directory beneath `source` that is shown instead of it: a clean relative path. What is in `source` may be hostile
     /// then (a volume, which machines write to): the engine opens this path beneath `source` and through no link.
@@ -238,4 +239,6 @@ pub struct Capabilities {
     pub hibernate: bool,
     /// Branches a running machine.
     pub fork: bool,
+    /// Shows of a bind's source what is in the image beside it, if there is one (`nullspace_sys::image`).
+    pub images: bool,
 }

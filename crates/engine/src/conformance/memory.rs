@@ -8,7 +8,7 @@ use std::{
 use nullspace_protocol::{ExecRequest, GuestClient};
 
 use super::{PATIENCE, connect, in_workspace, sh, spec};
-use crate::{Afterwards, Checkpoint, Engine, EngineError, MachineSpec};
+use crate::{Checkpoint, Engine, EngineError, MachineSpec, Purpose};
 
 pub(super) async fn run(engine: &dyn Engine, lower: &[PathBuf]) {
     let can = engine.capabilities();
@@ -20,7 +20,7 @@ pub(super) async fn run(engine: &dyn Engine, lower: &[PathBuf]) {
         let id = "m-refused";
         engine.create(&spec(id, lower)).await.expect("create");
         let target = home.path().join("none");
-        let refused = engine.checkpoint(id, &target, Afterwards::Run).await;
+        let refused = engine.checkpoint(id, &target, Purpose::Snapshot).await;
         assert!(
             matches!(refused, Err(EngineError::Unsupported { .. })),
             "{refused:?}"
@@ -75,7 +75,7 @@ async fn grows(guest: &GuestClient, past: u64) -> u64 {
 
 async fn sleeps_and_wakes(engine: &dyn Engine, lower: &[PathBuf], home: &Path) {
     let unknown = engine
-        .checkpoint("m-nobody", &home.join("no"), Afterwards::Run)
+        .checkpoint("m-nobody", &home.join("no"), Purpose::Snapshot)
         .await;
     assert!(matches!(unknown, Err(EngineError::NotFound(_))));
     assert!(!home.join("no").exists());
@@ -93,7 +93,7 @@ async fn sleeps_and_wakes(engine: &dyn Engine, lower: &[PathBuf], home: &Path) {
     // Where it cannot be written the machine goes on, and nothing is left.
     let nowhere = home.join("missing/checkpoint");
     let failed = engine
-        .checkpoint("m-sleep", &nowhere, Afterwards::End)
+        .checkpoint("m-sleep", &nowhere, Purpose::Hibernate)
         .await;
     assert!(
         matches!(failed, Err(EngineError::Step { .. })),
@@ -104,10 +104,10 @@ async fn sleeps_and_wakes(engine: &dyn Engine, lower: &[PathBuf], home: &Path) {
 
     let target = home.join("sleep");
     let made = engine
-        .checkpoint("m-sleep", &target, Afterwards::End)
+        .checkpoint("m-sleep", &target, Purpose::Hibernate)
         .await
         .expect("checkpoint");
-    assert!(made.bytes > 0 && !made.digest.is_empty(), "{made:?}");
+    assert!(made.bytes > 0 && made.digest.is_some(), "{made:?}");
     assert!(matches!(
         engine.dial("m-sleep").await,
         Err(EngineError::NotFound(_))
@@ -169,19 +169,29 @@ async fn branches(engine: &dyn Engine, lower: &[PathBuf], home: &Path) {
     }
     let target = home.join("fork");
     engine
-        .checkpoint("m-parent", &target, Afterwards::Run)
+        .checkpoint("m-parent", &target, Purpose::Snapshot)
         .await
         .expect("checkpoint");
+    // One that is used at once and not kept, beside one that is.
+    let passing = home.join("passing");
+    let made = engine
+        .checkpoint("m-parent", &passing, Purpose::Fork)
+        .await
+        .expect("checkpoint");
+    assert_eq!(made.digest, None);
     let parent = connect(engine, "m-parent").await;
     assert_eq!(sh(&parent, &say("parent")).await.0, 0);
-    let children = ["m-child-1", "m-child-2", "m-child-3"];
+    let children = ["m-child-1", "m-child-2", "m-child-3", "m-child-4"];
     super::futures::all(children.iter().map(|id| {
+        let target = match *id {
+            "m-child-4" => &passing,
+            _ => &target,
+        };
         let child = MachineSpec {
             hostname: (*id).to_owned(),
             env: [("GREETING".to_owned(), format!("I am {id}"))].into(),
             ..spec(id, lower)
         };
-        let target = &target;
         async move { engine.restore(&child, target).await.expect("restore") }
     }))
     .await;

@@ -164,7 +164,7 @@ pub(crate) fn lasting(in_place: bool) -> Value {
 /// Puts what an engine wrote into the record.
 pub(crate) fn describe(row: &mut SnapshotRow, kept: &Checkpoint) {
     row.size_bytes = kept.bytes;
-    row.digest = Some(kept.digest.clone());
+    row.digest.clone_from(&kept.digest);
 }
 
 /// The refusal of what an engine does not have.
@@ -180,16 +180,12 @@ pub(crate) fn cannot(app: &App, what: &str) -> Error {
 /// Where a state is, when what is there is what is on record.
 pub(crate) fn whole(app: &App, row: &SnapshotRow) -> Result<PathBuf> {
     let path = directory(app, &row.id);
-    let kept = Checkpoint::read(&path);
-    let digest = kept.map(|kept| kept.digest);
-    if digest.is_none() || digest != row.digest {
-        let what = match digest {
-            None => "it is not on disk any more, or not whole",
-            Some(_) => "what is on disk is not what was kept",
-        };
-        return Err(EngineError::Checkpoint(format!("{}: {what}", row.id)).into());
-    }
-    Ok(path)
+    let what = match Checkpoint::read(&path) {
+        Some(kept) if kept.digest == row.digest => return Ok(path),
+        Some(_) => "what is on disk is not what was kept",
+        None => "it is not on disk any more, or not whole",
+    };
+    Err(EngineError::Checkpoint(format!("{}: {what}", row.id)).into())
 }
 
 /// Records that a copy is whole.

@@ -8,7 +8,7 @@
 //! Whatever dies in between, the next server finds a record of what was meant: see `adopt`.
 
 use nullspace_api::time;
-use nullspace_engine::{Afterwards, Capabilities, EngineError, MachineSpec};
+use nullspace_engine::{Capabilities, EngineError, MachineSpec, Purpose};
 use nullspace_lifecycle::machine::{Input, State};
 use nullspace_store::{
     StoreError, event as event_rows, idempotency,
@@ -45,7 +45,7 @@ impl Owner {
                 let put = Change::Put(Box::new(snapshot.clone()));
                 self.must_with(Input::Hibernated, None, put).await;
                 if !snapshot.in_place {
-                    *self.handle.guest.lock().await = None;
+                    self.hang_up().await;
                 }
                 self.free_place(&snapshot);
                 Ok(snapshot)
@@ -72,12 +72,19 @@ impl Owner {
             snapshot.size_bytes = engine.usage(&self.row.id).await?.memory_bytes;
         } else {
             let target = snapshot::directory(&self.app, &snapshot.id);
+            self.hang_up().await;
             let kept = engine
-                .checkpoint(&self.row.id, &target, Afterwards::End)
+                .checkpoint(&self.row.id, &target, Purpose::Hibernate)
                 .await?;
             snapshot::describe(snapshot, &kept);
         }
         Ok(())
+    }
+
+    /// Closes the connection that is kept to the guest: what is connected while a state is kept costs the keeping of it time, and
+    /// does not outlast it.
+    async fn hang_up(&self) {
+        *self.handle.guest.lock().await = None;
     }
 
     /// Lets it go on. One that runs does already.
@@ -154,9 +161,9 @@ impl Owner {
                 .with_action("resume the machine first"));
         }
         let can = self.may_be_kept().await?;
-        let able = match wanted.kind {
-            Kind::Fork => can.fork,
-            Kind::Hibernate | Kind::Snapshot => can.hibernate,
+        let (able, purpose) = match wanted.kind {
+            Kind::Fork => (can.fork, Purpose::Fork),
+            Kind::Hibernate | Kind::Snapshot => (can.hibernate, Purpose::Snapshot),
         };
         if !able {
             return Err(snapshot::cannot(&self.app, wanted.kind.verb()));
@@ -175,10 +182,11 @@ impl Owner {
             idempotency::Outcome::Conflict => return Err(key_used()),
         }
         let target = snapshot::directory(&self.app, &snapshot.id);
+        self.hang_up().await;
         let kept = self
             .app
             .engine
-            .checkpoint(&self.row.id, &target, Afterwards::Run)
+            .checkpoint(&self.row.id, &target, purpose)
             .await;
         match kept {
             Ok(kept) => {
