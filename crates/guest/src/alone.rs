@@ -1,9 +1,10 @@
 //! A guest that is a program of its own: where a machine has a kernel of its own, nothing can be forked into it.
 //!
 //! ```text
-//!  started ──▶ waits for its setup ──▶ listens, says ready ──▶ answers
+//!  started ──▶ listens, waits for its setup ──▶ says ready ──▶ answers
 //! ```
-//! The wait may be long: machines are prepared ahead. What it says and hears is in `nullspace_protocol::alone`.
+//! The wait may be long: machines are prepared ahead, and all that does not depend on the setup is done before it. Nobody is
+//! let in meanwhile. What it says and hears is in `nullspace_protocol::alone`.
 
 use std::{
     io::{self, Read, Write},
@@ -42,10 +43,12 @@ pub(crate) type Secret = Arc<RwLock<[u8; SECRET_BYTES]>>;
 pub fn main() -> io::Result<()> {
     nullspace_sys::spawn::ignored_signals();
     nullspace_sys::memory::keep_freed(KEEP_FREED);
-    let setup = read(&mut io::stdin().lock())?;
     namespace::lock_down()?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let _ = std::fs::remove_dir(PLACEHOLDER);
+    let runtime = crate::runtime()?;
+    let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)))?;
+    let setup = read(&mut io::stdin().lock())?;
     apply(&setup)?;
     for what in &setup.shown {
         if let Err(error) = shown::show(what) {
@@ -66,9 +69,8 @@ pub fn main() -> io::Result<()> {
         root: "/".into(),
         init: true,
     };
-    crate::runtime()?.block_on(async {
+    runtime.block_on(async {
         let guest = Guest::new(config)?.with_secret(secret.clone());
-        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await?;
         let mut output = io::stdout().lock();
         output.write_all(&[READY])?;
         output.flush()?;

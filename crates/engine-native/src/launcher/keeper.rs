@@ -37,6 +37,7 @@ use nullspace_sys::{
 use rustix::{
     fs::Mode,
     mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags},
+    process::{WaitOptions, WaitStatus},
 };
 
 use super::{
@@ -88,7 +89,7 @@ const GUEST_ALONE: &str = "CAP_SYS_ADMIN";
 const OPEN_FILES: u64 = 65_536;
 /// The most of `runsc`'s log that is looked at for a reason, in bytes.
 const LOG: usize = 64 << 10;
-/// The most of a guest's reason that is read, in bytes.
+/// The most of a guest's or a kernel's reason that is read, in bytes.
 const REASON: u64 = 4 << 10;
 
 /// What the launcher's gVisor machines have in common.
@@ -175,7 +176,11 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>, gvisor: &Gvisor
         None => kernel.introduce(&spec, &directory)?,
     }
     binds::send(control, READY, &kernel.shown).named("report")?;
-    kernel.watch();
+    let status = kernel.watch();
+    if !status.is_some_and(|status| status.exit_status() == Some(0)) {
+        let said = last_words(&stage.panic_log());
+        eprintln!("the kernel of machine {} ended: {status:?} {said}", spec.id);
+    }
     Ok(())
 }
 
@@ -327,6 +332,11 @@ impl Stage<'_> {
         fs::write(self.scratch.join("bundle/config.json"), text).named("write the bundle")
     }
 
+    /// Where a kernel that gives up says why.
+    fn panic_log(&self) -> PathBuf {
+        self.scratch.join("bundle/panic")
+    }
+
     fn run(
         &self,
         from: Option<&Origin>,
@@ -337,10 +347,12 @@ impl Stage<'_> {
         let (ready, ready_writer) = io::pipe().named("make a pipe")?;
         let log = self.scratch.join("bundle/log");
         let _ = fs::remove_file(&log);
+        let _ = fs::remove_file(self.panic_log());
         let mut command = Command::new(&self.gvisor.config.runsc);
         command
             .arg(format!("--root={}", self.scratch.join(STATE).display()))
             .arg(format!("--log={}", log.display()))
+            .arg(format!("--panic-log={}", self.panic_log().display()))
             .args([
                 "--platform=systrap",
                 "--network=sandbox",
@@ -444,7 +456,7 @@ impl Kernel {
     }
 
     fn is_alive(&self) -> bool {
-        use rustix::process::{Pid, WaitOptions, waitpid};
+        use rustix::process::{Pid, waitpid};
         let pid = Pid::from_raw(self.pid);
         matches!(waitpid(pid, WaitOptions::NOHANG), Ok(None))
     }
@@ -492,17 +504,29 @@ impl Kernel {
         }
     }
 
-    /// Waits for the end of the kernel, which is the end of the machine.
-    fn watch(self) {
-        use rustix::process::{WaitOptions, wait};
+    /// Waits for the end of the kernel, which is the end of the machine. Says how it came, if that is known.
+    fn watch(self) -> Option<WaitStatus> {
+        use rustix::process::wait;
         let Self { pid, .. } = self;
         loop {
             match wait(WaitOptions::empty()) {
-                Ok(Some((ended, _))) if ended.as_raw_nonzero().get() == pid => return,
+                Ok(Some((ended, status))) if ended.as_raw_nonzero().get() == pid => {
+                    return Some(status);
+                }
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return,
+                Err(_) => return None,
             }
         }
+    }
+}
+
+/// The beginning of what a kernel said when it gave up, for a log: what runs in the machine may have a say in it.
+fn last_words(panic_log: &Path) -> String {
+    let mut said = Vec::new();
+    let read = File::open(panic_log).and_then(|file| file.take(REASON).read_to_end(&mut said));
+    match read {
+        Ok(0) | Err(_) => "and gave no reason".into(),
+        Ok(_) => format!("{:?}", String::from_utf8_lossy(&said)),
     }
 }
 
@@ -516,7 +540,7 @@ fn show(bind: &Bind) -> Show {
 
 /// Ends everything beneath this process.
 fn end_children() {
-    use rustix::process::{Signal, WaitOptions, kill_process, wait};
+    use rustix::process::{Signal, kill_process, wait};
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     for pid in pids.filter(|pid: &i32| *pid != 1) {
@@ -583,7 +607,7 @@ fn bundle(scratch: &Path, command: &[String]) -> Vec<u8> {
         json!({"destination": "/dev/pts", "type": "devpts"}),
         json!({"destination": "/dev/shm", "type": "tmpfs", "options": ["mode=1777"]}),
         json!({"destination": pack::TARGET, "type": "bind", "source": scratch.join("pack"), "options": ["bind", "ro"]}),
-        json!({"destination": SHOWN_INSIDE, "type": "bind", "source": scratch.join(SHOWN), "options": ["rbind", "rslave", "rw"]}),
+        json!({"destination": SHOWN_INSIDE, "type": "bind", "source": scratch.join(SHOWN), "options": ["rbind", "rslave", "rw", "nosuid", "nodev"]}),
     ];
     let namespaces = ["pid", "ipc", "uts", "mount"].map(|kind| json!({"type": kind}));
     // Its own network is the one that this process is in.

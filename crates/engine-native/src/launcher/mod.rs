@@ -74,6 +74,9 @@ const PREPARING_AT_ONCE: usize = 8;
 const QUIET: Duration = Duration::from_millis(10);
 /// The same when none is left: long enough for a first command, so that the next machine need not wait.
 const QUIET_WITHOUT: Duration = Duration::from_millis(3);
+/// The same for one with a kernel of its own, which takes a processor for some tenths of a second: long enough for a first command in
+/// a machine of that kind, which would share the processors with it.
+const QUIET_WITH_KERNEL: Duration = Duration::from_millis(80);
 /// How long tidying waits for a quiet moment.
 const TIDY: Duration = Duration::from_secs(1);
 /// How long a child may take to get ready before it is given up.
@@ -259,6 +262,14 @@ struct Wanted {
     from: Option<Origin>,
 }
 
+impl Wanted {
+    /// Whether something of it can be made before it is known which machine it is: a kernel that goes on from a checkpoint, or
+    /// with binds, is started for itself.
+    fn can_be_ahead(&self) -> bool {
+        self.kind == Kind::Native || (self.from.is_none() && self.spec.binds.is_empty())
+    }
+}
+
 struct Launcher {
     config: LauncherConfig,
     /// Held for its lock.
@@ -433,9 +444,10 @@ impl Launcher {
         if !self.waiting.is_empty() || self.entries.values().any(starting) {
             return None;
         }
-        let quiet = match self.parked_of(kind) == 0 {
-            true => QUIET_WITHOUT,
-            false => QUIET,
+        let quiet = match kind {
+            Kind::Gvisor => QUIET_WITH_KERNEL,
+            Kind::Native if self.parked_of(kind) == 0 => QUIET_WITHOUT,
+            Kind::Native => QUIET,
         };
         Some(quiet.saturating_sub(self.active.elapsed()))
     }
@@ -868,16 +880,9 @@ impl Launcher {
         }
         self.waiting = unserved;
         for kind in [Kind::Native, Kind::Gvisor] {
-            while let Some(wanted) = self
-                .waiting
-                .iter()
-                .filter(|wanted| wanted.kind == kind)
-                .take(PREPARING_AT_ONCE)
-                .nth(self.preparing(kind))
-            {
+            while let Some(wanted) = self.unprepared(kind) {
                 // What somebody waits for is known for sure; what it is given later is not made ahead.
-                let plain = wanted.from.is_none() && wanted.spec.binds.is_empty();
-                let lower = match kind == Kind::Native || plain {
+                let lower = match wanted.can_be_ahead() {
                     true => wanted.spec.lower.clone(),
                     false => Vec::new(),
                 };
@@ -889,10 +894,38 @@ impl Launcher {
         }
     }
 
-    /// A parked slot for a machine: one that was made for it, if there is one.
+    /// The first of those who wait for a slot for whom none is on its way.
+    fn unprepared(&self, kind: Kind) -> Option<&Wanted> {
+        let (mut plain, mut ahead) = (0_usize, 0_usize);
+        for entry in self.entries.values() {
+            if entry.slot.kind == kind && matches!(entry.state, State::Forked) {
+                match entry.slot.lower.is_empty() {
+                    true => plain += 1,
+                    false => ahead += 1,
+                }
+            }
+        }
+        let waiting = self.waiting.iter().filter(|wanted| wanted.kind == kind);
+        waiting.take(PREPARING_AT_ONCE).find(|wanted| {
+            let theirs = match wanted.can_be_ahead() && ahead > 0 {
+                true => &mut ahead,
+                false => &mut plain,
+            };
+            let left = theirs.checked_sub(1);
+            *theirs = left.unwrap_or(0);
+            left.is_none()
+        })
+    }
+
+    /// A parked slot for a machine: one that was made for it, if there is one. What was made ahead in a slot is left to those
+    /// who can use it: to take it down takes longer than a slot without.
     fn parked_for(&mut self, wanted: &Wanted) -> Option<u32> {
         let slot = |n: &u32| self.entries.get(n).map(|e| &e.slot);
-        let fits = |n: &u32| slot(n).is_some_and(|s| s.kind == wanted.kind);
+        let fits = |n: &u32| {
+            slot(n).is_some_and(|s| {
+                s.kind == wanted.kind && (wanted.can_be_ahead() || s.lower.is_empty())
+            })
+        };
         let made_for_it = |n: &u32| slot(n).is_some_and(|s| s.lower == wanted.spec.lower);
         let at = self
             .parked
