@@ -57,7 +57,7 @@ const MAGIC: &[u8; 8] = b"gVisorSF";
 /// Bytes of the state that a rehearsal reads: past what is written before the kernel has looked at all that it keeps.
 const REHEARSED: usize = 128 << 10;
 /// How long connections that are being closed are waited for, and how often they are looked at.
-const CLOSING: Duration = Duration::from_millis(20);
+const CLOSING: Duration = Duration::from_millis(40);
 const LOOKING: Duration = Duration::from_millis(1);
 /// Bytes of pages that are read at once, and after which the disk is told to begin with them.
 const PIECE: usize = 1 << 20;

@@ -35,6 +35,8 @@ pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let output = std::process::Command::new("cp")
         .args(["--archive", "--reflink=auto", "--no-target-directory", "--"])
         .args([from, to])
+        // A machine may stand still meanwhile: nothing is read that is of no use.
+        .env("LC_ALL", "C")
         .stdin(std::process::Stdio::null())
         .output()?;
     if output.status.success() {

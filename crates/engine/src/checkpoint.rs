@@ -15,6 +15,7 @@ use std::{
         fs::{FileTypeExt, MetadataExt},
     },
     path::{Path, PathBuf},
+    sync::mpsc,
 };
 
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,8 @@ const DRAFT: &str = "checkpoint.json.new";
 const MAX_RECORD: u64 = 64 << 10;
 /// Read at once while a file is hashed, in bytes.
 const PIECE: usize = 4 << 20;
+/// Pieces that are read before they are hashed.
+const AHEAD: usize = 2;
 /// From so many bytes on, what was read is hashed by several threads.
 const SHARED: usize = 1 << 20;
 /// The first line: what a newer program changes when it describes files in another way.
@@ -279,22 +282,60 @@ fn line(
     Ok(())
 }
 
+/// What is more than fits into the buffer is read by a thread of its own, and hashed by as many as there are processors. Not by
+/// mapping the file: a disk that fails would end this process.
 fn hash(path: &Path, buffer: &mut [u8]) -> io::Result<blake3::Hash> {
     let mut file = File::open(path)?;
     let mut hasher = blake3::Hasher::new();
-    loop {
-        match file.read(buffer) {
-            Ok(0) => return Ok(hasher.finalize()),
-            Ok(length) if length >= SHARED => {
-                hasher.update_rayon(&buffer[..length]);
+    let mut take = |piece: &[u8]| {
+        match piece.len() >= SHARED {
+            true => hasher.update_rayon(piece),
+            false => hasher.update(piece),
+        };
+    };
+    let length = fill(&mut file, buffer)?;
+    take(&buffer[..length]);
+    if length < buffer.len() {
+        return Ok(hasher.finalize());
+    }
+    std::thread::scope(|scope| {
+        let (give, given) = mpsc::channel();
+        let (give_back, given_back) = mpsc::channel();
+        for _ in 0..AHEAD {
+            let _ = give_back.send(vec![0; PIECE]);
+        }
+        scope.spawn(move || {
+            // Until the end, or until nobody wants more.
+            while let Ok(mut piece) = given_back.recv() {
+                let read = fill(&mut file, &mut piece);
+                let is_last = !matches!(read, Ok(PIECE));
+                if give.send(read.map(|length| (piece, length))).is_err() || is_last {
+                    return;
+                }
             }
-            Ok(length) => {
-                hasher.update(&buffer[..length]);
-            }
+        });
+        for read in given {
+            let (piece, length) = read?;
+            take(&piece[..length]);
+            let _ = give_back.send(piece);
+        }
+        Ok::<_, io::Error>(())
+    })?;
+    Ok(hasher.finalize())
+}
+
+/// Reads until the buffer is full, or the file is at its end.
+fn fill(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(length) => filled += length,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
+    Ok(filled)
 }
 
 /// The attributes that count, sorted.
