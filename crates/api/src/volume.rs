@@ -43,6 +43,8 @@ pub enum QuotaEnforcement {
     /// The server counts: once a volume is over a limit, writes and uploads through the API and new mounts that could write
     /// are refused. What a machine writes that has it mounted already is counted, and not stopped.
     Counted,
+    /// A file system of its own of that size: nobody can write more, from wherever.
+    FileSystem,
 }
 
 /// One volume.

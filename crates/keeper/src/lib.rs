@@ -23,7 +23,8 @@ use std::{
 };
 
 use nullspace_sys::{
-    mount::{Attributes, clone_tree},
+    image,
+    mount::{Attributes, clone_tree, set_attributes},
     namespace::{self, Namespaces, Resource},
     stream::LocalStream,
 };
@@ -110,7 +111,13 @@ fn enter_root(directory: &Path, users: &OwnedFd) -> io::Result<()> {
         id_map: Some(users.as_fd()),
         ..Attributes::default()
     };
-    let tree = clone_tree(source.as_fd(), c"", attributes)?;
+    let tree = match image::mount(directory)? {
+        None => clone_tree(source.as_fd(), c"", attributes)?,
+        Some(mounted) => {
+            set_attributes(&mounted, attributes)?;
+            mounted
+        }
+    };
     // Over the directory itself: anywhere would do, and this one is there.
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(&tree, "", &source, "", flags)?;

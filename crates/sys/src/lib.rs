@@ -10,6 +10,8 @@
 
 pub mod cred;
 pub mod disk;
+pub mod image;
+mod loop_device;
 pub mod memory;
 pub mod mount;
 pub mod namespace;

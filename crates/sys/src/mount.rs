@@ -51,7 +51,11 @@ pub fn clone_tree(
     Ok(tree)
 }
 
-fn set_attributes(tree: &OwnedFd, attributes: Attributes<'_>) -> io::Result<()> {
+/// Sets them for a mount that is attached nowhere yet and that nobody else has.
+///
+/// # Errors
+/// mount_setattr(2)'s: `EINVAL` for a file system without id maps.
+pub fn set_attributes(tree: &OwnedFd, attributes: Attributes<'_>) -> io::Result<()> {
     #[repr(C)]
     struct MountAttr {
         set: u64,

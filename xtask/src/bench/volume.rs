@@ -69,13 +69,23 @@ pub(crate) async fn run(server: &Server, table: &mut Table) -> Result<()> {
     );
     table.row("take it out", &Samples::new(detach), &[]);
     client.call(Method::POST, &mounts, Some(mount)).await?;
+    // A file system of its own.
+    let limited = json!({"name": "bench-limited", "max_size_bytes": 4_u64 << 30});
+    let limited = client
+        .call(Method::POST, "/v1/volumes", Some(limited))
+        .await?;
+    ensure!(limited["quota_enforcement"] == "file_system", "{limited}");
+    let limited = limited["id"].as_str().context("no id")?.to_owned();
+    let mount = json!({"ref": limited, "mount_path": "/limited", "read_only": false});
+    client.call(Method::POST, &mounts, Some(mount)).await?;
     // Where volumes are: the same disk.
     let beside = server.data_dir.path().join("bench-volume");
     std::fs::create_dir(&beside)?;
-    let (mut inside, mut outside) = (Rates::default(), Rates::default());
+    let (mut inside, mut bounded, mut outside) = <(Rates, Rates, Rates)>::default();
     for round in 0..=ROUNDS {
-        let (here, there) = (
-            in_machine(&mut client, &machine).await?,
+        let (here, within, there) = (
+            in_machine(&mut client, &machine, "/v").await?,
+            in_machine(&mut client, &machine, "/limited").await?,
             Command::new("python3")
                 .args(["-c", WRITE])
                 .arg(&beside)
@@ -85,6 +95,7 @@ pub(crate) async fn run(server: &Server, table: &mut Table) -> Result<()> {
         // The first fills caches.
         if round > 0 {
             inside.add(&here)?;
+            bounded.add(&within)?;
             outside.add(&String::from_utf8_lossy(&there.stdout))?;
         }
     }
@@ -95,6 +106,7 @@ pub(crate) async fn run(server: &Server, table: &mut Table) -> Result<()> {
         inside.large,
         goal,
     );
+    table.rate("256 MB to one with a limit, MB/s", bounded.large, goal);
     let host = table.rate(
         "small files on the host's disk, files/s",
         outside.small,
@@ -106,11 +118,18 @@ pub(crate) async fn run(server: &Server, table: &mut Table) -> Result<()> {
         inside.small,
         goal,
     );
+    table.rate(
+        "small files in one with a limit, files/s",
+        bounded.small,
+        goal,
+    );
     std::fs::remove_dir(&beside)?;
     client.delete(&machine).await?;
-    client
-        .call(Method::DELETE, &format!("/v1/volumes/{volume}"), None)
-        .await?;
+    for volume in [volume, limited] {
+        client
+            .call(Method::DELETE, &format!("/v1/volumes/{volume}"), None)
+            .await?;
+    }
     Ok(())
 }
 
@@ -129,8 +148,8 @@ impl Rates {
     }
 }
 
-async fn in_machine(client: &mut Client, machine: &str) -> Result<String> {
-    let body = json!({"command": "python3", "args": ["-c", WRITE, "/v"], "timeout_secs": 120});
+async fn in_machine(client: &mut Client, machine: &str, at: &str) -> Result<String> {
+    let body = json!({"command": "python3", "args": ["-c", WRITE, at], "timeout_secs": 120});
     let path = format!("/v1/machines/{machine}/exec");
     let done = client.call(Method::POST, &path, Some(body)).await?;
     ensure!(done["exit_code"] == 0, "{done}");

@@ -25,7 +25,8 @@ use std::{
 
 use nullspace_engine::{Bind, MAX_BINDS};
 use nullspace_sys::{
-    mount::{Attributes, clone_tree},
+    image,
+    mount::{Attributes, clone_tree, set_attributes},
     namespace::{self, Fork},
 };
 use rustix::{
@@ -65,18 +66,6 @@ impl Shown {
 /// A mount of what a bind shows, attached nowhere yet, and whether it is a directory.
 /// `users` is the machine's user namespace, if it has host ids of its own.
 pub(super) fn tree(bind: &Bind, users: Option<BorrowedFd<'_>>) -> io::Result<(OwnedFd, bool)> {
-    let path = OFlags::PATH | OFlags::CLOEXEC;
-    let mut source = rustix::fs::open(&bind.source, path, Mode::empty())?;
-    if let Some(beneath) = &bind.beneath {
-        // Whoever has the source mounted may swap what is in it for a link at any moment.
-        let resolve = ResolveFlags::BENEATH
-            | ResolveFlags::NO_SYMLINKS
-            | ResolveFlags::NO_MAGICLINKS
-            | ResolveFlags::NO_XDEV;
-        let flags = path | OFlags::DIRECTORY;
-        source = rustix::fs::openat2(&source, beneath, flags, Mode::empty(), resolve)?;
-    }
-    let stat = rustix::fs::fstat(&source)?;
     let attributes = Attributes {
         read_only: bind.read_only,
         no_suid: true,
@@ -84,9 +73,47 @@ pub(super) fn tree(bind: &Bind, users: Option<BorrowedFd<'_>>) -> io::Result<(Ow
         id_map: users,
         ..Attributes::default()
     };
-    let tree = clone_tree(source.as_fd(), c"", attributes)?;
-    let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-    Ok((tree, is_dir))
+    match (image::mount(&bind.source)?, &bind.beneath) {
+        (None, beneath) => {
+            let path = OFlags::PATH | OFlags::CLOEXEC;
+            let mut source = rustix::fs::open(&bind.source, path, Mode::empty())?;
+            if let Some(beneath) = beneath {
+                source = open_beneath(&source, beneath)?;
+            }
+            let stat = rustix::fs::fstat(&source)?;
+            let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            Ok((clone_tree(source.as_fd(), c"", attributes)?, is_dir))
+        }
+        (Some(mounted), None) => {
+            set_attributes(&mounted, attributes)?;
+            Ok((mounted, true))
+        }
+        (Some(mounted), Some(beneath)) => {
+            // Only of a mount that is attached a part can be had on its own: for a moment, in this process's own mounts.
+            attach_tree(&mounted, &bind.source)?;
+            let part = open_beneath(&mounted, beneath)
+                .and_then(|part| clone_tree(part.as_fd(), c"", attributes));
+            let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+            rustix::mount::unmount(&bind.source, flags)?;
+            Ok((part?, true))
+        }
+    }
+}
+
+/// Whoever has the source mounted may swap what is in it for a link at any moment.
+fn open_beneath(source: &OwnedFd, beneath: &Path) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH
+        | ResolveFlags::NO_SYMLINKS
+        | ResolveFlags::NO_MAGICLINKS
+        | ResolveFlags::NO_XDEV;
+    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
+    Ok(rustix::fs::openat2(
+        source,
+        beneath,
+        flags,
+        Mode::empty(),
+        resolve,
+    )?)
 }
 
 /// Shows a directory in a machine that runs.

@@ -5,8 +5,8 @@
 //!  files, uploads, watches ──▶ keeper (keeper.rs)  mounts ──▶ the machine's owner (mount.rs)
 //!  counting, limits (count.rs)
 //! ```
-//! `volumes/<id>` is the volume itself. What is in it is hostile, and nothing here opens a path in it: that is the keeper's
-//! (`nullspace-keeper`) and, for mounts, the engine's.
+//! `volumes/<id>` is the volume itself; one with limits has an image beside it (`nullspace_sys::image`) where that can be had. What
+//! is in it is hostile, and nothing here opens a path in it: that is the keeper's (`nullspace-keeper`) and, for mounts, the engine's.
 
 mod count;
 mod keeper;
@@ -29,6 +29,7 @@ use nullspace_api::{
     },
 };
 use nullspace_store::volume::{self as rows, AttachmentRow, VolumeRow};
+use nullspace_sys::image;
 
 use super::{App, AppState};
 use crate::error::{Error, Kind, Result};
@@ -102,10 +103,11 @@ pub async fn create(
         ..VolumeRow::default()
     };
     let at = of(app, &row.id);
+    let limits = Limits::of(&row).filter(|_| app.engine.capabilities().images);
     // First, because a volume on record is there. One that is not on record is removed at the next start.
     blocking({
         let at = at.clone();
-        move || make(&at)
+        move || make(&at, limits)
     })
     .await
     .map_err(|error| backend("making the directory", error))?;
@@ -134,15 +136,21 @@ pub async fn create(
         })
         .await;
     if let Err(error) = recorded {
+        let _ = std::fs::remove_file(image::beside(&at));
         let _ = std::fs::remove_dir(&at);
         return Err(error);
     }
     Ok(info(app, &row))
 }
 
-/// A directory of the machines' root, that is there after a power cut.
-fn make(at: &Path) -> io::Result<()> {
+/// A directory of the machines' root, that is there after a power cut; with an image if there are limits and that can be had.
+fn make(at: &Path, limits: Option<Limits>) -> io::Result<()> {
     std::fs::DirBuilder::new().mode(0o755).create(at)?;
+    if let Some(limits) = limits
+        && let Err(error) = limits.make_image(at)
+    {
+        tracing::warn!(path = %at.display(), %error, "a volume gets no file system of its own: its limits are counted");
+    }
     match at.parent() {
         Some(parent) => std::fs::File::open(parent)?.sync_all(),
         None => Ok(()),
@@ -253,7 +261,11 @@ pub async fn delete(app: &AppState, id: &str) -> Result<()> {
 async fn finish_delete(app: &App, id: &str) -> Result<()> {
     let at = of(app, id);
     // It either takes an empty directory away or does nothing: whatever is written at this moment is not lost.
-    let removed = blocking(move || std::fs::remove_dir(at)).await;
+    let removed = blocking(move || {
+        image::remove_empty(&at)?;
+        std::fs::remove_dir(at)
+    })
+    .await;
     let wanted = id.to_owned();
     match removed {
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
@@ -307,7 +319,10 @@ fn info(app: &App, row: &VolumeRow) -> VolumeInfo {
         true if row.attachments > 0 => VolumeStatus::Attached,
         true => VolumeStatus::Available,
     };
-    let is_limited = row.max_size_bytes.is_some() || row.max_file_count.is_some();
+    let enforcement = || match image::beside(&of(app, &row.id)).exists() {
+        true => QuotaEnforcement::FileSystem,
+        false => QuotaEnforcement::Counted,
+    };
     VolumeInfo {
         id: row.id.clone(),
         name: row.name.clone(),
@@ -318,7 +333,7 @@ fn info(app: &App, row: &VolumeRow) -> VolumeInfo {
         max_size_bytes: row.max_size_bytes,
         max_file_count: row.max_file_count,
         max_mounts: None,
-        quota_enforcement: is_limited.then_some(QuotaEnforcement::Counted),
+        quota_enforcement: Limits::of(row).map(|_| enforcement()),
         last_reconciled_at: row.counted_at.map(time::rfc3339),
         created_at: time::rfc3339(row.created_at),
     }
@@ -367,9 +382,20 @@ pub async fn start(app: &AppState) -> Result<()> {
     let known: HashSet<&str> = all.iter().map(|row| row.id.as_str()).collect();
     for entry in std::fs::read_dir(&place).map_err(fail)?.flatten() {
         let name = entry.file_name();
-        if name.to_str().is_none_or(|name| !known.contains(name))
-            && let Err(error) = std::fs::remove_dir(entry.path())
-        {
+        if name.to_str().is_some_and(|name| {
+            known.contains(name)
+                || name
+                    .strip_suffix(image::SUFFIX)
+                    .is_some_and(|id| known.contains(id))
+        }) {
+            continue;
+        }
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        let removed = match is_file {
+            true => std::fs::remove_file(entry.path()),
+            false => std::fs::remove_dir(entry.path()),
+        };
+        if let Err(error) = removed {
             tracing::warn!(path = %entry.path().display(), %error, "what is no volume's stays");
         }
     }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use nullspace_sys::image;
 use serde_json::json;
 
 use super::Probe;
@@ -29,6 +30,7 @@ pub(super) fn probes() -> Vec<Probe> {
         forwarding_tools(),
         mmdebstrap(),
         watches(),
+        volume_limits(),
         gvisor(),
         space(),
     ]
@@ -57,6 +59,32 @@ fn gvisor() -> Probe {
             format!("{reason}: machines cannot have a kernel of their own, be forked or keep memory"),
         )
         .fix("On Debian 12, add the suite bookworm-backports beside bookworm and run `apt-get install -t bookworm-backports runsc`."),
+    }
+}
+
+/// Not needed: without, limits of volumes are counted. Tried for real, because no list of what a host has says that it works.
+fn volume_limits() -> Probe {
+    const NAME: &str = "host_volume_limits";
+    if !rustix::process::geteuid().is_root() {
+        return Probe::new(NAME, "warn", "not looked at: only root can");
+    }
+    let tried = tempfile::tempdir().and_then(|home| {
+        let volume = home.path().join("volume");
+        std::fs::create_dir(&volume)?;
+        image::make(&volume, 1, None)
+    });
+    match tried {
+        Ok(()) => Probe::new(
+            NAME,
+            "pass",
+            "volumes with limits are file systems of their own",
+        ),
+        Err(error) => Probe::new(
+            NAME,
+            "warn",
+            format!("no file system can be made for a volume ({error}): limits of volumes are counted, and a machine can write past them"),
+        )
+        .fix("apt-get install e2fsprogs; in a container, give it /dev/loop-control and the loop devices."),
     }
 }
 

@@ -1,10 +1,12 @@
 //! How much volumes have, and whether there is room for more.
 //!
-//! No file system is assumed to count for us: a volume is walked (`nullspace_sys::tree`, which follows no link). That is done
-//! behind everybody's back for those that were written to, and before each write through the API to one with limits.
+//! A volume that has a file system of its own is asked; any other one is walked (`nullspace_sys::tree`, which follows no link).
+//! That is done behind everybody's back for those that were written to, and before each write through the API to one with limits.
 
 use std::{
     collections::HashSet,
+    io,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -16,9 +18,12 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use nullspace_api::{error::code, time};
 use nullspace_store::volume::{self as rows, VolumeRow};
-use nullspace_sys::tree::{Usage, usage};
+use nullspace_sys::{
+    image,
+    tree::{Usage, usage},
+};
 
-use super::{Open, directory};
+use super::{Open, backend, blocking, directory};
 use crate::{
     app::{App, AppState},
     error::{Error, Kind, Result},
@@ -65,7 +70,7 @@ pub(super) async fn reconcile(app: &AppState) -> Result<()> {
 async fn count(app: &App, id: &str) -> Result<()> {
     // Whatever is written from here on is counted another time.
     app.volumes.counted(id);
-    let Usage { bytes, names } = walk(directory(app).join(id)).await?;
+    let Usage { bytes, names } = measure(directory(app).join(id)).await?;
     let id = id.to_owned();
     app.store
         .write(move |tx| rows::counted(tx, &id, bytes, names, time::now()))
@@ -73,10 +78,13 @@ async fn count(app: &App, id: &str) -> Result<()> {
     Ok(())
 }
 
-async fn walk(directory: std::path::PathBuf) -> Result<Usage> {
-    tokio::task::spawn_blocking(move || usage(&directory, &AtomicU64::new(0)))
-        .await
-        .map_err(|error| Error::internal(format!("counting a volume: {error}")))
+async fn measure(directory: PathBuf) -> Result<Usage> {
+    blocking(move || match image::mount(&directory)? {
+        Some(mounted) => image::usage(&mounted),
+        None => Ok(usage(&directory, &AtomicU64::new(0))),
+    })
+    .await
+    .map_err(|error| backend("counting", error))
 }
 
 /// What a volume may have.
@@ -94,6 +102,16 @@ impl Limits {
             files: row.max_file_count,
         };
         (limits.bytes.is_some() || limits.files.is_some()).then_some(limits)
+    }
+
+    /// Makes a file system of that size for a volume. Blocks.
+    pub(super) fn make_image(self, directory: &Path) -> io::Result<()> {
+        let all = || {
+            let disk = rustix::fs::statvfs(directory)?;
+            Ok::<_, io::Error>(disk.f_blocks.saturating_mul(disk.f_frsize))
+        };
+        let bytes = self.bytes.map_or_else(all, Ok)?;
+        image::make(directory, bytes, self.files)
     }
 }
 
@@ -143,7 +161,7 @@ impl Room {
 /// # Errors
 /// `volume_quota_exceeded`.
 pub(crate) async fn room(open: &Open, limits: Limits, bytes: u64) -> Result<Room> {
-    let has = walk(open.directory.clone()).await?;
+    let has = measure(open.directory.clone()).await?;
     if let Some(most) = limits.files
         && has.names >= most
     {

@@ -1,0 +1,346 @@
+//! A directory's own file system, in a file beside it, so that there is an end to what can be in the directory.
+//!
+//! ```text
+//!  volumes/v          an empty directory
+//!  volumes/v.image    ext4, as large as what may be in it takes; only what is in it takes room on the host's disk
+//! ```
+//! It is not mounted for everybody. Whoever needs it makes a mount of its own, attached nowhere, over one block device that all
+//! of them share; the device goes with the last of these mounts. So nothing is left by whom, and however, a process ends.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use rustix::{
+    fs::{AtFlags, Dir, FlockOperation, Mode, OFlags},
+    mount::{
+        FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, fsconfig_create,
+        fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick,
+    },
+};
+
+use crate::{loop_device, tree::Usage};
+
+/// What the image's name has after the directory's.
+pub const SUFFIX: &str = ".image";
+/// What makes one; in each Debian's base.
+const MKFS: &str = "mkfs.ext4";
+/// Bytes of a block, of an inode, and of what one group of blocks holds.
+const BLOCK: u64 = 4096;
+const INODE: u64 = 256;
+const GROUP: u64 = 128 << 20;
+/// Bytes of the journal: a 64th of what may be in it, within these.
+const JOURNAL: (u64, u64) = (4 << 20, 64 << 20);
+/// Bytes that there is room for in any case: a smaller one gets no journal.
+const SMALLEST: u64 = 4 << 20;
+/// Bytes for each file where there is no limit to their number.
+const PER_NAME: u64 = 16 << 10;
+/// Files that there is room for in any case.
+const FEWEST: u64 = 64;
+/// Inodes that the file system has for itself; the directory itself is one of them.
+const RESERVED: u64 = 10;
+
+/// Where a directory's image is, if it has one.
+#[must_use]
+pub fn beside(directory: &Path) -> PathBuf {
+    let mut name = directory.as_os_str().to_owned();
+    name.push(SUFFIX);
+    name.into()
+}
+
+/// Makes an image beside a directory: empty, and with room for so many bytes and names, or a few more. Durable when this
+/// returns; on error there is none. Blocks.
+///
+/// # Errors
+/// What the file system or the program that makes it says, and where it cannot be mounted.
+pub fn make(directory: &Path, bytes: u64, names: Option<u64>) -> io::Result<()> {
+    let image = beside(directory);
+    let mut passing = image.clone().into_os_string();
+    passing.push(".new");
+    let passing = PathBuf::from(passing);
+    let made = write(&passing, bytes, names).and_then(|()| fs::rename(&passing, &image));
+    if made.is_err() {
+        let _ = fs::remove_file(&passing);
+        return made;
+    }
+    match image.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+fn write(image: &Path, bytes: u64, names: Option<u64>) -> io::Result<()> {
+    let bytes = bytes.max(SMALLEST);
+    let names = names.unwrap_or(bytes / PER_NAME).max(FEWEST) + RESERVED;
+    let names = u32::try_from(names).map_err(|_| io::Error::other("too many files"))?;
+    let journal = (bytes / 64).clamp(JOURNAL.0, JOURNAL.1);
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(image)?;
+    file.set_len(size(bytes, names.into(), journal))?;
+    let output = Command::new(MKFS)
+        .args(["-q", "-F", "-m", "0", "-e", "remount-ro", "-E"])
+        // There is nothing to be cleared in a file without content, now or later.
+        .arg("lazy_itable_init=1,lazy_journal_init=1,nodiscard")
+        .args(["-O", "^resize_inode", "-b", &BLOCK.to_string()])
+        .args(["-I", &INODE.to_string(), "-N", &names.to_string()])
+        .args(["-J", &format!("size={}", journal >> 20)])
+        .arg("--")
+        .arg(image)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .output()?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said = said.lines().last().unwrap_or("it gave no reason");
+        return Err(io::Error::other(format!("{MKFS}: {said}")));
+    }
+    let mounted = mount_file(image)?;
+    rustix::fs::unlinkat(&mounted, "lost+found", AtFlags::REMOVEDIR)?;
+    rustix::fs::syncfs(root(&mounted)?)?;
+    drop(mounted);
+    file.sync_all()
+}
+
+/// How large a file system is in which so many bytes find room.
+fn size(bytes: u64, names: u64, journal: u64) -> u64 {
+    let content = bytes.next_multiple_of(BLOCK) + journal + names * INODE + (1 << 20);
+    let groups = content / GROUP + 1;
+    // Two bitmaps for each group, a block for what is rounded up in it, and copies of all groups' descriptors in two dozen of them.
+    content + groups * (3 * BLOCK + 24 * 64) + 24 * BLOCK
+}
+
+/// A mount of what is in a directory's image, attached nowhere; `None` if the directory has no image. Blocks for some milliseconds.
+///
+/// # Errors
+/// What the kernel says: of who may not mount, of a host without such devices, of an image that is damaged.
+pub fn mount(directory: &Path) -> io::Result<Option<OwnedFd>> {
+    match mount_file(&beside(directory)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // Not for want of a device.
+            match beside(directory).exists() {
+                true => Err(error),
+                false => Ok(None),
+            }
+        }
+        other => other.map(Some),
+    }
+}
+
+fn mount_file(image: &Path) -> io::Result<OwnedFd> {
+    let file = OpenOptions::new().read(true).write(true).open(image)?;
+    // Until it is mounted: then the device is found by who comes next. Not on what the device is made over, which it keeps open.
+    let lock = File::open(image)?;
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
+    let device = loop_device::over(&file, image)?;
+    let context = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(context.as_fd(), "source", &*device.path.to_string_lossy())?;
+    // What is removed takes no room on the host's disk any more.
+    fsconfig_set_flag(context.as_fd(), "discard")?;
+    fsconfig_set_flag(context.as_fd(), "noinit_itable")?;
+    fsconfig_create(context.as_fd())?;
+    Ok(fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )?)
+}
+
+/// How much is in it, as the file system itself counts. Takes no longer for much than for little.
+///
+/// # Errors
+/// fstatvfs(3)'s.
+pub fn usage(mounted: impl AsFd) -> io::Result<Usage> {
+    let stat = rustix::fs::fstatvfs(mounted)?;
+    let blocks = stat.f_blocks.saturating_sub(stat.f_bfree);
+    Ok(Usage {
+        // The directory itself takes a block.
+        bytes: (blocks * stat.f_frsize).saturating_sub(BLOCK),
+        names: (stat.f_files - stat.f_ffree.min(stat.f_files)).saturating_sub(RESERVED),
+    })
+}
+
+/// Removes a directory's image if there is nothing in it. Whoever writes at this moment either keeps it from being removed or is
+/// told that it is read-only. Blocks.
+///
+/// # Errors
+/// `DirectoryNotEmpty`; `ResourceBusy` while somebody has a file in it open for writing.
+pub fn remove_empty(directory: &Path) -> io::Result<()> {
+    let Some(mounted) = mount(directory)? else {
+        return Ok(());
+    };
+    set_read_only(&mounted, true)?;
+    let removed = match is_empty(&mounted) {
+        Ok(true) => fs::remove_file(beside(directory)),
+        Ok(false) => Err(io::ErrorKind::DirectoryNotEmpty.into()),
+        Err(error) => Err(error),
+    };
+    if removed.is_err() {
+        set_read_only(&mounted, false)?;
+    }
+    removed
+}
+
+fn set_read_only(mounted: &OwnedFd, on: bool) -> io::Result<()> {
+    let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+    let context = fspick(mounted, "", flags)?;
+    fsconfig_set_flag(context.as_fd(), if on { "ro" } else { "rw" })?;
+    Ok(fsconfig_reconfigure(context.as_fd())?)
+}
+
+fn root(mounted: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(mounted, ".", flags, Mode::empty())?)
+}
+
+fn is_empty(mounted: &OwnedFd) -> io::Result<bool> {
+    for entry in Dir::new(root(mounted)?)? {
+        let entry = entry?;
+        if entry.file_name() != c"." && entry.file_name() != c".." {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Write;
+
+    use rustix::io::Errno;
+
+    use super::*;
+
+    const LIMIT: u64 = 8 << 20;
+
+    fn volume() -> (tempfile::TempDir, PathBuf) {
+        let home = tempfile::tempdir().unwrap();
+        let volume = home.path().join(format!("v{}", std::process::id()));
+        fs::create_dir(&volume).unwrap();
+        (home, volume)
+    }
+
+    fn create(mounted: &OwnedFd, name: &str) -> rustix::io::Result<File> {
+        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(mounted, name, flags, Mode::from_raw_mode(0o644)).map(File::from)
+    }
+
+    fn devices(volume: &Path) -> usize {
+        let name = beside(volume);
+        let entries = fs::read_dir("/sys/block").unwrap().flatten();
+        let backing =
+            entries.filter_map(|entry| fs::read(entry.path().join("loop/backing_file")).ok());
+        backing
+            .filter(|path| path.starts_with(name.as_os_str().as_encoded_bytes()))
+            .count()
+    }
+
+    #[test]
+    fn there_is_an_end_to_what_can_be_in_it() {
+        let (_home, volume) = volume();
+        assert!(mount(&volume).unwrap().is_none());
+        make(&volume, LIMIT, Some(100)).unwrap();
+        let one = mount(&volume).unwrap().unwrap();
+        assert_eq!(usage(&one).unwrap(), Usage::default());
+        let mut large = create(&one, "large").unwrap();
+        let mut written = 0;
+        let refused = loop {
+            match large.write(&[7; 1 << 16]) {
+                Ok(length) => written += length as u64,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC));
+        assert!((LIMIT..LIMIT + (2 << 20)).contains(&written), "{written}");
+        large.sync_all().unwrap();
+        // All see the same, and what they see is counted.
+        let two = mount(&volume).unwrap().unwrap();
+        let seen = rustix::fs::statat(&two, "large", AtFlags::empty()).unwrap();
+        assert_eq!(seen.st_size as u64, written);
+        let used = usage(&two).unwrap();
+        assert_eq!(used.names, 1);
+        assert!(
+            (written..written + (1 << 20)).contains(&used.bytes),
+            "{used:?}"
+        );
+        assert_eq!(devices(&volume), 1);
+        // What is removed makes room, and takes none on the host's disk.
+        let taken =
+            || std::os::unix::fs::MetadataExt::blocks(&fs::metadata(beside(&volume)).unwrap());
+        let before = taken();
+        drop(large);
+        rustix::fs::unlinkat(&two, "large", AtFlags::empty()).unwrap();
+        rustix::fs::syncfs(root(&two).unwrap()).unwrap();
+        assert_eq!(usage(&one).unwrap().bytes, 0);
+        let begun = std::time::Instant::now();
+        // The file system tells the disk when it has time.
+        while taken() + LIMIT / 512 / 2 > before {
+            assert!(begun.elapsed().as_secs() < 60, "{before} {}", taken());
+            std::thread::yield_now();
+        }
+        let mut names = 0;
+        while create(&one, &names.to_string()).is_ok() {
+            names += 1;
+        }
+        assert_eq!(create(&one, "more").unwrap_err(), Errno::NOSPC);
+        assert!((100..200).contains(&names), "{names}");
+        drop((one, two));
+        assert_eq!(devices(&volume), 0);
+        let again = mount(&volume).unwrap().unwrap();
+        assert_eq!(usage(&again).unwrap().names, names);
+    }
+
+    #[test]
+    fn only_an_empty_one_is_removed() {
+        let (home, volume) = volume();
+        remove_empty(&volume).unwrap();
+        make(&volume, LIMIT, None).unwrap();
+        let mounted = mount(&volume).unwrap().unwrap();
+        let open = create(&mounted, "file").unwrap();
+        let kind = |result: io::Result<()>| result.unwrap_err().kind();
+        assert_eq!(kind(remove_empty(&volume)), io::ErrorKind::ResourceBusy);
+        drop(open);
+        assert_eq!(
+            kind(remove_empty(&volume)),
+            io::ErrorKind::DirectoryNotEmpty
+        );
+        // It can be written to again.
+        rustix::fs::unlinkat(&mounted, "file", AtFlags::empty()).unwrap();
+        remove_empty(&volume).unwrap();
+        assert!(mount(&volume).unwrap().is_none());
+        assert_eq!(create(&mounted, "late").unwrap_err(), Errno::ROFS);
+        drop(mounted);
+        assert_eq!(devices(&volume), 0);
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_made_leaves_nothing() {
+        let (home, volume) = volume();
+        assert!(make(&volume, LIMIT, Some(u64::from(u32::MAX))).is_err());
+        assert!(make(&home.path().join("no/such"), LIMIT, None).is_err());
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn one_is_made_whatever_its_size() {
+        for bytes in [1, 1 << 20, 3 << 30, 5 << 40] {
+            let (_home, volume) = volume();
+            make(&volume, bytes, None).unwrap();
+            let mounted = mount(&volume).unwrap().unwrap();
+            let stat = rustix::fs::fstatvfs(&mounted).unwrap();
+            let room = stat.f_bfree * stat.f_frsize;
+            let least = bytes.max(SMALLEST);
+            assert!(room >= least, "{bytes}: {room}");
+            assert!(room <= least + least / 50 + (2 << 20), "{bytes}: {room}");
+        }
+    }
+}
