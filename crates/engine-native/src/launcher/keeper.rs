@@ -177,7 +177,7 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>, gvisor: &Gvisor
     }
     binds::send(control, READY, &kernel.shown).named("report")?;
     let status = kernel.watch();
-    if !status.is_some_and(|status| status.exit_status() == Some(0)) {
+    if status.is_none_or(|status| status.exit_status() != Some(0)) {
         let said = last_words(&stage.panic_log());
         eprintln!("the kernel of machine {} ended: {status:?} {said}", spec.id);
     }
