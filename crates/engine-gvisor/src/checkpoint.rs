@@ -15,12 +15,9 @@
 //! and what is written then contradicts itself: after a restore that program never hears of anything again, the guest
 //! too. So the state is written twice, and the first is thrown away: after it connections have ended, and whoever waits
 //! has been told. Between the two nobody may open new ones, so the machine is paused before, and goes on or is ended
-//! after. A machine in which nothing is connected once it is paused needs no rehearsal; who calls this has closed what
-//! connections it had, and their ends are waited for a moment ([`Source::settle`]).
-//!
-//! A pause outlives this process. It is remembered by a file in the machine's directory, put there first; whoever finds it
-//! ([`Source::recover`]) lets the machine go on. Once all is kept of a machine that is to end, that file has another name,
-//! and whoever finds it ([`Source::is_left_kept`]) ends the machine.
+//! after. A pause outlives this process. It is remembered by a file in the machine's directory, put there first; whoever
+//! finds it ([`Source::recover`]) lets the machine go on. Once all is kept of a machine that is to end, that file has
+//! another name, and whoever finds it ([`Source::is_left_kept`]) ends the machine.
 
 use std::{
     collections::HashMap,
@@ -28,11 +25,8 @@ use std::{
     io::{self, PipeReader, Read, Write},
     os::{fd::AsFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
 use nullspace_engine::{Checkpoint, EngineError, FileDigest, FileHasher, Purpose};
@@ -56,9 +50,6 @@ const ENDED: &str = "kept";
 const MAGIC: &[u8; 8] = b"gVisorSF";
 /// Bytes of the state that a rehearsal reads: past what is written before the kernel has looked at all that it keeps.
 const REHEARSED: usize = 128 << 10;
-/// How long connections that are being closed are waited for, and how often they are looked at.
-const CLOSING: Duration = Duration::from_millis(40);
-const LOOKING: Duration = Duration::from_millis(1);
 /// Bytes of pages that are read at once, and after which the disk is told to begin with them.
 const PIECE: usize = 1 << 20;
 const HANDED: u64 = 8 << 20;
@@ -80,8 +71,6 @@ pub(crate) struct Source {
     pub(crate) control: PathBuf,
     /// Its kernel writes pages from front to end ([`crate::Release::writes_in_order`]).
     pub(crate) in_order: bool,
-    /// Whether its kernel, and each of the same release, says how many connections there are; set by the first that is asked.
-    pub(crate) counts: Arc<OnceLock<bool>>,
 }
 
 fn step(step: &str, error: impl std::fmt::Display) -> EngineError {
@@ -93,7 +82,7 @@ fn step(step: &str, error: impl std::fmt::Display) -> EngineError {
 
 impl Source {
     /// Writes all of a checkpoint. With [`Purpose::Hibernate`] the machine then stands still, for the caller to end it.
-    /// Blocks. The caller has no connection to the machine any more.
+    /// Blocks.
     pub(crate) fn write(
         &self,
         target: &Path,
@@ -107,13 +96,8 @@ impl Source {
                 .to_string_lossy()
         };
         fs::create_dir(target).map_err(|e| step("make the checkpoint's directory", e))?;
-        self.settle();
         let written = self.pause().and_then(|mut paused| {
-            let ready = match self.is_connected() {
-                true => self.rehearse(),
-                false => Ok(()),
-            };
-            let kept = ready.and_then(|()| {
+            let kept = self.rehearse().and_then(|()| {
                 // One that goes on waits neither for the rest of its digest nor for the disk.
                 self.save(target, purpose, || {
                     if purpose != Purpose::Hibernate {
@@ -146,24 +130,6 @@ impl Source {
                 },
             }
         })
-    }
-
-    /// Waits a moment for connections that are being closed.
-    fn settle(&self) {
-        let start = Instant::now();
-        while self.is_connected() && start.elapsed() < CLOSING {
-            std::thread::sleep(LOOKING);
-        }
-    }
-
-    /// Whether a connection may be open in the machine: so is each where nobody says.
-    fn is_connected(&self) -> bool {
-        let counts = self.counts.get().copied().unwrap_or_else(|| {
-            let counts = control::counts_connections(&self.control);
-            // Of a kernel that could not be asked nothing is known.
-            counts.is_ok_and(|counts| *self.counts.get_or_init(|| counts))
-        });
-        !counts || !matches!(control::connections(&self.control), Ok(0))
     }
 
     /// Has the kernel end connections to others: see the module's docs.

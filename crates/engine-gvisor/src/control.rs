@@ -19,8 +19,6 @@ use serde_json::json;
 const DESCRIPTORS: usize = 3;
 /// The most bytes of an answer. Errors may hold a kernel's whole stack.
 const MAX_ANSWER: usize = 4 << 20;
-/// The kernel's measure of open connections.
-const CONNECTIONS: &str = "netstack_tcp_current_open";
 /// How long a kernel may take for what it does at once.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -56,8 +54,6 @@ struct Answer {
     success: bool,
     #[serde(default)]
     err: String,
-    #[serde(default)]
-    result: serde_json::Value,
 }
 
 /// Stops every process of the machine. Calls count: each needs a [`resume`].
@@ -69,7 +65,6 @@ pub(crate) fn pause(socket: &Path) -> Result<(), Error> {
         &[],
         Some(PATIENCE),
     )
-    .map(drop)
 }
 
 /// Undoes one [`pause`]. One too many ends the machine.
@@ -81,7 +76,6 @@ pub(crate) fn resume(socket: &Path) -> Result<(), Error> {
         &[],
         Some(PATIENCE),
     )
-    .map(drop)
 }
 
 /// Writes the machine's processes and memory: the kernel's state, the table of pages and the pages. Whatever comes of
@@ -95,45 +89,7 @@ pub(crate) fn save(socket: &Path, files: [BorrowedFd<'_>; 3]) -> Result<(), Erro
         "Resume": true,
     });
     // As long as writing the memory takes.
-    call(socket, "containerManager.Checkpoint", arg, &files, None).map(drop)
-}
-
-/// Whether the kernel measures [`connections`]: one that does not gives the same answer as one that has none.
-pub(crate) fn counts_connections(socket: &Path) -> Result<bool, Error> {
-    let measures = call(
-        socket,
-        "Metrics.GetRegisteredMetrics",
-        json!({}),
-        &[],
-        Some(PATIENCE),
-    )?;
-    Ok(measured(&measures))
-}
-
-fn measured(measures: &serde_json::Value) -> bool {
-    let named = |measure: &serde_json::Value| measure["prometheus_name"] == CONNECTIONS;
-    measures["RegisteredMetrics"]["metrics"]
-        .as_array()
-        .is_some_and(|measures| measures.iter().any(named))
-}
-
-/// How many ends of TCP connections there are in the machine, two for one within it; also those that wait for the other
-/// side to end. A machine that is paused says it as well.
-pub(crate) fn connections(socket: &Path) -> Result<u64, Error> {
-    let arg = json!({"only_metrics": CONNECTIONS});
-    let result = call(socket, "Metrics.Export", arg, &[], Some(PATIENCE))?;
-    Ok(counted(&result))
-}
-
-/// The number in such an answer, which has no measures that are zero.
-fn counted(result: &serde_json::Value) -> u64 {
-    let Some(metrics) = result["snapshot"]["data"].as_array() else {
-        return 0;
-    };
-    let ours = metrics
-        .iter()
-        .filter(|it| it["metric"]["name"] == CONNECTIONS);
-    ours.filter_map(|it| it["val"]["int"].as_u64()).sum()
+    call(socket, "containerManager.Checkpoint", arg, &files, None)
 }
 
 fn call(
@@ -142,7 +98,7 @@ fn call(
     arg: serde_json::Value,
     descriptors: &[BorrowedFd<'_>],
     patience: Option<Duration>,
-) -> Result<serde_json::Value, Error> {
+) -> Result<(), Error> {
     let mut stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::Gone,
         _ => Error::Lost(error),
@@ -156,7 +112,7 @@ fn call(
     send(&stream, &request, descriptors).map_err(Error::Lost)?;
     let answer = receive(&mut stream).map_err(Error::Lost)?;
     match answer.success {
-        true => Ok(answer.result),
+        true => Ok(()),
         false => {
             let first = answer.err.lines().next().unwrap_or("it gave no reason");
             Err(Error::Refused(first.to_owned()))
@@ -229,27 +185,6 @@ mod tests {
         assert!(matches!(refused, Err(Error::Refused(text)) if text == "no:"));
         assert!(matches!(answered(&["{\"succ"]), Err(Error::Lost(_))));
         assert!(matches!(answered(&["nonsense"]), Err(Error::Lost(_))));
-    }
-
-    #[test]
-    fn connections_are_counted_where_they_are_said() {
-        let said = |name: &str| {
-            counted(&json!({"snapshot": {"data": [
-                {"metric": {"name": "netstack_tcp_current_established"}, "val": {"int": 1}},
-                {"metric": {"name": name}, "val": {"int": 2}},
-            ]}}))
-        };
-        assert_eq!(said(CONNECTIONS), 2);
-        assert_eq!(said("netstack_tcp_resets"), 0);
-        assert_eq!(counted(&json!({"snapshot": {"data": null}})), 0);
-        let measures = |name: &str| {
-            measured(&json!({"RegisteredMetrics": {"metrics": [
-                {"name": "/a", "prometheus_name": "a"}, {"name": "/b", "prometheus_name": name},
-            ]}}))
-        };
-        assert!(measures(CONNECTIONS));
-        assert!(!measures("b"));
-        assert!(!measured(&json!(null)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::Duration,
 };
 
@@ -39,6 +39,9 @@ const AGAIN: Duration = Duration::from_millis(10);
 const NEXT_SECRET: &str = "secret.next";
 /// In a machine's directory: it had something shown that was taken away since.
 const TAKEN: &str = "taken";
+/// How long a connection is left alone after it was used before its machine is kept: what still arrives on it while the kernel
+/// writes has been seen to make a state that no guest answers in.
+const QUIET: Duration = Duration::from_millis(50);
 /// How long a guest that runs takes to answer at most, on a busy host.
 const ANSWERS: Duration = Duration::from_secs(5);
 
@@ -50,8 +53,6 @@ pub struct GvisorEngine {
     data_dir: PathBuf,
     proofs: Arc<Proofs>,
     endings: Arc<Endings>,
-    /// See [`Source::counts`].
-    counts: Arc<OnceLock<bool>>,
 }
 
 impl GvisorEngine {
@@ -71,7 +72,6 @@ impl GvisorEngine {
             data_dir,
             proofs: Arc::default(),
             endings: Arc::default(),
-            counts: Arc::default(),
         };
         if let Err(error) = gate::sweep(&engine.run()) {
             tracing::warn!(%error, "what an earlier process had begun to read may be left");
@@ -99,7 +99,6 @@ impl GvisorEngine {
         Source {
             control: directory.join(STATE).join(format!("runsc-{NAME}.sock")),
             in_order: self.release.writes_in_order(),
-            counts: Arc::clone(&self.counts),
             directory,
         }
     }
@@ -111,9 +110,7 @@ impl GvisorEngine {
             return Err(gone());
         }
         let secret = std::fs::read(self.host.machine_dir(id).join(secret)).map_err(|_| gone())?;
-        // A machine that is about to be kept should not have to run for the end of a connection to get there.
-        let stream = self.host.connect_abrupt(id, PORT).await?;
-        let mut stream = stream.ok_or_else(gone)?;
+        let mut stream = self.host.connect(id, PORT).await?.ok_or_else(gone)?;
         stream
             .write_all(&secret)
             .await
@@ -346,19 +343,26 @@ impl GvisorEngine {
         Ok(self.host.machine_dir(id).join(TAKEN).exists() || !self.attached(id).await?.is_empty())
     }
 
-    /// Refuses to keep a machine that could not be built again because of what is open in its binds.
-    async fn check_open(&self, id: &str) -> Result<(), EngineError> {
+    /// Refuses to keep a machine that could not be built again because of what is open in its binds. Answers with the
+    /// connection over which that was asked.
+    async fn check_open(&self, id: &str) -> Result<GuestClient, EngineError> {
         let asked = async {
             let guest = self.client(id, SECRET).await?;
-            Ok::<_, EngineError>(guest.check_open().await)
+            let answer = guest.check_open().await;
+            Ok::<_, EngineError>((guest, answer))
         };
         let answer = tokio::time::timeout(PATIENCE, asked).await;
-        match answer.map_err(|_| unavailable("look at what is open", "no answer"))?? {
+        let (guest, answer) =
+            answer.map_err(|_| unavailable("look at what is open", "no answer"))??;
+        match answer {
             Err(error) if error.kind() == Some(ErrorKind::Exists) => {
                 Err(EngineError::Busy(error.to_string()))
             }
             // A guest that is older than this program does not look.
-            Ok(()) | Err(GuestError::Refused(_)) => Ok(()),
+            Ok(()) | Err(GuestError::Refused(_)) => {
+                tokio::time::sleep(QUIET).await;
+                Ok(guest)
+            }
             Err(error) => Err(unavailable("look at what is open", error)),
         }
     }
@@ -480,10 +484,14 @@ impl Engine for GvisorEngine {
         let pack = std::fs::read_to_string(source.directory.join(GUEST))
             .map_err(|_| EngineError::NotFound(id.to_owned()))?;
         let format = self.format(&pack);
-        if self.shows(id).await? {
-            self.check_open(id).await?;
-        }
-        let made = blocking(move || source.write(&target, &format, purpose)).await??;
+        let guest = match self.shows(id).await? {
+            true => Some(self.check_open(id).await?),
+            false => None,
+        };
+        let made = blocking(move || source.write(&target, &format, purpose)).await?;
+        // Not before: a connection that comes to its end while the kernel writes is what a rehearsal is there to prevent.
+        drop(guest);
+        let made = made?;
         if purpose == Purpose::Hibernate {
             self.endings.begin(self.host.clone(), id);
         }

@@ -693,28 +693,6 @@ impl Host {
     /// # Errors
     /// Those of [`nullspace_engine::Engine::connect`].
     pub async fn connect(&self, id: &str, port: u16) -> Result<Option<BoxedIo>, EngineError> {
-        self.reach(id, port, None).await
-    }
-
-    /// Like [`Host::connect`]. Dropping the connection ends it in the machine at that instant, whether or not anybody there
-    /// looks at it (a reset), and what was sent last may be lost.
-    ///
-    /// # Errors
-    /// Those of [`Host::connect`].
-    pub async fn connect_abrupt(
-        &self,
-        id: &str,
-        port: u16,
-    ) -> Result<Option<BoxedIo>, EngineError> {
-        self.reach(id, port, Some(Duration::ZERO)).await
-    }
-
-    async fn reach(
-        &self,
-        id: &str,
-        port: u16,
-        linger: Option<Duration>,
-    ) -> Result<Option<BoxedIo>, EngineError> {
         let Some(address) = self.address(id).await? else {
             return Ok(None);
         };
@@ -724,9 +702,7 @@ impl Host {
         };
         let connect = async {
             let socket = TcpSocket::new_v4()?;
-            let options = socket2::SockRef::from(&socket);
-            options.set_mark(launcher::MARK)?;
-            options.set_linger(linger)?;
+            socket2::SockRef::from(&socket).set_mark(launcher::MARK)?;
             socket.connect((address, port).into()).await
         };
         match tokio::time::timeout(CONNECT, connect).await {

@@ -45,7 +45,7 @@ impl Owner {
                 let put = Change::Put(Box::new(snapshot.clone()));
                 self.must_with(Input::Hibernated, None, put).await;
                 if !snapshot.in_place {
-                    self.hang_up().await;
+                    *self.handle.guest.lock().await = None;
                 }
                 self.free_place(&snapshot);
                 Ok(snapshot)
@@ -72,19 +72,12 @@ impl Owner {
             snapshot.size_bytes = engine.usage(&self.row.id).await?.memory_bytes;
         } else {
             let target = snapshot::directory(&self.app, &snapshot.id);
-            self.hang_up().await;
             let kept = engine
                 .checkpoint(&self.row.id, &target, Purpose::Hibernate)
                 .await?;
             snapshot::describe(snapshot, &kept);
         }
         Ok(())
-    }
-
-    /// Closes the connection that is kept to the guest: what is connected while a state is kept costs the keeping of it time, and
-    /// does not outlast it.
-    async fn hang_up(&self) {
-        *self.handle.guest.lock().await = None;
     }
 
     /// Lets it go on. One that runs does already.
@@ -182,7 +175,6 @@ impl Owner {
             idempotency::Outcome::Conflict => return Err(key_used()),
         }
         let target = snapshot::directory(&self.app, &snapshot.id);
-        self.hang_up().await;
         let kept = self
             .app
             .engine
