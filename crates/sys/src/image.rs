@@ -122,15 +122,11 @@ fn size(bytes: u64, names: u64, journal: u64) -> u64 {
 /// # Errors
 /// What the kernel says: of who may not mount, of a host without such devices, of an image that is damaged.
 pub fn mount(directory: &Path) -> io::Result<Option<OwnedFd>> {
-    match mount_file(&beside(directory)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // Not for want of a device.
-            match beside(directory).exists() {
-                true => Err(error),
-                false => Ok(None),
-            }
-        }
-        other => other.map(Some),
+    let image = beside(directory);
+    match mount_file(&image) {
+        // Not for want of a device.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !image.exists() => Ok(None),
+        mounted => mounted.map(Some),
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::AsRawFd,
         unix::fs::{FileTypeExt, MetadataExt},
     },
     path::{Path, PathBuf},
@@ -20,7 +20,7 @@ const ATTEMPTS: u32 = 64;
 pub(crate) struct LoopDevice {
     /// Where it is.
     pub(crate) path: PathBuf,
-    _open: File,
+    device: File,
 }
 
 /// The kernel's `struct loop_info64`.
@@ -94,13 +94,13 @@ fn find(file: &File, name: &Path) -> io::Result<Option<LoopDevice>> {
             continue;
         }
         // Open, it stays what it is.
-        let Ok(device) = open(Path::new("/dev").join(entry.file_name())) else {
+        let Ok(found) = open(Path::new("/dev").join(entry.file_name())) else {
             continue;
         };
-        let is_it = status(&device._open)
+        let is_it = status(&found.device)
             .is_ok_and(|info| (info.device, info.inode) == (wanted.dev(), wanted.ino()));
         if is_it {
-            return Ok(Some(device));
+            return Ok(Some(found));
         }
     }
     Ok(None)
@@ -119,7 +119,7 @@ fn make(file: &File) -> io::Result<LoopDevice> {
     for _ in 0..ATTEMPTS {
         // SAFETY: a live descriptor and a request without an argument.
         let number = check(unsafe { libc::ioctl(control.as_raw_fd(), GET_FREE) })?;
-        let device = open(format!("/dev/loop{number}").into())?;
+        let free = open(format!("/dev/loop{number}").into())?;
         let config = Config {
             file: u32::try_from(file.as_raw_fd()).map_err(io::Error::other)?,
             block_size: 4096,
@@ -132,9 +132,9 @@ fn make(file: &File) -> io::Result<LoopDevice> {
         };
         // SAFETY: live descriptors, and a struct laid out as the kernel's, which only reads it.
         let configured =
-            check(unsafe { libc::ioctl(device._open.as_raw_fd(), CONFIGURE, &raw const config) });
+            check(unsafe { libc::ioctl(free.device.as_raw_fd(), CONFIGURE, &raw const config) });
         match configured {
-            Ok(_) => return Ok(device),
+            Ok(_) => return Ok(free),
             // Somebody else took it.
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => last = error,
             Err(error) => return Err(error),
@@ -144,17 +144,17 @@ fn make(file: &File) -> io::Result<LoopDevice> {
 }
 
 fn open(path: PathBuf) -> io::Result<LoopDevice> {
-    let open = OpenOptions::new().read(true).write(true).open(&path)?;
-    if !open.metadata()?.file_type().is_block_device() {
+    let device = OpenOptions::new().read(true).write(true).open(&path)?;
+    if !device.metadata()?.file_type().is_block_device() {
         return Err(io::ErrorKind::NotFound.into());
     }
-    Ok(LoopDevice { path, _open: open })
+    Ok(LoopDevice { path, device })
 }
 
-fn status(device: &impl AsFd) -> io::Result<Info> {
+fn status(device: &File) -> io::Result<Info> {
     const GET_STATUS: libc::c_ulong = 0x4c05;
     let mut info = NO_INFO;
     // SAFETY: a live descriptor, and a struct laid out as the kernel's, which fills it in.
-    check(unsafe { libc::ioctl(device.as_fd().as_raw_fd(), GET_STATUS, &raw mut info) })?;
+    check(unsafe { libc::ioctl(device.as_raw_fd(), GET_STATUS, &raw mut info) })?;
     Ok(info)
 }

@@ -607,7 +607,7 @@ fn bundle(scratch: &Path, command: &[String]) -> Vec<u8> {
         json!({"destination": "/dev/pts", "type": "devpts"}),
         json!({"destination": "/dev/shm", "type": "tmpfs", "options": ["mode=1777"]}),
         json!({"destination": pack::TARGET, "type": "bind", "source": scratch.join("pack"), "options": ["bind", "ro"]}),
-        json!({"destination": SHOWN_INSIDE, "type": "bind", "source": scratch.join(SHOWN), "options": ["rbind", "rslave", "rw", "nosuid", "nodev"]}),
+        json!({"destination": SHOWN_INSIDE, "type": "bind", "source": scratch.join(SHOWN), "options": ["rbind", "rslave", "rw"]}),
     ];
     let namespaces = ["pid", "ipc", "uts", "mount"].map(|kind| json!({"type": kind}));
     // Its own network is the one that this process is in.

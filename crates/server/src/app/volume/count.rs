@@ -60,7 +60,12 @@ pub(super) async fn reconcile(app: &AppState) -> Result<()> {
         let is_old = |at: i64| time::now() - at > OLD;
         match row {
             None => app.volumes.forget(&id),
-            Some(row) if row.counted_at.is_none_or(is_old) => count(app, &id).await?,
+            Some(row) if row.counted_at.is_none_or(is_old) => {
+                // One whose file system is damaged keeps no other from being counted.
+                if let Err(error) = count(app, &id).await {
+                    tracing::warn!(volume = id, context = ?error.context, "a volume could not be counted");
+                }
+            }
             Some(_) => {}
         }
     }
