@@ -10,20 +10,28 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::fs::{FileExt, MetadataExt},
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use rustix::{
-    fs::{AtFlags, Dir, FlockOperation, Mode, OFlags},
+    fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, SeekFrom},
+    io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, fsconfig_create,
         fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick,
     },
 };
 
-use crate::{loop_device, tree::Usage};
+use crate::{
+    check,
+    loop_device::{self, LoopDevice},
+    tree::Usage,
+};
 
 /// What the image's name has after the directory's.
 pub const SUFFIX: &str = ".image";
@@ -37,12 +45,17 @@ const GROUP: u64 = 128 << 20;
 const JOURNAL: (u64, u64) = (4 << 20, 64 << 20);
 /// Bytes that there is room for in any case: a smaller one gets no journal.
 const SMALLEST: u64 = 4 << 20;
-/// Bytes for each file where there is no limit to their number.
+/// Bytes for each file where there is no limit to their number: in a volume, in what a machine writes.
 const PER_NAME: u64 = 16 << 10;
+const PER_PASSING_NAME: u64 = 8 << 10;
 /// Files that there is room for in any case.
 const FEWEST: u64 = 64;
 /// Inodes that the file system has for itself; the directory itself is one of them.
 const RESERVED: u64 = 10;
+/// Bytes that are sooner written to the disk in vain than thrown away.
+const LITTLE: u64 = 8 << 20;
+/// Sizes of which an empty image is kept to be copied. One takes about 250 kB.
+const KEPT_SIZES: usize = 16;
 
 /// Where a directory's image is, if it has one.
 #[must_use]
@@ -62,7 +75,8 @@ pub fn make(directory: &Path, bytes: u64, names: Option<u64>) -> io::Result<()> 
     let mut passing = image.clone().into_os_string();
     passing.push(".new");
     let passing = PathBuf::from(passing);
-    let made = write(&passing, bytes, names).and_then(|()| fs::rename(&passing, &image));
+    let made =
+        write(&passing, bytes, names, Life::Lasting).and_then(|()| fs::rename(&passing, &image));
     if made.is_err() {
         let _ = fs::remove_file(&passing);
         return made;
@@ -73,24 +87,50 @@ pub fn make(directory: &Path, bytes: u64, names: Option<u64>) -> io::Result<()> 
     }
 }
 
-fn write(image: &Path, bytes: u64, names: Option<u64>) -> io::Result<()> {
+/// What a file system is to outlive.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Life {
+    /// A crash of the host: it has a journal, and copies of what describes it.
+    Lasting,
+    /// Nothing: what there is of it is in few places, so that it is quickly copied and quickly removed.
+    Passing,
+}
+
+/// Makes an image's file, which is durable afterwards if it is to last.
+fn write(image: &Path, bytes: u64, names: Option<u64>, life: Life) -> io::Result<()> {
     let bytes = bytes.max(SMALLEST);
-    let names = names.unwrap_or(bytes / PER_NAME).max(FEWEST) + RESERVED;
+    let per_name = match life {
+        Life::Lasting => PER_NAME,
+        Life::Passing => PER_PASSING_NAME,
+    };
+    let names = names.unwrap_or(bytes / per_name).max(FEWEST) + RESERVED;
     let names = u32::try_from(names).map_err(|_| io::Error::other("too many files"))?;
-    let journal = (bytes / 64).clamp(JOURNAL.0, JOURNAL.1);
+    let journal = match life {
+        Life::Lasting => (bytes / 64).clamp(JOURNAL.0, JOURNAL.1),
+        Life::Passing => 0,
+    };
     let file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .open(image)?;
     file.set_len(size(bytes, names.into(), journal))?;
-    let output = Command::new(MKFS)
-        .args(["-q", "-F", "-m", "0", "-e", "remount-ro", "-E"])
-        // There is nothing to be cleared in a file without content, now or later.
-        .arg("lazy_itable_init=1,lazy_journal_init=1,nodiscard")
-        .args(["-O", "^resize_inode", "-b", &BLOCK.to_string()])
-        .args(["-I", &INODE.to_string(), "-N", &names.to_string()])
-        .args(["-J", &format!("size={}", journal >> 20)])
+    let mut mkfs = Command::new(MKFS);
+    mkfs.args(["-q", "-F", "-m", "0", "-e", "remount-ro"])
+        .args(["-b", &BLOCK.to_string(), "-I", &INODE.to_string()])
+        .args(["-N", &names.to_string()]);
+    // There is nothing to be cleared in a file without content, now or later.
+    match life {
+        Life::Lasting => mkfs
+            .args(["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"])
+            .args(["-J", &format!("size={}", journal >> 20)])
+            .args(["-O", "^resize_inode"]),
+        Life::Passing => mkfs
+            .arg("-E")
+            .arg("lazy_itable_init=1,nodiscard,num_backup_sb=0")
+            .args(["-O", "^resize_inode,^has_journal,sparse_super2", "-G", "1"]),
+    };
+    let output = mkfs
         .arg("--")
         .arg(image)
         .stdin(Stdio::null())
@@ -101,6 +141,9 @@ fn write(image: &Path, bytes: u64, names: Option<u64>) -> io::Result<()> {
         let said = String::from_utf8_lossy(&output.stderr);
         let said = said.lines().last().unwrap_or("it gave no reason");
         return Err(io::Error::other(format!("{MKFS}: {said}")));
+    }
+    if life == Life::Passing {
+        return Ok(());
     }
     let mounted = mount_file(image)?;
     rustix::fs::unlinkat(&mounted, "lost+found", AtFlags::REMOVEDIR)?;
@@ -130,17 +173,121 @@ pub fn mount(directory: &Path) -> io::Result<Option<OwnedFd>> {
     }
 }
 
+/// An image of what is of no use once nobody has it mounted.
+#[derive(Debug)]
+pub struct Passing {
+    /// A mount of it.
+    pub mounted: OwnedFd,
+    /// What it is in.
+    pub file: File,
+}
+
+impl Passing {
+    /// Makes one beside a directory, and a mount of it that is attached nowhere. An empty one of each size that was asked for is kept
+    /// in `kept`, up to a number: copies of these are made in no time. On error there is none. Blocks.
+    ///
+    /// # Errors
+    /// Those of [`make`].
+    pub fn make(directory: &Path, bytes: u64, kept: &Path) -> io::Result<Self> {
+        make_passing(directory, bytes, kept)
+    }
+
+    /// Lets go of it. What was not written yet is thrown away if it is much: the host's disk would be busy with what is removed there
+    /// at once. Then the kernel says so in its log; what is little is written.
+    ///
+    /// # Errors
+    /// What the kernel says when it is asked. It is let go of all the same.
+    pub fn abandon(self) -> io::Result<()> {
+        let there = self.file.metadata()?.blocks() * 512;
+        match usage(&self.mounted)?.bytes > there + LITTLE {
+            true => shut_down(&self.mounted),
+            false => Ok(()),
+        }
+    }
+}
+
+fn make_passing(directory: &Path, bytes: u64, kept: &Path) -> io::Result<Passing> {
+    let image = beside(directory);
+    let made = copy_or_write(&image, bytes, kept).and_then(|file| {
+        let device = loop_device::over_new(&file)?;
+        let mounted = mount_device(&device, &["nobarrier"])?;
+        Ok(Passing { mounted, file })
+    });
+    if made.is_err() {
+        let _ = fs::remove_file(&image);
+    }
+    made
+}
+
+fn copy_or_write(image: &Path, bytes: u64, kept: &Path) -> io::Result<File> {
+    let of_this_size = kept.join(bytes.to_string());
+    match File::open(&of_this_size) {
+        Ok(empty) => return copy(&empty, image),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    write(image, bytes, None, Life::Passing)?;
+    let file = OpenOptions::new().read(true).write(true).open(image)?;
+    if fs::read_dir(kept)?.count() < KEPT_SIZES {
+        // Several may do this at once: each beside its own image first.
+        let mut passing = image.as_os_str().to_owned();
+        passing.push(".kept");
+        let copied = copy(&file, passing.as_ref());
+        copied.and_then(|_| fs::rename(&passing, &of_this_size))?;
+    }
+    Ok(file)
+}
+
+/// Copies what there is of a file, and leaves out what there is not.
+fn copy(from: &File, to: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(to)?;
+    let length = from.metadata()?.len();
+    file.set_len(length)?;
+    let mut at = 0;
+    loop {
+        let begin = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+            Ok(begin) => begin,
+            // Nothing more.
+            Err(Errno::NXIO) => return Ok(file),
+            Err(error) => return Err(error.into()),
+        };
+        at = rustix::fs::seek(from, SeekFrom::Hole(begin))?;
+        let mut piece = vec![0; usize::try_from(at - begin).map_err(io::Error::other)?];
+        from.read_exact_at(&mut piece, begin)?;
+        file.write_all_at(&piece, begin)?;
+    }
+}
+
+/// Has what was not written yet thrown away, and nothing written any more.
+fn shut_down(mounted: &OwnedFd) -> io::Result<()> {
+    const SHUTDOWN: libc::c_ulong = 0x8004_587d;
+    let without_writing: u32 = 2;
+    let root = root(mounted)?;
+    // SAFETY: a live descriptor, and a number that the kernel only reads.
+    check(unsafe { libc::ioctl(root.as_raw_fd(), SHUTDOWN, &raw const without_writing) })?;
+    Ok(())
+}
+
 fn mount_file(image: &Path) -> io::Result<OwnedFd> {
     let file = OpenOptions::new().read(true).write(true).open(image)?;
     // Until it is mounted: then the device is found by who comes next. Not on what the device is made over, which it keeps open.
     let lock = File::open(image)?;
     rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
     let device = loop_device::over(&file, image)?;
+    mount_device(&device, &[])
+}
+
+fn mount_device(device: &LoopDevice, options: &[&str]) -> io::Result<OwnedFd> {
     let context = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(context.as_fd(), "source", &*device.path.to_string_lossy())?;
     // What is removed takes no room on the host's disk any more.
-    fsconfig_set_flag(context.as_fd(), "discard")?;
-    fsconfig_set_flag(context.as_fd(), "noinit_itable")?;
+    for option in ["discard", "noinit_itable"].iter().chain(options) {
+        fsconfig_set_flag(context.as_fd(), *option)?;
+    }
     fsconfig_create(context.as_fd())?;
     Ok(fsmount(
         context.as_fd(),
@@ -210,8 +357,6 @@ fn is_empty(mounted: &OwnedFd) -> io::Result<bool> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::io::Write;
-
-    use rustix::io::Errno;
 
     use super::*;
 
@@ -328,6 +473,47 @@ mod tests {
     }
 
     #[test]
+    fn one_that_passes_is_a_copy_and_never_written_back() {
+        let Some((home, volume)) = volume() else {
+            return;
+        };
+        let kept = home.path().join("kept");
+        fs::create_dir(&kept).unwrap();
+        let one = Passing::make(&volume, 4 * LIMIT, &kept).unwrap();
+        create(&one.mounted, "first").unwrap();
+        let other = home.path().join("other");
+        fs::create_dir(&other).unwrap();
+        let two = Passing::make(&other, 4 * LIMIT, &kept).unwrap();
+        assert_eq!(
+            create(&two.mounted, "first")
+                .unwrap()
+                .metadata()
+                .unwrap()
+                .len(),
+            0
+        );
+        rustix::fs::unlinkat(&two.mounted, "lost+found", AtFlags::REMOVEDIR).unwrap();
+        assert_eq!(fs::read_dir(&kept).unwrap().count(), 1);
+        // Another is found by who only knows where it is.
+        let same = mount(&volume).unwrap().unwrap();
+        assert_eq!(usage(&same).unwrap().names, 2);
+        assert_eq!(devices(&volume), 1);
+        drop(same);
+        let blocks =
+            || std::os::unix::fs::MetadataExt::blocks(&fs::metadata(beside(&volume)).unwrap());
+        let before = blocks();
+        let mut large = create(&one.mounted, "large").unwrap();
+        large.write_all(&[7; 2 * LIMIT as usize]).unwrap();
+        drop(large);
+        one.abandon().unwrap();
+        two.abandon().unwrap();
+        assert!(blocks() < before + 64, "{before} {}", blocks());
+        assert_eq!(devices(&volume) + devices(&other), 0);
+        // There cannot be two.
+        assert!(Passing::make(&other, LIMIT, &home.path().join("no")).is_err());
+    }
+
+    #[test]
     fn what_cannot_be_made_leaves_nothing() {
         let Some((home, volume)) = volume() else {
             return;
@@ -339,12 +525,17 @@ mod tests {
 
     #[test]
     fn one_is_made_whatever_its_size() {
-        for bytes in [1, 1 << 20, 3 << 30, 5 << 40] {
-            let Some((_home, volume)) = volume() else {
+        for n in 0..8 {
+            let bytes = [1, 1 << 20, 3 << 30, 5 << 40][n / 2];
+            let Some((home, volume)) = volume() else {
                 return;
             };
-            make(&volume, bytes, None).unwrap();
-            let mounted = mount(&volume).unwrap().unwrap();
+            let mounted = if n % 2 == 0 {
+                make(&volume, bytes, None).unwrap();
+                mount(&volume).unwrap().unwrap()
+            } else {
+                make_passing(&volume, bytes, home.path()).unwrap().mounted
+            };
             let stat = rustix::fs::fstatvfs(&mounted).unwrap();
             let room = stat.f_bfree * stat.f_frsize;
             let least = bytes.max(SMALLEST);

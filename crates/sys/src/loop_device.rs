@@ -1,11 +1,15 @@
 //! Block devices over files, which go by themselves when nobody has them any more.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File, OpenOptions},
     io,
     os::{
         fd::AsRawFd,
-        unix::fs::{FileTypeExt, MetadataExt},
+        unix::{
+            ffi::OsStrExt,
+            fs::{FileTypeExt, MetadataExt},
+        },
     },
     path::{Path, PathBuf},
 };
@@ -75,22 +79,33 @@ const NO_INFO: Info = Info {
 pub(crate) fn over(file: &File, name: &Path) -> io::Result<LoopDevice> {
     match find(file, name)? {
         Some(found) => Ok(found),
-        None => make(file),
+        None => over_new(file),
     }
 }
 
 /// The device that is over a file already.
 fn find(file: &File, name: &Path) -> io::Result<Option<LoopDevice>> {
     let wanted = file.metadata()?;
-    let name = name.file_name().unwrap_or_default().as_encoded_bytes();
+    let last_two = |path: &Path| {
+        let mut parts = path.components().rev();
+        let mut next = || parts.next().map(|part| part.as_os_str().to_owned());
+        (next(), next())
+    };
+    let (name, parent) = last_two(name);
+    let name = name.unwrap_or_default();
     for entry in fs::read_dir("/sys/block")?.flatten() {
         let backing = entry.path().join("loop/backing_file");
         let Ok(backing) = fs::read(backing) else {
             continue;
         };
-        // The path may be one of another mount namespace's. Its last part is the same in all; it may be said that it is gone.
-        let last = backing.rsplit(|byte| *byte == b'/').next();
-        if !last.is_some_and(|last| last.starts_with(name)) {
+        // The path may be one of another mount namespace's. Its last parts are the same in all, if they are there; it may be said
+        // that the file is gone.
+        let (its_name, its_parent) =
+            last_two(Path::new(OsStr::from_bytes(backing.trim_ascii_end())));
+        let is_like_it = its_name
+            .is_some_and(|its| its.as_encoded_bytes().starts_with(name.as_encoded_bytes()))
+            && its_parent.is_none_or(|its| its == "/" || Some(its) == parent);
+        if !is_like_it {
             continue;
         }
         // Open, it stays what it is.
@@ -106,7 +121,11 @@ fn find(file: &File, name: &Path) -> io::Result<Option<LoopDevice>> {
     Ok(None)
 }
 
-fn make(file: &File) -> io::Result<LoopDevice> {
+/// A device over a file that has none, which is the caller's to know.
+///
+/// # Errors
+/// Those of [`over`].
+pub(crate) fn over_new(file: &File) -> io::Result<LoopDevice> {
     const GET_FREE: libc::c_ulong = 0x4c82;
     const CONFIGURE: libc::c_ulong = 0x4c0a;
     const AUTOCLEAR: u32 = 4;
