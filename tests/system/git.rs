@@ -2,12 +2,14 @@
 //! run in the machine; the HTTP one knows the password by its digest, so that the password itself is nowhere there.
 
 use std::{
+    os::fd::AsRawFd,
     path::Path,
     process::Command,
     time::{Duration, Instant},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use nullspace_sys::image;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -169,6 +171,7 @@ impl Place {
             }
         };
         let mut directories = vec![self.world.data()];
+        let mut disks = Vec::new();
         while let Some(directory) = directories.pop() {
             for entry in std::fs::read_dir(&directory)
                 .into_iter()
@@ -177,8 +180,17 @@ impl Place {
             {
                 let kind = entry.file_type().unwrap();
                 look("a name", entry.file_name().as_encoded_bytes());
-                if kind.is_dir() {
-                    directories.push(entry.path());
+                let path = entry.path();
+                if path == self.world.data().join("run/empty") {
+                    // Large, and nothing is in there.
+                } else if kind.is_dir() {
+                    directories.push(path);
+                } else if path.extension().is_some_and(|kind| kind == "image") {
+                    // What a machine wrote: a few files in a file system that may be large.
+                    if let Some(disk) = image::mount(&path.with_extension("")).unwrap() {
+                        directories.push(format!("/proc/self/fd/{}", disk.as_raw_fd()).into());
+                        disks.push(disk);
+                    }
                 } else if kind.is_file() {
                     look(
                         &entry.path().display().to_string(),

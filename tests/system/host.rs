@@ -207,6 +207,12 @@ impl Host {
                 add("mount", &line);
             }
         }
+        for device in fs::read_dir("/sys/block").unwrap().flatten() {
+            let backing = fs::read_to_string(device.path().join("loop/backing_file"));
+            if backing.is_ok_and(|path| path.starts_with(data)) {
+                add("device", &device.path().display());
+            }
+        }
         let group = format!("/nullspace-{}/", self.instance);
         for (pid, line) in processes() {
             // Programs in a machine do not name the directory, but cannot leave its groups.

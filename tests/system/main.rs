@@ -11,6 +11,7 @@ mod clock;
 mod code;
 mod concurrency;
 mod crash;
+mod disk;
 mod egress;
 mod frameworks;
 mod git;

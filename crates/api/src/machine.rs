@@ -80,7 +80,7 @@ pub struct CreateMachineRequest {
     /// Memory limit in MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<u64>,
-    /// Disk space that must be free for the machine, in MiB.
+    /// The most that may be written in the machine, outside its volumes, in MiB; the server's default if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_mb: Option<u64>,
     /// Time limit in milliseconds, counted from when the machine runs.

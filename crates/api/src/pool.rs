@@ -24,7 +24,7 @@ pub struct PoolResources {
     pub vcpus: u32,
     /// Memory limit in MiB.
     pub memory_mb: u64,
-    /// Disk space that must be free for each, in MiB.
+    /// The most that may be written in each, in MiB; the server's default if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_mb: Option<u64>,
 }

@@ -225,7 +225,7 @@ impl Source {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             Err(error) => return Err(Failure::Step("read the kernel's state", error.to_string())),
         };
-        layer::copy(&self.directory.join("fs/upper"), &target.join(LAYER))
+        layer::copy_written(&self.directory, &target.join(LAYER))
             .named("copy the writable layer")?;
         state
             .write_all(&head)

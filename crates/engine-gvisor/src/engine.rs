@@ -441,6 +441,7 @@ impl Engine for GvisorEngine {
             pause: false,
             hibernate: true,
             fork: true,
+            disk_limits: self.host.has_disk_limits(),
             images: true,
         }
     }

@@ -3,12 +3,14 @@
 //! ```text
 //!  used ──▶ what was measured last ──(old, and nobody measures)──▶ queue ──▶ one thread of low priority
 //! ```
-//! There is no quota that would count for us, so the writable layer is walked: by one thread, only for machines that
-//! somebody asks about, each at most a twentieth of the time. What is in there is the machine's and hostile.
+//! By one thread, only for machines that somebody asks about, each at most a twentieth of the time. A writable layer that has a
+//! file system of its own is asked, and stays mounted here until it is forgotten; any other is walked. What is in there is the machine's
+//! and hostile.
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -16,8 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nullspace_sys::tree::usage;
+use nullspace_sys::{image, tree::usage};
 use tokio::sync::{mpsc, watch};
+
+use crate::layer::{self, FILES, UPPER};
 
 /// How old a number may be before it is measured again.
 const OLD: Duration = Duration::from_secs(5);
@@ -35,17 +39,29 @@ pub(crate) struct Disks {
 
 #[derive(Debug)]
 struct Machine {
-    measured: watch::Sender<Option<u64>>,
+    measured: watch::Sender<Option<Measured>>,
     /// Counted so far, the first time.
     counting: Arc<AtomicU64>,
     /// When it may be measured again; `None` while it is.
     again: Option<Instant>,
 }
 
-struct Job {
-    id: String,
-    layer: PathBuf,
-    counting: Arc<AtomicU64>,
+/// What a writable layer takes, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Measured {
+    pub(crate) used: u64,
+    /// How much more there is room for in its file system, if it has one of its own.
+    pub(crate) left: Option<u64>,
+}
+
+enum Job {
+    Measure {
+        id: String,
+        machine: PathBuf,
+        counting: Arc<AtomicU64>,
+    },
+    /// Here, because letting go of a file system may take a while.
+    Forget(String),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -64,8 +80,8 @@ impl Disks {
         Ok(Self { machines, queue })
     }
 
-    /// Bytes that a writable layer takes, some seconds old at most unless walking it takes long.
-    pub(crate) async fn used(&self, id: &str, layer: PathBuf) -> u64 {
+    /// What the writable layer of the machine in a directory takes, some seconds old at most unless walking it takes long.
+    pub(crate) async fn measure(&self, id: &str, machine_directory: &Path) -> Measured {
         let (mut measured, counting) = {
             let mut machines = lock(&self.machines);
             let machine = machines.entry(id.to_owned()).or_insert_with(|| Machine {
@@ -75,9 +91,9 @@ impl Disks {
             });
             if machine.again.is_some_and(|at| at <= Instant::now()) {
                 machine.again = None;
-                let _ = self.queue.send(Job {
+                let _ = self.queue.send(Job::Measure {
                     id: id.to_owned(),
-                    layer,
+                    machine: machine_directory.to_owned(),
                     counting: machine.counting.clone(),
                 });
             }
@@ -86,27 +102,64 @@ impl Disks {
         let known = tokio::time::timeout(FIRST, measured.wait_for(Option::is_some)).await;
         match known {
             Ok(Ok(known)) => known.unwrap_or_default(),
-            _ => counting.load(Ordering::Relaxed),
+            _ => Measured {
+                used: counting.load(Ordering::Relaxed),
+                left: None,
+            },
         }
     }
 
     /// A machine is no more.
     pub(crate) fn forget(&self, id: &str) {
-        lock(&self.machines).remove(id);
+        if lock(&self.machines).remove(id).is_some() {
+            let _ = self.queue.send(Job::Forget(id.to_owned()));
+        }
     }
 }
 
 fn measure(machines: &Mutex<HashMap<String, Machine>>, mut jobs: mpsc::UnboundedReceiver<Job>) {
     // Of this thread alone, as the kernel counts.
     let _ = rustix::process::setpriority_process(None, 10);
+    let mut disks = HashMap::new();
     while let Some(job) = jobs.blocking_recv() {
+        let (id, directory, counting) = match job {
+            Job::Measure {
+                id,
+                machine,
+                counting,
+            } => (id, machine, counting),
+            Job::Forget(id) => {
+                disks.remove(&id);
+                continue;
+            }
+        };
         let begun = Instant::now();
-        let bytes = usage(&job.layer, &job.counting).bytes;
+        if !disks.contains_key(&id)
+            && let Ok(Some(disk)) = layer::disk(&directory)
+        {
+            disks.insert(id.clone(), disk);
+        }
+        let measured = match disks.get(&id) {
+            Some(disk) => asked(disk),
+            None => Measured {
+                used: usage(&directory.join(FILES).join(UPPER), &counting).bytes,
+                left: None,
+            },
+        };
         let rest = OLD.max(begun.elapsed() * REST);
-        if let Some(machine) = lock(machines).get_mut(&job.id) {
-            machine.measured.send_replace(Some(bytes));
+        if let Some(machine) = lock(machines).get_mut(&id) {
+            machine.measured.send_replace(Some(measured));
             machine.again = Some(Instant::now() + rest);
         }
+    }
+}
+
+fn asked(disk: &OwnedFd) -> Measured {
+    let used = image::usage(disk).map_or(0, |usage| usage.bytes);
+    let left = rustix::fs::fstatvfs(disk).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+    Measured {
+        used,
+        left: left.ok(),
     }
 }
 
@@ -121,9 +174,11 @@ mod tests {
     async fn what_was_measured_is_told_again_for_a_while() {
         let at = tempfile::tempdir().unwrap();
         let disks = Disks::start().unwrap();
-        let used = || disks.used("m", at.path().to_owned());
+        let upper = at.path().join(FILES).join(UPPER);
+        std::fs::create_dir_all(&upper).unwrap();
+        let used = async || disks.measure("m", at.path()).await.used;
         let before = used().await;
-        std::fs::write(at.path().join("new"), vec![1; MIB]).unwrap();
+        std::fs::write(upper.join("new"), vec![1; MIB]).unwrap();
         assert_eq!(used().await, before, "not measured again at once");
         disks.forget("m");
         assert!(used().await >= before + MIB as u64);

@@ -49,6 +49,7 @@ impl Engine for NativeEngine {
             pause: true,
             hibernate: false,
             fork: false,
+            disk_limits: self.host.has_disk_limits(),
             images: true,
         }
     }

@@ -12,7 +12,7 @@ use std::{
     process::{Command, Stdio},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -88,6 +88,8 @@ struct Shared {
     /// Where the kernel counts what machines use, as far as that was asked.
     meters: Mutex<HashMap<String, Arc<Meters>>>,
     disks: Disks,
+    /// Whether the launcher holds machines to what they may write.
+    disk_limits: AtomicBool,
 }
 
 /// What machines of one kind have to tell.
@@ -169,6 +171,7 @@ impl Host {
             trash,
             meters: Mutex::default(),
             disks: Disks::start().map_err(|e| unavailable("start a thread", e))?,
+            disk_limits: AtomicBool::new(false),
         };
         let host = Self {
             shared: Arc::new(shared),
@@ -182,6 +185,12 @@ impl Host {
     #[must_use]
     pub fn machine_dir(&self, id: &str) -> PathBuf {
         self.shared.config.data_dir.join("machines").join(id)
+    }
+
+    /// Whether machines are held to what they may write.
+    #[must_use]
+    pub fn has_disk_limits(&self) -> bool {
+        self.shared.disk_limits.load(Ordering::Relaxed)
     }
 
     /// Throws away the directories of machines that are not alive.
@@ -245,9 +254,10 @@ impl Host {
     }
 
     /// Ends a machine; its files stay.
-    async fn end(&self, id: &str) -> Result<(), EngineError> {
+    async fn end(&self, id: &str, keep: bool) -> Result<(), EngineError> {
         let link = self.link().await?;
-        self.ask_over(&link, RequestBody::Destroy { id: id.to_owned() })
+        let id_too = id.to_owned();
+        self.ask_over(&link, RequestBody::Destroy { id: id_too, keep })
             .await?;
         lock(&link.machines).remove(id);
         lock(&link.addresses).remove(id);
@@ -292,7 +302,15 @@ impl Host {
         for _ in 0..ATTEMPTS {
             let link = self.open_link().await?;
             match self.ask_over(&link, RequestBody::Hello).await {
-                Ok(Answer::Hello { version, .. }) if version == wire::VERSION => {}
+                Ok(Answer::Hello {
+                    version,
+                    disk_limits,
+                    ..
+                }) if version == wire::VERSION => {
+                    self.shared
+                        .disk_limits
+                        .store(disk_limits, Ordering::Relaxed);
+                }
                 Ok(Answer::Hello { version, .. }) => {
                     return Err(EngineError::Unavailable(format!(
                         "the running launcher speaks version {version}, this program {}; end its machines first",
@@ -628,7 +646,7 @@ impl Host {
         if !is_id(id) {
             return Ok(());
         }
-        self.end(id).await?;
+        self.end(id, false).await?;
         self.shared.discard(id);
         Ok(())
     }
@@ -649,7 +667,7 @@ impl Host {
         if !is_id(id) {
             return Err(EngineError::NotFound(id.to_owned()));
         }
-        self.end(id).await?;
+        self.end(id, true).await?;
         let (directory, target) = (self.machine_dir(id), target.to_owned());
         let kept = tokio::task::spawn_blocking(move || layer::keep(&directory, &target)).await;
         self.shared.discard(id);
@@ -725,14 +743,15 @@ impl Host {
         }
         let meters = self.meters(id).await?;
         let directory = self.machine_dir(id);
-        let disk_used = self.shared.disks.used(id, directory.join("fs/upper"));
+        let disk = self.shared.disks.measure(id, &directory);
         // The kernel adds up some of it when it is read.
+        let at = directory.clone();
         let counted = tokio::task::spawn_blocking(move || {
             let counted = usage::read(&meters)?;
-            let disk = rustix::fs::statvfs(&directory)?;
+            let disk = rustix::fs::statvfs(&at)?;
             Ok::<_, io::Error>((counted, disk.f_bavail.saturating_mul(disk.f_frsize)))
         });
-        let (disk_used_bytes, counted) = tokio::join!(disk_used, counted);
+        let (disk, counted) = tokio::join!(disk, counted);
         // Nobody would forget one that ended meanwhile.
         if !lock(&self.link().await?.machines).contains_key(id) {
             self.shared.forget(id);
@@ -750,7 +769,7 @@ impl Host {
             },
         };
         let counted = counted.map_err(|error| failed(io::Error::other(error)))?;
-        let (counted, disk_free_bytes) = counted.map_err(failed)?;
+        let (counted, free) = counted.map_err(failed)?;
         Ok(Usage {
             at: counted.at,
             cpu_micros: counted.cpu_micros,
@@ -759,8 +778,10 @@ impl Host {
                 .memory_bytes
                 .min(counted.memory_limit_bytes.saturating_sub(overhead)),
             memory_limit_bytes: counted.memory_limit_bytes.saturating_sub(overhead),
-            disk_used_bytes,
-            disk_total_bytes: disk_used_bytes.saturating_add(disk_free_bytes),
+            disk_used_bytes: disk.used,
+            disk_total_bytes: disk
+                .used
+                .saturating_add(disk.left.map_or(free, |left| left.min(free))),
             network_rx_bytes: counted.network_rx_bytes,
             network_tx_bytes: counted.network_tx_bytes,
         })

@@ -1,27 +1,72 @@
-//! Turning what a machine wrote into a layer for others.
+//! What a machine wrote, seen from outside: where it is, copies of it, a layer for others.
 
 use std::{
     fs, io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
-    path::Path,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::{MetadataExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
+
+use nullspace_sys::image;
 
 use crate::launcher::RANGE;
 
-/// Moves the writable layer of an ended machine to `target`, with owners as the machine saw them and without what
-/// the launcher had put there. Whiteouts and the overlay's own marks stay: a lower layer has them too.
+/// In a machine's directory: the layer that it writes to.
+pub(crate) const FILES: &str = "fs";
+/// In there: what was written, and what the overlay needs to work.
+pub(crate) const UPPER: &str = "upper";
+pub(crate) const WORK: &str = "work";
+
+/// The file system that a machine's writable layer has for itself; `None` if it has none. Blocks.
+///
+/// # Errors
+/// Those of [`image::mount`].
+pub(crate) fn disk(machine: &Path) -> io::Result<Option<OwnedFd>> {
+    image::mount(&machine.join(FILES))
+}
+
+/// Makes the writable layer of an ended machine `target`, with owners as the machine saw them and without what
+/// the launcher had put there. It is moved, or copied if it has a file system of its own. Whiteouts and the overlay's own marks stay: a lower layer has them too.
 ///
 /// Nothing runs in the machine any more, and no link is followed.
 pub(crate) fn keep(machine: &Path, target: &Path) -> io::Result<()> {
-    let upper = machine.join("fs/upper");
+    if let Some(disk) = disk(machine)? {
+        copy_from(&disk, target)?;
+        return tidy(target);
+    }
+    let upper = machine.join(FILES).join(UPPER);
+    tidy(&upper)?;
+    fs::rename(&upper, target)
+}
+
+fn tidy(upper: &Path) -> io::Result<()> {
     // The layer's root belongs to the machine's root.
-    let first = fs::symlink_metadata(&upper)?.uid();
+    let first = fs::symlink_metadata(upper)?.uid();
     // Says this machine's name.
     let _ = fs::remove_file(upper.join("etc/hosts"));
     let _ = fs::remove_dir(upper.join("etc"));
     let _ = fs::remove_dir(upper.join("tmp/.nullspace"));
-    shift(&upper, first)?;
-    fs::rename(&upper, target)
+    shift(upper, first)
+}
+
+/// Copies what a machine wrote so far, as [`copy`] does.
+///
+/// # Errors
+/// Those of [`copy`] and [`image::mount`].
+pub fn copy_written(machine: &Path, to: &Path) -> io::Result<()> {
+    match disk(machine)? {
+        Some(disk) => copy_from(&disk, to),
+        None => copy(&machine.join(FILES).join(UPPER), to),
+    }
+}
+
+/// The disk is mounted nowhere: its only name is the descriptor's, in this process.
+fn copy_from(disk: &OwnedFd, to: &Path) -> io::Result<()> {
+    let inside = PathBuf::from(format!("/proc/self/fd/{}", disk.as_raw_fd())).join(UPPER);
+    run_cp(Path::new("."), &std::path::absolute(to)?, Some(&inside))
 }
 
 /// Copies a layer with everything that belongs to it: owners, rights, attributes, links, whiteouts. Files share their
@@ -32,13 +77,22 @@ pub(crate) fn keep(machine: &Path, target: &Path) -> io::Result<()> {
 /// # Errors
 /// What `cp` complained about. What there is of the target then is of no use.
 pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    let output = std::process::Command::new("cp")
+    run_cp(from, to, None)
+}
+
+fn run_cp(from: &Path, to: &Path, directory: Option<&Path>) -> io::Result<()> {
+    let mut command = Command::new("cp");
+    command
         .args(["--archive", "--reflink=auto", "--no-target-directory", "--"])
         .args([from, to])
         // A machine may stand still meanwhile: nothing is read that is of no use.
         .env("LC_ALL", "C")
-        .stdin(std::process::Stdio::null())
-        .output()?;
+        .stdin(Stdio::null());
+    if let Some(directory) = directory {
+        // Entered before the descriptors that its path goes through are closed.
+        command.current_dir(directory);
+    }
+    let output = command.output()?;
     if output.status.success() {
         return Ok(());
     }

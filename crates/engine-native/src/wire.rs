@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// The most bytes one message may have: a spec with a large environment.
 pub(crate) const MAX_MESSAGE: usize = 8 << 20;
 /// Version of these messages. The launcher outlives `serve`, so a newer `serve` may meet an older one.
-pub(crate) const VERSION: u32 = 6;
+pub(crate) const VERSION: u32 = 7;
 
 /// What a launcher must know; given to it on its standard input, in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +90,8 @@ pub(crate) enum RequestBody {
     },
     Destroy {
         id: String,
+        /// Whether what was written in it is wanted still.
+        keep: bool,
     },
     List,
     /// Where a machine is on the host's network.
@@ -146,6 +148,8 @@ pub(crate) enum Answer {
     Hello {
         version: u32,
         pid: u32,
+        /// Whether machines are held to what they may write.
+        disk_limits: bool,
     },
     Done,
     List {

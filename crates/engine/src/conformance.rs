@@ -3,6 +3,7 @@
 //! A check panics with what was wrong. What needs a kernel boundary (limits, reachability of the host) is
 //! checked only on engines that say that they have one.
 
+mod disk;
 mod memory;
 mod pause;
 
@@ -31,6 +32,7 @@ pub fn spec(id: &str, lower: &[PathBuf]) -> MachineSpec {
         cpu_millis: 1000,
         memory_bytes: 256 << 20,
         pids_max: 256,
+        disk_bytes: None,
         egress: Rules::default(),
         engine: None,
     }
@@ -50,6 +52,14 @@ pub async fn run(engine: &dyn Engine, lower: &[PathBuf]) {
     shows_directories(engine, lower).await;
     if engine.capabilities().pause {
         pause::pauses(engine, lower).await;
+    }
+    if engine.capabilities().disk_limits {
+        disk::ends(engine, lower).await;
+    } else {
+        println!(
+            "skipped: {} does not hold machines to what they may write here",
+            engine.name()
+        );
     }
     memory::run(engine, lower).await;
 }

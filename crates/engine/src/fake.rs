@@ -311,6 +311,7 @@ impl Engine for FakeEngine {
         Capabilities {
             hibernate: self.keeps_memory,
             fork: self.keeps_memory,
+            disk_limits: false,
             images: false,
             ..Capabilities::default()
         }

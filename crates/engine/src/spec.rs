@@ -75,6 +75,11 @@ pub struct MachineSpec {
     pub memory_bytes: u64,
     /// Most processes and threads at once; at least 16.
     pub pids_max: u32,
+    /// The most that may be written in the machine, in bytes, outside its binds: what is beyond it is refused like on a full disk.
+    /// `None` for no limit but the host's disk. An engine that cannot hold machines to it takes it for `None`
+    /// ([`Capabilities::disk_limits`]).
+    #[serde(default)]
+    pub disk_bytes: Option<u64>,
     /// What the machine may reach. With closed rules it has its loopback only.
     pub egress: Rules,
     /// The engine that it is asked to be made by, where there are several; `None` for whichever is strongest.
@@ -129,6 +134,9 @@ impl MachineSpec {
         }
         if self.pids_max < 16 {
             return bad("pids_max is under 16".into());
+        }
+        if self.disk_bytes.is_some_and(|bytes| bytes < 1 << 20) {
+            return bad("disk_bytes is under 1 MiB".into());
         }
         if self
             .env
@@ -239,6 +247,9 @@ pub struct Capabilities {
     pub hibernate: bool,
     /// Branches a running machine.
     pub fork: bool,
+    /// Holds a machine to what it may write ([`MachineSpec::disk_bytes`]).
+    #[serde(default)]
+    pub disk_limits: bool,
     /// Shows of a bind's source what is in the image beside it, if there is one (`nullspace_sys::image`).
     pub images: bool,
 }

@@ -20,6 +20,8 @@ pub struct Config {
     pub default_vcpus: u32,
     /// Memory of a machine that asks for none.
     pub default_memory_mb: u64,
+    /// The most that may be written in a machine that asks for no amount, in MiB; 0 for no limit but the disk's. Volumes do not count.
+    pub default_disk_mb: u64,
     /// Time limit of a machine that asks for none.
     pub default_timeout_ms: u64,
     /// Processes and threads of one machine.
@@ -92,6 +94,7 @@ impl Default for Config {
             max_timeout_ms: 30 * 24 * 3600 * 1000,
             default_vcpus: 1,
             default_memory_mb: 512,
+            default_disk_mb: 10 << 10,
             default_timeout_ms: 300_000,
             max_pids: 4096,
             ended_retention_secs: 7 * 24 * 3600,

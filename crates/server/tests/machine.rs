@@ -330,6 +330,7 @@ async fn strays_are_ended_at_start() {
         cpu_millis: 1000,
         memory_bytes: 64 << 20,
         pids_max: 64,
+        disk_bytes: None,
         egress: nullspace_engine::egress::Rules::deny_all(),
         engine: None,
     };

@@ -475,6 +475,7 @@ async fn what_was_cut_off_is_ended_and_nothing_is_doubled() {
         cpu_millis: 1000,
         memory_bytes: 512 << 20,
         pids_max: 100,
+        disk_bytes: None,
         egress: nullspace_engine::egress::Rules::default(),
         engine: None,
     };

@@ -248,7 +248,8 @@ fn in_mounts_of(slot: &Slot, work: impl FnOnce() -> io::Result<()>) -> io::Resul
     }
 }
 
-/// Says a byte, with the mounts that a machine was made with.
+/// Says a byte, with the mounts that a machine was made with: those of its binds and the parts of what
+/// [`super::writable::mount`] answers.
 pub(super) fn send(control: &UnixStream, byte: u8, trees: &[OwnedFd]) -> io::Result<()> {
     let trees: Vec<BorrowedFd<'_>> = trees.iter().map(AsFd::as_fd).collect();
     let rights = SendAncillaryMessage::ScmRights(&trees);
@@ -269,7 +270,7 @@ pub(super) fn send(control: &UnixStream, byte: u8, trees: &[OwnedFd]) -> io::Res
 
 /// Reads what a machine's process 1 says, and takes its mounts.
 pub(super) fn receive(control: &UnixStream, chunk: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_BINDS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_BINDS + 2))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let read = recvmsg(
         control,

@@ -29,6 +29,7 @@ use std::{
 
 use nullspace_engine::MachineSpec;
 use nullspace_sys::{
+    image::Passing,
     mount::{Attributes, clone_tree},
     namespace::{self, Namespaces, Resource},
     netlink::Netlink,
@@ -48,9 +49,13 @@ use super::{
     binds,
     cgroup::Group,
     network::{self, Link},
-    system_layer,
+    slot::Ahead,
+    system_layer, writable,
 };
-use crate::wire::Origin;
+use crate::{
+    layer::{UPPER, WORK},
+    wire::Origin,
+};
 
 /// Ids of one machine.
 pub(crate) const RANGE: u32 = 65_536;
@@ -83,8 +88,8 @@ pub(super) struct Preparation<'a> {
     pub(super) first_id: u32,
     /// Empty; becomes `machines/<id>`.
     pub(super) directory: &'a Path,
-    /// The layers that the machine will probably have.
-    pub(super) lower: &'a [PathBuf],
+    /// What the machine will probably have.
+    pub(super) ahead: &'a Ahead,
     pub(super) common: &'a Common,
 }
 
@@ -94,6 +99,8 @@ pub(super) struct Common {
     pub(super) system_layer: PathBuf,
     /// An empty directory of the host, covered in each machine's own view while its root is put together.
     pub(super) scratch: PathBuf,
+    /// Where empty file systems are kept that are copied for machines; `None` on a host that has no such.
+    pub(super) empty_images: Option<PathBuf>,
     pub(super) filter: Filter,
 }
 
@@ -145,7 +152,7 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>) -> Step<()> {
         users,
         first_id,
         directory,
-        lower,
+        ahead,
         common,
     } = *preparation;
     let users = users
@@ -166,24 +173,23 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>) -> Step<()> {
         .and_then(|()| UnixListener::bind("guest.sock"))
         .named("make the guest's socket")?;
     let mut root = None;
-    if !lower.is_empty() {
+    if !ahead.lower.is_empty() {
         // Layers may be gone by now: whoever asks for them will be told.
-        root = make_root(&stage, directory, lower, common, users.as_fd()).ok();
+        root = make_root(&stage, directory, ahead, common, users.as_fd()).ok();
     }
     control.write_all(&[PARKED]).named("report")?;
 
     let order: Order = receive(control).named("read the order")?;
-    let root = root
-        .filter(|root| root.is_of(&order.spec.lower))
-        .map_or_else(
-            || {
-                start_over(common, &order.directory)?;
-                let lower = &order.spec.lower;
-                make_root(&stage, &order.directory, lower, common, users.as_fd())
-            },
-            Ok,
-        )?;
-    let binds = enter_root(&order.spec, &root.inside, users.as_fd())?;
+    let wanted = Ahead::of(&order.spec);
+    let mut root = root.filter(|root| root.is_of(&wanted)).map_or_else(
+        || {
+            start_over(common, &order.directory)?;
+            make_root(&stage, &order.directory, &wanted, common, users.as_fd())
+        },
+        Ok,
+    )?;
+    let mut trees = enter_root(&order.spec, &root.inside, users.as_fd())?;
+    trees.extend(root.disk.take().into_iter().flat_map(parts));
     drop((root, stage));
     let config = nullspace_guest::Config {
         env: order.spec.env,
@@ -192,8 +198,8 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>) -> Step<()> {
         init: true,
     };
     enter(users, &common.filter)?;
-    binds::send(control, READY, &binds).named("report")?;
-    drop(binds);
+    binds::send(control, READY, &trees).named("report")?;
+    drop(trees);
     // The launcher has all it wanted; what follows is the guest's.
     namespace::close_all_from(3, &[listener.as_fd()]).named("close descriptors")?;
     nullspace_guest::run_as_init(listener.into(), config).named("run the guest")
@@ -271,16 +277,26 @@ struct MachineRoot {
     inside: Root,
     /// Its layers, and which directories they were when it was made.
     lower: Vec<(PathBuf, Option<(u64, u64)>)>,
+    limit: Option<u64>,
+    /// The file system that its writable layer has for itself.
+    disk: Option<Passing>,
 }
 
 impl MachineRoot {
-    /// Whether it is made of these layers as they are now.
-    fn is_of(&self, lower: &[PathBuf]) -> bool {
-        self.lower.len() == lower.len()
+    /// Whether it is what is wanted now.
+    fn is_of(&self, wanted: &Ahead) -> bool {
+        let lower = &wanted.lower;
+        self.limit == wanted.disk_bytes
+            && self.lower.len() == lower.len()
             && self.lower.iter().zip(lower).all(|((path, which), wanted)| {
                 path == wanted && which.is_some() && *which == which_directory(wanted)
             })
     }
+}
+
+/// As it is sent to the launcher.
+pub(super) fn parts(disk: Passing) -> [OwnedFd; 2] {
+    [disk.mounted, disk.file.into()]
 }
 
 /// A directory's device and inode.
@@ -293,33 +309,26 @@ pub(super) fn which_directory(path: &Path) -> Option<(u64, u64)> {
 fn make_root(
     stage: &Root,
     directory: &Path,
-    lower: &[PathBuf],
+    wanted: &Ahead,
     common: &Common,
     users: BorrowedFd<'_>,
 ) -> Step<MachineRoot> {
-    let files = directory.join("fs");
-    make_writable_layer(&files, stage.first_id).named("make the writable layer")?;
     // Everything is named from here: a machine can read what its overlay was told.
     rustix::process::chdir(&common.scratch).named("enter the scratch file system")?;
     let mut layers = vec!["l0".to_owned()];
     let mut seen = Vec::new();
-    for (n, layer) in lower.iter().enumerate() {
+    for (n, layer) in wanted.lower.iter().enumerate() {
         let at = format!("l{}", n + 1);
         fs::create_dir(&at).named("make a mount point")?;
         seen.push((layer.clone(), which_directory(layer)));
         mount_layer(layer, Path::new(&at), users)?;
         layers.push(at);
     }
-    let writable = Path::new("w");
-    let own = Attributes {
-        no_dev: true,
-        ..Attributes::default()
-    };
-    clone_path(&files, own)
-        .and_then(|tree| attach(&tree, writable))
-        .named("mount the writable layer")?;
+    let at = Path::new("w");
+    let disk = writable::mount(directory, wanted.disk_bytes, common, at)?;
+    writable::fill(at, stage.first_id).named("make the writable layer")?;
     let root = Path::new("root");
-    let overlay = new_overlay(&layers.join(":"), writable)?;
+    let overlay = new_overlay(&layers.join(":"), at)?;
     attach(&overlay, root).named("mount the root")?;
     let inside = Root::open(root, stage.first_id).named("open the root")?;
     for path in ["/dev", "/proc", "/sys"] {
@@ -332,6 +341,8 @@ fn make_root(
     Ok(MachineRoot {
         inside,
         lower: seen,
+        limit: wanted.disk_bytes,
+        disk,
     })
 }
 
@@ -354,11 +365,7 @@ fn start_over(common: &Common, directory: &Path) -> Step<()> {
         let _ = rustix::mount::unmount(&at, UnmountFlags::DETACH);
         fs::remove_dir(&at).named("remove a mount point")?;
     }
-    match fs::rename(directory.join("fs"), directory.join("fs.unused")) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-    .named("put the unused writable layer aside")
+    writable::put_aside(directory)
 }
 
 /// Adds what the order asks for and moves into the root. Answers with the mounts of the binds.
@@ -406,8 +413,8 @@ pub(super) fn new_overlay(lower: &str, writable: &Path) -> Step<OwnedFd> {
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
         let set = |name: &str, value: &Path| fsconfig_set_string(context.as_fd(), name, value);
         set("lowerdir", Path::new(lower))?;
-        set("upperdir", &writable.join("upper"))?;
-        set("workdir", &writable.join("work"))?;
+        set("upperdir", &writable.join(UPPER))?;
+        set("workdir", &writable.join(WORK))?;
         // Renaming a directory of a layer works as on any file system.
         set("redirect_dir", Path::new("on"))?;
         if volatile {
@@ -425,24 +432,6 @@ pub(super) fn new_overlay(lower: &str, writable: &Path) -> Step<OwnedFd> {
         result => result,
     }
     .named("make the overlay")
-}
-
-/// The writable layer: empty but for `/etc/hosts`, so that the machine knows its own name without asking.
-///
-/// The overlay creates files as the one who mounts it, whom an id-mapped mount would not know: so this layer
-/// holds the host's ids, and what is made here is given to the machine's root.
-pub(super) fn make_writable_layer(files: &Path, first_id: u32) -> io::Result<()> {
-    let upper = files.join("upper");
-    let etc = upper.join("etc");
-    for path in [files, &files.join("work"), &upper, &etc] {
-        fs::create_dir(path)?;
-    }
-    let hosts = etc.join("hosts");
-    File::create(&hosts)?;
-    for path in [&upper, &etc, &hosts] {
-        std::os::unix::fs::chown(path, Some(first_id), Some(first_id))?;
-    }
-    Ok(())
 }
 
 /// The machine's own identity and the end of all other rights.

@@ -30,6 +30,7 @@ use nullspace_protocol::alone::{
     Show,
 };
 use nullspace_sys::{
+    image::Passing,
     mount::Attributes,
     namespace::{self, Namespaces, Resource},
     netlink::Netlink,
@@ -43,14 +44,18 @@ use rustix::{
 use super::{
     binds,
     inside::{
-        FAILED, Named, Order, PARKED, Preparation, READY, Step, attach, clone_path,
-        make_writable_layer, new_fs, new_overlay, receive, which_directory,
+        Common, FAILED, Named, Order, PARKED, Preparation, READY, Step, attach, clone_path, new_fs,
+        new_overlay, parts, receive, which_directory,
     },
     network,
     pack::{self, Pack},
-    slot, system_layer,
+    slot::{self, Ahead},
+    system_layer, writable,
 };
-use crate::wire::{GvisorConfig, Origin};
+use crate::{
+    layer::UPPER,
+    wire::{GvisorConfig, Origin},
+};
 
 /// What `runsc` calls the machine; each has its own directory of state.
 pub const NAME: &str = "m";
@@ -131,15 +136,15 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>, gvisor: &Gvisor
     drop(host);
     let stage = Stage {
         scratch: &preparation.common.scratch,
-        system_layer: &preparation.common.system_layer,
+        common: preparation.common,
         gvisor,
     };
     stage.mount_state(preparation.directory)?;
     let mut ahead = None;
-    if !preparation.lower.is_empty() {
+    if !preparation.ahead.lower.is_empty() {
         // Layers may be gone by now: whoever asks for them will be told.
         ahead = stage
-            .start(preparation.directory, preparation.lower, &[], None)
+            .start(preparation.directory, preparation.ahead, &[], None)
             .ok();
     }
     control.write_all(&[PARKED]).named("report")?;
@@ -150,8 +155,9 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>, gvisor: &Gvisor
         directory,
         from,
     } = order;
+    let wanted = Ahead::of(&spec);
     let usable = ahead.filter(|kernel| {
-        from.is_none() && spec.binds.is_empty() && kernel.is_of(&spec.lower) && kernel.is_alive()
+        from.is_none() && spec.binds.is_empty() && kernel.is_of(&wanted) && kernel.is_alive()
     });
     let mut kernel = match usable {
         Some(kernel) => kernel,
@@ -162,7 +168,7 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>, gvisor: &Gvisor
                 .link
                 .set_up()
                 .named("set the network link up again")?;
-            stage.start(&directory, &spec.lower, &spec.binds, from.as_ref())?
+            stage.start(&directory, &wanted, &spec.binds, from.as_ref())?
         }
     };
     let pack = from.as_ref().map_or(&gvisor.pack, |from| &from.guest);
@@ -175,7 +181,10 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>, gvisor: &Gvisor
         }
         None => kernel.introduce(&spec, &directory)?,
     }
-    binds::send(control, READY, &kernel.shown).named("report")?;
+    let mut trees = std::mem::take(&mut kernel.shown);
+    trees.extend(kernel.disk.take().into_iter().flat_map(parts));
+    binds::send(control, READY, &trees).named("report")?;
+    drop(trees);
     let status = kernel.watch();
     if status.is_none_or(|status| status.exit_status() != Some(0)) {
         let said = last_words(&stage.panic_log());
@@ -230,7 +239,7 @@ fn hide_the_networks_settings() -> Step<()> {
 
 struct Stage<'a> {
     scratch: &'a Path,
-    system_layer: &'a Path,
+    common: &'a Common,
     gvisor: &'a Gvisor,
 }
 
@@ -248,13 +257,13 @@ impl Stage<'_> {
     fn start(
         &self,
         directory: &Path,
-        lower: &[PathBuf],
+        wanted: &Ahead,
         binds: &[Bind],
         from: Option<&Origin>,
     ) -> Step<Kernel> {
-        let seen = lower.iter().map(|l| (l.clone(), which_directory(l)));
-        let seen: Vec<_> = seen.collect();
-        self.mount_root(directory, lower, from)?;
+        let lower = wanted.lower.iter();
+        let lower: Vec<_> = lower.map(|l| (l.clone(), which_directory(l))).collect();
+        let disk = self.mount_root(directory, wanted, from)?;
         let pack = from.map_or(&self.gvisor.pack, |from| &from.guest);
         self.mount_pack(pack)?;
         self.write_bundle(pack)?;
@@ -266,24 +275,40 @@ impl Stage<'_> {
                 .map_err(|e| (format!("bind for {}", bind.target.display()), e))?;
             shown.push(tree);
         }
-        self.run(from, seen, shown)
+        let (pid, setup, ready) = self.run(from)?;
+        Ok(Kernel {
+            pid,
+            setup,
+            ready,
+            lower,
+            limit: wanted.disk_bytes,
+            disk,
+            shown,
+        })
     }
 
-    fn mount_root(&self, directory: &Path, lower: &[PathBuf], from: Option<&Origin>) -> Step<()> {
-        let files = directory.join("fs");
-        match from {
-            None => make_writable_layer(&files, 0)
-                .and_then(|()| make_tmp(&files.join("upper")))
-                .named("make the writable layer")?,
-            Some(from) => {
-                copy_layer(&from.directory.join(LAYER), &files).named("copy the writable layer")?
-            }
-        }
+    /// Answers as [`writable::mount`].
+    fn mount_root(
+        &self,
+        directory: &Path,
+        wanted: &Ahead,
+        from: Option<&Origin>,
+    ) -> Step<Option<Passing>> {
         rustix::process::chdir(self.scratch).named("enter the scratch file system")?;
+        let at = Path::new("w");
+        let disk = writable::mount(directory, wanted.disk_bytes, self.common, at)?;
+        match from {
+            None => writable::fill(at, 0)
+                .and_then(|()| make_tmp(&at.join(UPPER)))
+                .named("make the writable layer")?,
+            // By reference where the file system can do that.
+            Some(from) => crate::layer::copy(&from.directory.join(LAYER), &at.join(UPPER))
+                .named("copy the writable layer")?,
+        }
         let mut layers = Vec::new();
-        for (n, layer) in [self.system_layer]
+        for (n, layer) in [&self.common.system_layer]
             .into_iter()
-            .chain(lower.iter().map(PathBuf::as_path))
+            .chain(&wanted.lower)
             .enumerate()
         {
             let at = format!("l{n}");
@@ -300,16 +325,9 @@ impl Stage<'_> {
                 .map_err(|e| (format!("mount layer {}", layer.display()), e))?;
             layers.push(at);
         }
-        let own = Attributes {
-            no_dev: true,
-            ..Attributes::default()
-        };
-        let writable = Path::new("w");
-        clone_path(&files, own)
-            .and_then(|tree| attach(&tree, writable))
-            .named("mount the writable layer")?;
-        let overlay = new_overlay(&layers.join(":"), writable)?;
-        attach(&overlay, Path::new("root")).named("mount the root")
+        let overlay = new_overlay(&layers.join(":"), at)?;
+        attach(&overlay, Path::new("root")).named("mount the root")?;
+        Ok(disk)
     }
 
     /// Shows the guest, read-only by the host: kernels of machines have been seen to truncate a file of a mount that
@@ -337,12 +355,8 @@ impl Stage<'_> {
         self.scratch.join("bundle/panic")
     }
 
-    fn run(
-        &self,
-        from: Option<&Origin>,
-        lower: Vec<(PathBuf, Which)>,
-        shown: Vec<OwnedFd>,
-    ) -> Step<Kernel> {
+    /// Starts the kernel. Answers with its process, as this process's pid namespace counts, and the pipes to and from the guest.
+    fn run(&self, from: Option<&Origin>) -> Step<(i32, PipeWriter, PipeReader)> {
         let (setup_reader, setup) = io::pipe().named("make a pipe")?;
         let (ready, ready_writer) = io::pipe().named("make a pipe")?;
         let log = self.scratch.join("bundle/log");
@@ -397,13 +411,7 @@ impl Stage<'_> {
             ));
         }
         let pid = kernel_process(&self.scratch.join(STATE)).named("find the machine's kernel")?;
-        Ok(Kernel {
-            pid,
-            setup,
-            ready,
-            lower,
-            shown,
-        })
+        Ok((pid, setup, ready))
     }
 
     /// Takes apart what was made ahead, to the state in which [`Stage::start`] can be called.
@@ -425,11 +433,7 @@ impl Stage<'_> {
         for entry in state.flatten() {
             let _ = fs::remove_file(entry.path());
         }
-        match fs::rename(directory.join("fs"), directory.join("fs.unused")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
-        .named("put the unused writable layer aside")
+        writable::put_aside(directory)
     }
 }
 
@@ -443,13 +447,18 @@ struct Kernel {
     setup: PipeWriter,
     ready: PipeReader,
     lower: Vec<(PathBuf, Which)>,
+    limit: Option<u64>,
+    /// The file system that its writable layer has for itself.
+    disk: Option<Passing>,
     /// The mounts of what it is shown.
     shown: Vec<OwnedFd>,
 }
 
 impl Kernel {
-    fn is_of(&self, lower: &[PathBuf]) -> bool {
-        self.lower.len() == lower.len()
+    fn is_of(&self, wanted: &Ahead) -> bool {
+        let lower = &wanted.lower;
+        self.limit == wanted.disk_bytes
+            && self.lower.len() == lower.len()
             && self.lower.iter().zip(lower).all(|((path, which), wanted)| {
                 path == wanted && which.is_some() && *which == which_directory(wanted)
             })
@@ -566,13 +575,6 @@ fn make_tmp(upper: &Path) -> io::Result<()> {
     let tmp = upper.join("tmp");
     fs::create_dir_all(tmp.join(".nullspace"))?;
     fs::set_permissions(tmp, fs::Permissions::from_mode(0o1777))
-}
-
-/// Makes a writable layer like another one: by reference where the file system can do that.
-fn copy_layer(from: &Path, files: &Path) -> io::Result<()> {
-    fs::create_dir(files)?;
-    fs::create_dir(files.join("work"))?;
-    crate::layer::copy(from, &files.join("upper"))
 }
 
 /// The host process that is the machine's kernel.

@@ -23,6 +23,7 @@ mod shared;
 mod slot;
 mod system_layer;
 mod undertaker;
+mod writable;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -32,7 +33,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -43,7 +44,10 @@ use nullspace_engine::{
         control::{FromResolver, ToResolver},
     },
 };
-use nullspace_sys::namespace::{self, Namespaces};
+use nullspace_sys::{
+    image::Passing,
+    namespace::{self, Namespaces},
+};
 use rustix::event::epoll;
 
 pub(crate) use self::binds::name as shown_name;
@@ -56,8 +60,8 @@ use self::{
     keeper::Gvisor,
     network::Network,
     resolver::Resolver,
-    slot::{Materials, Ranges, Slot},
-    undertaker::Undertaker,
+    slot::{Ahead, Materials, Ranges, Slot},
+    undertaker::{Remains, Undertaker},
 };
 pub(crate) use self::{inside::RANGE, network::MARK, slot::KERNEL_MEMORY, system_layer::files};
 use crate::wire::{
@@ -245,6 +249,8 @@ struct Entry {
     rules: Option<Rules>,
     /// The host's directories that it has.
     binds: Vec<Shown>,
+    /// The file system that its writable layer has for itself.
+    disk: Option<Passing>,
     /// Its mounts, once it is ending.
     mounts: Option<File>,
 }
@@ -287,8 +293,8 @@ struct Launcher {
     entries: HashMap<u32, Entry>,
     by_id: HashMap<String, u32>,
     parked: VecDeque<u32>,
-    /// The layers of the last machine of a kind: probably the next one's too.
-    usual: HashMap<Kind, Vec<PathBuf>>,
+    /// What the last machine of a kind was made of: probably the next one too.
+    usual: HashMap<Kind, Ahead>,
     waiting: VecDeque<Wanted>,
     clients: HashMap<u32, Client>,
     undertaker: Undertaker,
@@ -342,6 +348,9 @@ impl Launcher {
             Egress::open(&config.instance).map_err(context("prepare the packet filter"))?;
         let system_layer = system_layer::make(&config, network.gateway())
             .map_err(context("make the system layer"))?;
+        let empty_images = writable::empty_images(&run)
+            .inspect_err(|error| eprintln!("what machines write has no limits: {error}"))
+            .ok();
         let undertaker = Undertaker::start().map_err(context("fork"))?;
         let resolver = Resolver::start(&config.resolver, network.gateway())
             .map_err(context("start the resolver"))?;
@@ -364,6 +373,7 @@ impl Launcher {
             common: Common {
                 system_layer,
                 scratch,
+                empty_images,
                 filter: filter::build(),
             },
             gvisor: None,
@@ -485,8 +495,8 @@ impl Launcher {
         if self.spare_wanted_in() == Some(Duration::ZERO)
             && let Some(kind) = self.spare_wanted()
         {
-            let lower = self.usual.get(&kind).cloned().unwrap_or_default();
-            if self.prepare(kind, lower).is_err() {
+            let ahead = self.usual.get(&kind).cloned().unwrap_or_default();
+            if self.prepare(kind, ahead).is_err() {
                 self.prepare_again = Some(Instant::now() + Duration::from_secs(1));
             }
         }
@@ -550,7 +560,11 @@ impl Launcher {
             let Slot {
                 group, directory, ..
             } = &entry.slot;
-            self.undertaker.take(entry.mounts, group.paths(), directory);
+            let remains = Remains {
+                mounts: entry.mounts,
+                disk: entry.disk,
+            };
+            self.undertaker.take(remains, group.paths(), directory);
         }
         self.resolver = None;
         self.undertaker.finish();
@@ -678,6 +692,7 @@ impl Launcher {
                     Ok(Answer::Hello {
                         version: wire::VERSION,
                         pid: std::process::id(),
+                        disk_limits: self.common.empty_images.is_some(),
                     }),
                 );
             }
@@ -740,7 +755,7 @@ impl Launcher {
                 let binds = shown.map(|all| all.iter().map(|one| one.bind.clone()).collect());
                 self.answer(caller, binds.map(|binds| Answer::Attached { binds }));
             }
-            RequestBody::Destroy { id } => self.destroy(caller, &id),
+            RequestBody::Destroy { id, keep } => self.destroy(caller, &id, keep),
             RequestBody::Shutdown => self.shutdown = Some(caller),
         }
     }
@@ -840,7 +855,7 @@ impl Launcher {
         Ok(())
     }
 
-    fn destroy(&mut self, caller: Caller, id: &str) {
+    fn destroy(&mut self, caller: Caller, id: &str, keep: bool) {
         self.waiting.retain(|wanted| wanted.spec.id != id);
         let Some(entry) = self.by_id.get(id).and_then(|n| self.entries.get_mut(n)) else {
             return self.answer(caller, Ok(Answer::Done));
@@ -849,6 +864,10 @@ impl Launcher {
             return callers.push(caller);
         }
         entry.mounts = entry.slot.mounts();
+        if keep {
+            // Somebody is about to read it. It is still mounted elsewhere, so this takes no time.
+            entry.disk = None;
+        }
         entry.slot.kill();
         self.active = Instant::now();
         let ending = State::Ending {
@@ -872,7 +891,7 @@ impl Launcher {
         while let Some(wanted) = self.waiting.pop_front() {
             match self.parked_for(&wanted) {
                 Some(n) => {
-                    self.usual.insert(wanted.kind, wanted.spec.lower.clone());
+                    self.usual.insert(wanted.kind, Ahead::of(&wanted.spec));
                     self.begin(n, wanted);
                 }
                 None => unserved.push_back(wanted),
@@ -882,11 +901,11 @@ impl Launcher {
         for kind in [Kind::Native, Kind::Gvisor] {
             while let Some(wanted) = self.unprepared(kind) {
                 // What somebody waits for is known for sure; what it is given later is not made ahead.
-                let lower = match wanted.can_be_ahead() {
-                    true => wanted.spec.lower.clone(),
-                    false => Vec::new(),
+                let ahead = match wanted.can_be_ahead() {
+                    true => Ahead::of(&wanted.spec),
+                    false => Ahead::default(),
                 };
-                if let Err(error) = self.prepare(kind, lower) {
+                if let Err(error) = self.prepare(kind, ahead) {
                     self.refuse_one(kind, &Refusal::step("prepare", error));
                     break;
                 }
@@ -899,7 +918,7 @@ impl Launcher {
         let (mut plain, mut ahead) = (0_usize, 0_usize);
         for entry in self.entries.values() {
             if entry.slot.kind == kind && matches!(entry.state, State::Forked) {
-                match entry.slot.lower.is_empty() {
+                match entry.slot.ahead.lower.is_empty() {
                     true => plain += 1,
                     false => ahead += 1,
                 }
@@ -923,10 +942,11 @@ impl Launcher {
         let slot = |n: &u32| self.entries.get(n).map(|e| &e.slot);
         let fits = |n: &u32| {
             slot(n).is_some_and(|s| {
-                s.kind == wanted.kind && (wanted.can_be_ahead() || s.lower.is_empty())
+                s.kind == wanted.kind && (wanted.can_be_ahead() || s.ahead.lower.is_empty())
             })
         };
-        let made_for_it = |n: &u32| slot(n).is_some_and(|s| s.lower == wanted.spec.lower);
+        let its = Ahead::of(&wanted.spec);
+        let made_for_it = |n: &u32| slot(n).is_some_and(|s| s.ahead == its);
         let at = self
             .parked
             .iter()
@@ -958,7 +978,7 @@ impl Launcher {
         }
     }
 
-    fn prepare(&mut self, kind: Kind, lower: Vec<PathBuf>) -> io::Result<()> {
+    fn prepare(&mut self, kind: Kind, ahead: Ahead) -> io::Result<()> {
         let n = self.number();
         let link = self.network.reserve(|address| {
             self.entries
@@ -969,7 +989,7 @@ impl Launcher {
             group: self.cgroups.group(&format!("m{n}")),
             link,
             directory: self.config.data_dir.join(SPARE).join(n.to_string()),
-            lower,
+            ahead,
             common: &self.common,
             gvisor: self.gvisor.as_ref().filter(|_| kind == Kind::Gvisor),
         };
@@ -988,6 +1008,7 @@ impl Launcher {
                 is_fenced: false,
                 rules: None,
                 binds: Vec::new(),
+                disk: None,
                 mounts: None,
             },
         );
@@ -1096,8 +1117,16 @@ impl Launcher {
                 inside::READY,
             ) => {
                 let (id, caller) = (id.clone(), *caller);
-                let shown = std::mem::take(binds).into_iter().zip(trees);
+                let mut trees = trees.into_iter();
+                let shown = std::mem::take(binds).into_iter().zip(trees.by_ref());
                 entry.binds = shown.map(|(bind, tree)| Shown::new(bind, tree)).collect();
+                entry.disk = match (trees.next(), trees.next()) {
+                    (Some(mounted), Some(file)) => Some(Passing {
+                        mounted,
+                        file: file.into(),
+                    }),
+                    _ => None,
+                };
                 entry.state = State::Live { id };
                 entry.slot.control = None;
                 self.active = Instant::now();
@@ -1148,6 +1177,7 @@ impl Launcher {
             slot,
             state,
             mounts,
+            disk,
             ..
         } = entry;
         self.active = Instant::now();
@@ -1199,8 +1229,9 @@ impl Launcher {
         if let Some(range) = slot.range {
             self.ranges.give_back(range);
         }
+        let remains = Remains { mounts, disk };
         self.undertaker
-            .take(mounts, slot.group.paths(), &slot.directory);
+            .take(remains, slot.group.paths(), &slot.directory);
     }
 
     fn answer(&mut self, caller: Caller, result: Result<Answer, Refusal>) {

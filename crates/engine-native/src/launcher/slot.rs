@@ -117,8 +117,26 @@ pub(super) struct Slot {
     pub(super) link: Link,
     /// What becomes the machine's directory.
     pub(super) directory: PathBuf,
-    /// The layers of the root that it has made.
+    /// What it has made.
+    pub(super) ahead: Ahead,
+}
+
+/// What is made before it is known which machine it is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ahead {
+    /// The layers of a root; none for no root.
     pub(super) lower: Vec<PathBuf>,
+    /// The most that its writable layer holds.
+    pub(super) disk_bytes: Option<u64>,
+}
+
+impl Ahead {
+    pub(super) fn of(spec: &MachineSpec) -> Self {
+        Self {
+            lower: spec.lower.clone(),
+            disk_bytes: spec.disk_bytes,
+        }
+    }
 }
 
 /// What a slot is made with.
@@ -127,7 +145,7 @@ pub(super) struct Materials<'a> {
     pub(super) link: Link,
     /// Does not exist yet.
     pub(super) directory: PathBuf,
-    pub(super) lower: Vec<PathBuf>,
+    pub(super) ahead: Ahead,
     pub(super) common: &'a Common,
     /// For a machine of gVisor.
     pub(super) gvisor: Option<&'a Gvisor>,
@@ -144,7 +162,7 @@ impl Slot {
             group,
             link,
             directory,
-            lower,
+            ahead,
             common,
             gvisor,
         } = materials;
@@ -163,7 +181,7 @@ impl Slot {
                         users: range.map(|range| &ranges.made[range]),
                         first_id: range.map_or(0, first_id),
                         directory: &directory,
-                        lower: &lower,
+                        ahead: &ahead,
                         common,
                     };
                     match gvisor {
@@ -191,7 +209,7 @@ impl Slot {
                 range,
                 link,
                 directory,
-                lower,
+                ahead,
             }),
             Err(error) => {
                 if let Some(range) = range {

@@ -16,7 +16,10 @@ use std::{
     time::Duration,
 };
 
-use nullspace_sys::namespace::{self, Fork};
+use nullspace_sys::{
+    image::Passing,
+    namespace::{self, Fork},
+};
 use rustix::{
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -32,6 +35,17 @@ const MESSAGE: usize = 16 << 10;
 /// How long a process that was killed may take to leave its groups, in steps of [`STEP`].
 const STEPS: u32 = 2_000;
 const STEP: Duration = Duration::from_millis(5);
+
+/// In a message: the first descriptors are a disk's.
+const WITH_DISK: &str = "disk";
+
+/// What holds things of a machine that is gone.
+pub(super) struct Remains {
+    /// Its mount namespace.
+    pub(super) mounts: Option<File>,
+    /// The file system of what it wrote, if that has one of its own and nobody wants it.
+    pub(super) disk: Option<Passing>,
+}
 
 pub(super) struct Undertaker {
     socket: OwnedFd,
@@ -64,15 +78,22 @@ impl Undertaker {
 
     /// Hands over what is left of a machine: its groups, and the directory that was prepared for it, if it
     /// did not come to be one. If that fails, what can be done at once is done here.
-    pub(super) fn take(&self, mounts: Option<File>, groups: &[PathBuf], directory: &Path) {
-        let text = [directory]
-            .into_iter()
-            .chain(groups.iter().map(PathBuf::as_path))
-            .map(|path| path.as_os_str().as_bytes())
-            .collect::<Vec<_>>()
-            .join(&0);
-        let fds: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    pub(super) fn take(&self, remains: Remains, groups: &[PathBuf], directory: &Path) {
+        let Remains { mounts, disk } = &remains;
+        let text = [
+            Path::new(if disk.is_some() { WITH_DISK } else { "" }),
+            directory,
+        ]
+        .into_iter()
+        .chain(groups.iter().map(PathBuf::as_path))
+        .map(|path| path.as_os_str().as_bytes())
+        .collect::<Vec<_>>()
+        .join(&0);
+        let disk = disk
+            .iter()
+            .flat_map(|disk| [disk.mounted.as_fd(), disk.file.as_fd()]);
+        let fds: Vec<_> = disk.chain(mounts.iter().map(AsFd::as_fd)).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() {
             ancillary.push(SendAncillaryMessage::ScmRights(&fds));
@@ -80,7 +101,7 @@ impl Undertaker {
         let parts = [IoSlice::new(&text)];
         // A full queue means that hundreds wait already: then waiting is right.
         if sendmsg(&self.socket, &parts, &mut ancillary, SendFlags::NOSIGNAL).is_err() {
-            drop(mounts);
+            drop(remains);
             cgroup::remove(groups);
         }
     }
@@ -95,7 +116,7 @@ impl Undertaker {
 fn work(socket: &OwnedFd) {
     let mut buffer = vec![0; MESSAGE];
     loop {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let received = recvmsg(
             socket,
@@ -108,15 +129,22 @@ fn work(socket: &OwnedFd) {
             Err(rustix::io::Errno::INTR) => continue,
             _ => return,
         };
+        let mut paths = buffer[..length]
+            .split(|byte| *byte == 0)
+            .map(|path| PathBuf::from(std::ffi::OsString::from_vec(path.to_vec())));
+        let has_disk = paths
+            .next()
+            .is_some_and(|said| said == Path::new(WITH_DISK));
         for message in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(fds) = message {
+            if let RecvAncillaryMessage::ScmRights(mut fds) = message {
+                if has_disk && let (Some(mounted), Some(file)) = (fds.next(), fds.next()) {
+                    let file = file.into();
+                    let _ = Passing { mounted, file }.abandon();
+                }
                 // The last holder of the namespace: this is where the kernel takes the mounts down.
                 fds.for_each(drop);
             }
         }
-        let mut paths = buffer[..length]
-            .split(|byte| *byte == 0)
-            .map(|path| PathBuf::from(std::ffi::OsString::from_vec(path.to_vec())));
         if let Some(directory) = paths.next() {
             // Not there any more when it became a machine's.
             let _ = std::fs::remove_dir_all(directory);

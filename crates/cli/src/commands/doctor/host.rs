@@ -30,7 +30,7 @@ pub(super) fn probes() -> Vec<Probe> {
         forwarding_tools(),
         mmdebstrap(),
         watches(),
-        volume_limits(),
+        disk_limits(),
         gvisor(),
         space(),
     ]
@@ -62,9 +62,9 @@ fn gvisor() -> Probe {
     }
 }
 
-/// Not needed: without, limits of volumes are counted. Tried for real, because no list of what a host has says that it works.
-fn volume_limits() -> Probe {
-    const NAME: &str = "host_volume_limits";
+/// Not needed: without, limits of volumes are counted, and machines have none. Tried for real, because no list of what a host has says that it works.
+fn disk_limits() -> Probe {
+    const NAME: &str = "host_disk_limits";
     if !rustix::process::geteuid().is_root() {
         return Probe::new(NAME, "warn", "not looked at: only root can");
     }
@@ -77,12 +77,12 @@ fn volume_limits() -> Probe {
         Ok(()) => Probe::new(
             NAME,
             "pass",
-            "volumes with limits are file systems of their own",
+            "what machines write and volumes with limits are file systems of their own size",
         ),
         Err(error) => Probe::new(
             NAME,
             "warn",
-            format!("no file system can be made for a volume ({error}): limits of volumes are counted, and a machine can write past them"),
+            format!("no file system can be made in a file ({error}): a machine can fill this host's disk, and limits of volumes are counted, so that it can write past them"),
         )
         .fix("apt-get install e2fsprogs; in a container, give it /dev/loop-control and the loop devices."),
     }

@@ -41,7 +41,7 @@ pub(super) struct Args {
     /// Memory in MiB.
     #[arg(long, value_name = "MB")]
     memory: Option<u64>,
-    /// Disk space in MiB.
+    /// The most that may be written in it, in MiB [default: the server's].
     #[arg(long, value_name = "MB")]
     disk: Option<u64>,
     /// Seconds after which the machine ends.

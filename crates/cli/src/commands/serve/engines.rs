@@ -115,6 +115,7 @@ async fn try_out(engine: &dyn Engine, settings: &Settings) -> Result<(), EngineE
         cpu_millis: 1000,
         memory_bytes: 64 << 20,
         pids_max: 64,
+        disk_bytes: None,
         egress: Rules::deny_all(),
         engine: None,
     };

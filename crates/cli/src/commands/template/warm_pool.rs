@@ -92,7 +92,7 @@ struct CreateArgs {
     /// Memory of each in MiB.
     #[arg(long, value_name = "MB", default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..))]
     memory: u64,
-    /// Disk space that must be free for each, in MiB.
+    /// The most that may be written in each, in MiB [default: the server's].
     #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..))]
     disk: Option<u64>,
     /// The mode of requests that name none.

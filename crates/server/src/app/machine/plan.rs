@@ -55,8 +55,10 @@ pub struct NewMachine {
     pub vcpus: u32,
     /// MiB.
     pub memory_mb: u64,
-    /// MiB that must be free.
+    /// The most that may be written in it, in MiB; `None` for this server's default.
     pub disk_mb: Option<u64>,
+    /// Whether what is written in it becomes a layer of others. Then it has no limit of its own: it is moved, not copied.
+    pub becomes_layer: bool,
     /// Time limit; `None` for none.
     pub timeout_ms: Option<u64>,
     /// What happens then.
@@ -97,6 +99,7 @@ impl NewMachine {
             vcpus: app.config.default_vcpus,
             memory_mb: app.config.default_memory_mb,
             disk_mb: None,
+            becomes_layer: false,
             timeout_ms: None,
             timeout_action: TimeoutAction::Destroy,
             auto_resume: false,
@@ -168,6 +171,11 @@ impl NewMachine {
             cpu_millis: self.vcpus.saturating_mul(1000),
             memory_bytes: self.memory_mb << 20,
             pids_max: app.config.max_pids,
+            disk_bytes: match self.becomes_layer {
+                true => None,
+                false => self.disk_mb.or_else(|| default_disk_mb(app)),
+            }
+            .map(|mb| mb << 20),
             egress: self.egress,
             engine: None,
         };
@@ -521,9 +529,8 @@ pub(in crate::app) fn check_disk(app: &App, disk_mb: u64) -> Result<()> {
     if disk_mb == 0 {
         return Err(Error::invalid("disk_mb: must be at least 1"));
     }
-    let stat = rustix::fs::statvfs(&app.data_dir)
-        .map_err(|e| Error::internal(format!("reading free disk space: {e}")))?;
-    let free_mb = stat.f_bavail.saturating_mul(stat.f_frsize) >> 20;
+    let free_mb =
+        free_mb(app).map_err(|e| Error::internal(format!("reading free disk space: {e}")))?;
     if disk_mb > free_mb {
         return Err(Error::new(
             Kind::Unavailable,
@@ -532,6 +539,19 @@ pub(in crate::app) fn check_disk(app: &App, disk_mb: u64) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+fn free_mb(app: &App) -> rustix::io::Result<u64> {
+    let stat = rustix::fs::statvfs(&app.data_dir)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize) >> 20)
+}
+
+/// The most that may be written in a machine that asks for no amount, in MiB. Not more than there is, in whole GiB so that one machine
+/// gets what the one before got; on a disk that has less than that the disk is the limit.
+fn default_disk_mb(app: &App) -> Option<u64> {
+    let free_mb = free_mb(app).unwrap_or_default();
+    let limit = app.config.default_disk_mb.min(free_mb >> 10 << 10);
+    Some(limit).filter(|limit| *limit > 0)
 }
 
 #[cfg(test)]

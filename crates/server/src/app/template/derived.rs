@@ -129,6 +129,7 @@ async fn make(
     let new = NewMachine {
         vcpus: VCPUS,
         memory_mb: MEMORY_MB.min(app.config.max_memory_mb),
+        becomes_layer: true,
         owner: Some(format!("{OWNER}{}", recipe.name)),
         ..NewMachine::from_template(app, std::sync::Arc::new(base))
     };

@@ -328,6 +328,7 @@ impl Worker {
             },
             owner: Some(format!("{}{}", super::derived::OWNER, self.view.build_id)),
             binds,
+            becomes_layer: true,
             ..defaults
         };
         // Not dropped in its middle: nobody would know the machine.
