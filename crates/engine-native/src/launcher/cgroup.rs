@@ -115,7 +115,7 @@ impl Cgroups {
     fn open_in(mounts: &str, instance: &str) -> io::Result<Self> {
         let mut hierarchies = Vec::new();
         let found = locate(mounts, v2_controllers)?;
-        thaw(&found, instance);
+        let_end(&found, instance);
         for (version, root, controllers) in found {
             let base = base(&root, instance);
             if version == Version::V2 {
@@ -139,7 +139,7 @@ impl Cgroups {
     pub(super) fn clear(instance: &str) -> io::Result<()> {
         let mounts = fs::read_to_string("/proc/mounts")?;
         let found = locate(&mounts, v2_controllers)?;
-        thaw(&found, instance);
+        let_end(&found, instance);
         for (_, root, _) in found {
             remove_tree(&base(&root, instance));
         }
@@ -187,16 +187,33 @@ fn enable(group: &Path, controllers: &[&str]) -> io::Result<()> {
         .map_err(|e| io::Error::new(e.kind(), format!("{missing} in {}: {e}", file.display())))
 }
 
-/// Lets go what stands still: on v1 it does not end before, however it is killed, and its groups could not be removed.
-/// The launcher's death has killed it already.
-fn thaw(hierarchies: &[(Version, PathBuf, Vec<&'static str>)], instance: &str) {
-    let freezers = hierarchies.iter().filter(|(version, _, controllers)| {
-        *version == Version::V1 && controllers.contains(&FREEZER)
-    });
-    for (_, root, _) in freezers {
+fn lift_cpu_limit(group: &Counter) {
+    let (file, none) = match group {
+        Counter::V1(path) => (path.join("cpu.cfs_quota_us"), "-1"),
+        Counter::V2(path) => (path.join("cpu.max"), "max"),
+    };
+    // It may be gone, or the host may not have limits.
+    if let Ok(mut file) = fs::OpenOptions::new().write(true).truncate(true).open(file) {
+        let _ = std::io::Write::write_all(&mut file, none.as_bytes());
+    }
+}
+
+/// Lets go what stands still, on v1, and what waits for a processor: it does not end before, however it is killed, and its groups could
+/// not be removed. The launcher's death has killed it already.
+fn let_end(hierarchies: &[(Version, PathBuf, Vec<&'static str>)], instance: &str) {
+    for (version, root, controllers) in hierarchies {
         let machines = fs::read_dir(base(root, instance));
         for group in machines.into_iter().flatten().flatten() {
-            let _ = freezer::write(&Counter::V1(group.path()), false);
+            let group = match version {
+                Version::V1 => Counter::V1(group.path()),
+                Version::V2 => Counter::V2(group.path()),
+            };
+            if *version == Version::V1 && controllers.contains(&FREEZER) {
+                let _ = freezer::write(&group, false);
+            }
+            if controllers.contains(&"cpu") {
+                lift_cpu_limit(&group);
+            }
         }
     }
 }
@@ -285,6 +302,14 @@ impl Group {
             }
         }
         Ok(())
+    }
+
+    /// Takes the limit of processors away, of a machine that is ending. A group that is full of processes was seen to be given no processor
+    /// at all any more at its limit (Linux 6.18), those that were killed included.
+    pub(super) fn lift_cpu_limit(&self) {
+        if let Some(group) = self.counter("cpu") {
+            lift_cpu_limit(&group);
+        }
     }
 
     /// The group with this controller.
@@ -462,6 +487,8 @@ mod tests {
         ] {
             assert_eq!(file(&at, name), value, "{name}");
         }
+        group.lift_cpu_limit();
+        assert_eq!(file(&at, "cpu.max"), "max");
         assert_eq!(group.cpu_counter(), Some(Counter::V2(at.clone())));
         assert_eq!(group.counter("memory"), Some(Counter::V2(at.clone())));
         assert_eq!(group.freezer(), Some(Counter::V2(at.clone())));
@@ -497,6 +524,8 @@ mod tests {
         group.limit(1 << 30, 500, 64).unwrap();
         let (v1, v2) = (v1.join("nullspace-abc/m1"), v2.join("nullspace-abc/m1"));
         assert_eq!(file(&v1, "cpu.cfs_quota_us"), "50000");
+        group.lift_cpu_limit();
+        assert_eq!(file(&v1, "cpu.cfs_quota_us"), "-1");
         assert_eq!(file(&v1, "tasks"), "0");
         assert!(!v1.join("pids.max").exists());
         assert_eq!(file(&v2, "memory.max"), "1073741824");

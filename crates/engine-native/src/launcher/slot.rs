@@ -265,6 +265,7 @@ impl Slot {
         if let Some(group @ Counter::V1(_)) = self.group.freezer() {
             let _ = freezer::write(&group, false);
         }
+        self.group.lift_cpu_limit();
     }
 
     /// Waits for the end of process 1, which is the end of every process of the machine.
