@@ -1,8 +1,7 @@
 //! A filter of system calls, built from data.
 //!
-//! The filter is written straight as classic BPF: refuse other architectures, refuse calls newer than
-//! those that were reviewed, then the rules. Calls without a rule are allowed and cost nothing, because
-//! the kernel keeps a bitmap of calls that are always allowed.
+//! The filter is written straight as classic BPF: refuse other architectures, then the rules, then what is allowed, in ranges. Calls
+//! that are allowed without a rule cost nothing, because the kernel keeps a bitmap of them.
 
 use std::io;
 
@@ -48,17 +47,35 @@ const ARCH: u32 = 0xC000_00B7;
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
 const JUMP_EQ: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
 const JUMP_GE: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
+const JUMP_GT: u16 = (libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K) as u16;
 const JUMP_SET: u16 = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
 const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 const OFFSET_NR: u32 = 0;
 const OFFSET_ARCH: u32 = 4;
 const OFFSET_ARGS: u32 = 16;
 
+/// Numbers that follow on each other as the first and the last of them.
+fn ranges(numbers: &[i64]) -> Vec<(u32, u32)> {
+    let mut numbers: Vec<u32> = numbers
+        .iter()
+        .filter_map(|n| (*n).try_into().ok())
+        .collect();
+    numbers.sort_unstable();
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for number in numbers {
+        match ranges.last_mut() {
+            Some((_, last)) if number <= *last + 1 => *last = number,
+            _ => ranges.push((number, number)),
+        }
+    }
+    ranges
+}
+
 impl Filter {
-    /// Builds a filter. Calls numbered `first_unknown` and up answer `ENOSYS`, so that programs fall back
+    /// Builds a filter. Calls that no rule refuses and that are not allowed answer `ENOSYS`, so that programs fall back
     /// as they would on an older kernel.
     #[must_use]
-    pub fn new(rules: &[Rule], first_unknown: u32) -> Self {
+    pub fn new(rules: &[Rule], allowed: &[i64]) -> Self {
         let step = |code: u16, jt: u8, jf: u8, k: u32| libc::sock_filter { code, jt, jf, k };
         let refuse = |errno: i32| libc::SECCOMP_RET_ERRNO | (errno as u32 & 0xFFFF);
         let mut code = vec![
@@ -66,9 +83,6 @@ impl Filter {
             step(JUMP_EQ, 1, 0, ARCH),
             step(RETURN, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
             step(LOAD, 0, 0, OFFSET_NR),
-            // The x32 calls of x86-64 carry bit 30 and are past every number here as well.
-            step(JUMP_GE, 0, 1, first_unknown),
-            step(RETURN, 0, 0, refuse(libc::ENOSYS)),
         ];
         for rule in rules {
             // Each rule is: skip it whole unless the number matches; look at the argument; refuse, or
@@ -96,7 +110,13 @@ impl Filter {
             code.push(step(JUMP_EQ, 0, body.len() as u8, rule.call as u32));
             code.append(&mut body);
         }
-        code.push(step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW));
+        for (first, last) in ranges(allowed) {
+            code.push(step(JUMP_GE, 0, 2, first));
+            code.push(step(JUMP_GT, 1, 0, last));
+            code.push(step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW));
+        }
+        // The x32 calls of x86-64 carry bit 30 and are past every number here as well.
+        code.push(step(RETURN, 0, 0, refuse(libc::ENOSYS)));
         Self(code)
     }
 
@@ -120,5 +140,16 @@ impl Filter {
             )
         })
         .map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_become_ranges() {
+        assert_eq!(ranges(&[5, 1, 2, 3, 9, 8, 8]), [(1, 3), (5, 5), (8, 9)]);
+        assert_eq!(ranges(&[]), []);
     }
 }
