@@ -289,9 +289,20 @@ impl Prepared {
             archive(Arc::clone(&self.bundle), bar.clone())
         });
         let uploaded = if self.policy == "rebuild" && !ui.json {
+            let (mut uploading, mut showing) = (
+                std::pin::pin!(uploading),
+                std::pin::pin!(show_build(ui, client, &version, &bar)),
+            );
             tokio::select! {
-                uploaded = uploading => uploaded,
-                never = show_build(ui, client, &version, &bar) => match never {},
+                uploaded = &mut uploading => {
+                    let build = uploaded.as_ref().ok().and_then(|version| version.cache_summary.as_ref());
+                    if build.is_some_and(|cache| cache.build_id.is_some()) {
+                        // What a quick one printed is all in its log by now.
+                        let _ = tokio::time::timeout(LAST_LINES, showing).await;
+                    }
+                    uploaded
+                }
+                () = &mut showing => uploading.await,
             }
         } else {
             uploading.await
@@ -319,13 +330,11 @@ impl Prepared {
 /// Pause between looks at a build.
 const BUILD_POLL: Duration = Duration::from_millis(500);
 
-/// Shows what the build of a version prints while the answer to its upload is waited for.
-async fn show_build(
-    ui: Ui,
-    client: &Client,
-    version: &Version,
-    bar: &indicatif::ProgressBar,
-) -> std::convert::Infallible {
+/// How long what a build printed is waited for once the build is over.
+const LAST_LINES: Duration = Duration::from_secs(5);
+
+/// Shows what the build of a version prints, until its end.
+async fn show_build(ui: Ui, client: &Client, version: &Version, bar: &indicatif::ProgressBar) {
     let build = loop {
         tokio::time::sleep(BUILD_POLL).await;
         let now = client
@@ -353,7 +362,6 @@ async fn show_build(
         },
     )
     .await;
-    std::future::pending().await
 }
 
 impl CacheInputs {
