@@ -35,6 +35,7 @@ mod python;
 #[allow(dead_code)]
 mod receiver;
 mod rough;
+mod schema;
 mod services;
 mod ssh;
 mod state;

@@ -41,6 +41,15 @@ pub fn tools_python() -> PathBuf {
     )
 }
 
+/// The Python with what makes requests of an OpenAPI document.
+pub fn schema_python() -> PathBuf {
+    environment(
+        "NULLSPACE_TEST_PYTHON_SCHEMA",
+        "schema",
+        "schemathesis==4.32.5",
+    )
+}
+
 /// The Python that the variable names, or the one that `./test` makes; made here if it has not.
 fn environment(variable: &str, name: &str, package: &str) -> PathBuf {
     if let Some(path) = std::env::var_os(variable) {

@@ -38,6 +38,8 @@ impl Error {
             Some(Errno::AGAIN | Errno::NOMEM | Errno::MFILE | Errno::NFILE) => ErrorKind::Exhausted,
             Some(
                 Errno::NOTDIR
+                // Something is mounted there.
+                | Errno::BUSY
                 | Errno::ISDIR
                 | Errno::INVAL
                 | Errno::LOOP

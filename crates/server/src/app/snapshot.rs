@@ -174,7 +174,7 @@ pub(crate) fn cannot(app: &App, what: &str) -> Error {
         code::NOT_IMPLEMENTED,
         format!("the {} engine cannot {what}", app.engine.name()),
     )
-    .with_action("that takes an engine that keeps memory, as gvisor will; this server has none yet")
+    .with_action("that takes an engine that keeps memory: install runsc on the server, and start it with --isolation gvisor")
 }
 
 /// Where a state is, when what is there is what is on record.
