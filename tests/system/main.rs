@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+mod attack;
 mod bad_input;
 mod cli;
 mod clock;

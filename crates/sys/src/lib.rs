@@ -8,6 +8,7 @@
 
 #![cfg(target_os = "linux")]
 
+pub mod attempt;
 pub mod cred;
 pub mod disk;
 pub mod image;

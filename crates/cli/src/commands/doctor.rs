@@ -13,6 +13,8 @@ use crate::error::Outcome;
 use crate::exit;
 
 #[cfg(target_os = "linux")]
+pub(crate) mod attack;
+#[cfg(target_os = "linux")]
 mod host;
 
 /// Check this program, its configuration, the server, and on Linux whether this host can run machines.
@@ -20,7 +22,12 @@ mod host;
 #[command(
     after_help = "Exits with 1 if a check fails; with --json always with 0, see `ok` in the output."
 )]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Try on this host what is promised of machines: escapes, other machines' and the host's services, what is the server's, floods.
+    /// Takes two minutes, in a server of its own
+    #[arg(long)]
+    attack: bool,
+}
 
 /// How long the server may take for one check.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -65,8 +72,16 @@ struct Report {
     next_steps: Vec<String>,
 }
 
-pub(crate) async fn run(_args: &Args, app: &App) -> Outcome {
+pub(crate) async fn run(args: &Args, app: &App) -> Outcome {
     let ui = app.ui;
+    if args.attack {
+        #[cfg(target_os = "linux")]
+        return attack::run(app).await;
+        #[cfg(not(target_os = "linux"))]
+        return Err(crate::error::CliError::usage(
+            "machines run on Linux: attack them there",
+        ));
+    }
     let mut probes = vec![Probe::new(
         "cli_version",
         "pass",

@@ -23,6 +23,7 @@ use tracing_subscriber::{
 };
 
 use crate::app::App;
+use crate::commands::doctor::{self, attack::PROBE};
 use crate::error::{CliError, Outcome};
 use crate::ui::Ui;
 
@@ -134,6 +135,10 @@ pub(crate) fn helper_process(argv: &[OsString]) -> Option<ExitCode> {
         LAUNCHER => nullspace_engine_native::launcher_main().map_err(|error| error.to_string()),
         RESOLVER => resolver(argument()),
         GUEST => nullspace_guest::main().map_err(|error| error.to_string()),
+        PROBE => {
+            let what = argv.get(3).and_then(|what| what.to_str());
+            doctor::attack::probe(argument(), what.unwrap_or_default())
+        }
         KEEPER => {
             nullspace_keeper::main(Path::new(argv.get(2)?)).map_err(|error| error.to_string())
         }
