@@ -195,14 +195,17 @@ impl Host {
 
     /// Throws away the directories of machines that are not alive.
     async fn sweep(&self) -> Result<(), EngineError> {
+        // Looked for before the launcher is asked who lives: it may be about to make what a server that was killed asked it for.
+        let machines = self.shared.config.data_dir.join("machines");
+        let there = std::fs::read_dir(machines).into_iter().flatten().flatten();
+        let there: Vec<_> = there.collect();
         let live: HashSet<String> = self
             .machines()
             .await?
             .into_iter()
             .map(|(id, _)| id)
             .collect();
-        let machines = self.shared.config.data_dir.join("machines");
-        for entry in std::fs::read_dir(machines).into_iter().flatten().flatten() {
+        for entry in there {
             if !live.contains(entry.file_name().to_string_lossy().as_ref()) {
                 let _ = self.shared.trash.send(entry.path());
             }
