@@ -54,7 +54,7 @@ const FEWEST: u64 = 64;
 const RESERVED: u64 = 10;
 /// Bytes that are sooner written to the disk in vain than thrown away.
 const LITTLE: u64 = 8 << 20;
-/// Sizes of which an empty image is kept to be copied. One takes about 250 kB.
+/// Sizes of which an empty image is kept to be copied. One takes about 120 kB.
 const KEPT_SIZES: usize = 16;
 
 /// Where a directory's image is, if it has one.

@@ -47,8 +47,6 @@ pub(super) enum Try {
     FindThroughLink { path: PathBuf, text: String },
     /// Something takes a connection there.
     Connect(SocketAddr),
-    /// A datagram is sent there; whether it came is not seen here.
-    Send(SocketAddr),
     /// The name leads into this host, or to where only hosts should get.
     Resolve(String),
     /// The name leads anywhere.
@@ -225,9 +223,6 @@ fn one(attempt: &Try) -> Said {
         }
         Try::Connect(address) => TcpStream::connect_timeout(address, CONNECT)
             .map(|_| "something took the connection".to_owned()),
-        Try::Send(address) => UdpSocket::bind("0.0.0.0:0")
-            .and_then(|socket| socket.send_to(b"nullspace", address))
-            .and_then(|_| Err(std::io::Error::other("sent; whether it came is looked at"))),
         Try::Resolve(name) => addresses(name).and_then(|all| {
             match all.iter().find(|address| !is_elsewhere(address)) {
                 Some(address) => Ok(format!("it leads to {address}")),
