@@ -514,10 +514,11 @@ fn kcmp() -> io::Result<()> {
 
 fn mknod(kind: libc::mode_t, major: u32, minor: u32) -> io::Result<()> {
     let device = libc::makedev(major, minor);
+    let path = format!("/tmp/nullspace-device-{}", std::process::id());
+    let name = std::ffi::CString::new(path.as_str()).map_err(io::Error::other)?;
     // SAFETY: see above.
-    let made =
-        done(unsafe { libc::mknod(c"/tmp/nullspace-device".as_ptr(), kind | 0o600, device) });
-    let _ = fs::remove_file("/tmp/nullspace-device");
+    let made = done(unsafe { libc::mknod(name.as_ptr(), kind | 0o600, device) });
+    let _ = fs::remove_file(path);
     made
 }
 
