@@ -1,7 +1,8 @@
 //! Templates that callers build, in real machines: with both published SDKs and command lines, over kills of the server.
 
-use std::path::Path;
+use std::{os::fd::AsRawFd, path::Path};
 
+use nullspace_sys::image;
 use serde_json::{Value, json};
 
 use crate::{
@@ -40,14 +41,31 @@ impl World {
         std::fs::read_dir(self.data().join("template-layers")).map_or(0, Iterator::count)
     }
 
-    /// Files below the data directory that hold a text.
+    /// Files below the data directory that hold a text, and in what machines wrote.
     pub fn holding(&self, text: &str) -> String {
-        let found = std::process::Command::new("grep")
-            .args(["-rlaF", text])
-            .arg(self.data())
-            .output()
-            .unwrap();
-        String::from_utf8_lossy(&found.stdout).into_owned()
+        let search = |place: &Path, at: &Path| {
+            // Not in images as files: they are large, and nearly all of them is nothing.
+            let found = std::process::Command::new("grep")
+                .args(["-rlaF", "--exclude=*.image", "--exclude-dir=empty"])
+                .args([text, "."])
+                .current_dir(at)
+                .output()
+                .unwrap();
+            let found = String::from_utf8_lossy(&found.stdout).into_owned();
+            let lines = found.lines();
+            lines
+                .map(|path| format!("{}: {path}\n", place.display()))
+                .collect::<String>()
+        };
+        let mut found = search(&self.data(), &self.data());
+        let machines = std::fs::read_dir(self.data().join("machines")).unwrap();
+        for machine in machines.flatten() {
+            if let Ok(Some(disk)) = image::mount(&machine.path().join("fs")) {
+                let at = format!("/proc/self/fd/{}", disk.as_raw_fd());
+                found += &search(&machine.path(), Path::new(&at));
+            }
+        }
+        found
     }
 }
 
