@@ -44,6 +44,9 @@ use crate::{
 /// How often a launcher that goes away while it is spoken to for the first time is replaced.
 const ATTEMPTS: usize = 3;
 
+/// How long a launcher may take to answer the first question. Nothing else ends the wait for one that never does.
+const GREETING: Duration = Duration::from_secs(10);
+
 /// How long a machine may take to take a connection: it is on the same host.
 const CONNECT: Duration = Duration::from_secs(3);
 
@@ -304,7 +307,9 @@ impl Host {
         let mut last = EngineError::Unavailable("the launcher does not answer".into());
         for _ in 0..ATTEMPTS {
             let link = self.open_link().await?;
-            match self.ask_over(&link, RequestBody::Hello).await {
+            let greeting = self.ask_over(&link, RequestBody::Hello);
+            let greeted = tokio::time::timeout(GREETING, greeting).await;
+            match greeted.unwrap_or_else(|error| Err(unavailable("greet the launcher", error))) {
                 Ok(Answer::Hello {
                     version,
                     disk_limits,
