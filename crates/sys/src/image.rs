@@ -189,7 +189,28 @@ impl Passing {
     /// # Errors
     /// Those of [`make`].
     pub fn make(directory: &Path, bytes: u64, kept: &Path) -> io::Result<Self> {
-        make_passing(directory, bytes, kept)
+        let image = beside(directory);
+        let made = copy_or_write(&image, bytes, kept).and_then(|file| {
+            let device = loop_device::over_new(&file)?;
+            let mounted = mount_device(&device, &["nobarrier"])?;
+            Ok(Self { mounted, file })
+        });
+        if made.is_err() {
+            let _ = fs::remove_file(&image);
+        }
+        made
+    }
+
+    /// What it is sent to another process as.
+    #[must_use]
+    pub fn into_parts(self) -> [OwnedFd; 2] {
+        [self.mounted, self.file.into()]
+    }
+
+    /// What was sent, if all of it is there.
+    pub fn from_parts(mut parts: impl Iterator<Item = OwnedFd>) -> Option<Self> {
+        let (mounted, file) = (parts.next()?, parts.next()?.into());
+        Some(Self { mounted, file })
     }
 
     /// Lets go of it. What was not written yet is thrown away if it is much: the host's disk would be busy with what is removed there
@@ -204,19 +225,6 @@ impl Passing {
             false => Ok(()),
         }
     }
-}
-
-fn make_passing(directory: &Path, bytes: u64, kept: &Path) -> io::Result<Passing> {
-    let image = beside(directory);
-    let made = copy_or_write(&image, bytes, kept).and_then(|file| {
-        let device = loop_device::over_new(&file)?;
-        let mounted = mount_device(&device, &["nobarrier"])?;
-        Ok(Passing { mounted, file })
-    });
-    if made.is_err() {
-        let _ = fs::remove_file(&image);
-    }
-    made
 }
 
 fn copy_or_write(image: &Path, bytes: u64, kept: &Path) -> io::Result<File> {
@@ -534,7 +542,7 @@ mod tests {
                 make(&volume, bytes, None).unwrap();
                 mount(&volume).unwrap().unwrap()
             } else {
-                make_passing(&volume, bytes, home.path()).unwrap().mounted
+                Passing::make(&volume, bytes, home.path()).unwrap().mounted
             };
             let stat = rustix::fs::fstatvfs(&mounted).unwrap();
             let room = stat.f_bfree * stat.f_frsize;

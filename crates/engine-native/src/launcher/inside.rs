@@ -189,7 +189,7 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>) -> Step<()> {
         Ok,
     )?;
     let mut trees = enter_root(&order.spec, &root.inside, users.as_fd())?;
-    trees.extend(root.disk.take().into_iter().flat_map(parts));
+    trees.extend(root.disk.take().into_iter().flat_map(Passing::into_parts));
     drop((root, stage));
     let config = nullspace_guest::Config {
         env: order.spec.env,
@@ -292,11 +292,6 @@ impl MachineRoot {
                 path == wanted && which.is_some() && *which == which_directory(wanted)
             })
     }
-}
-
-/// As it is sent to the launcher.
-pub(super) fn parts(disk: Passing) -> [OwnedFd; 2] {
-    [disk.mounted, disk.file.into()]
 }
 
 /// A directory's device and inode.

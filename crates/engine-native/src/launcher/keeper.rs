@@ -45,7 +45,7 @@ use super::{
     binds,
     inside::{
         Common, FAILED, Named, Order, PARKED, Preparation, READY, Step, attach, clone_path, new_fs,
-        new_overlay, parts, receive, which_directory,
+        new_overlay, receive, which_directory,
     },
     network,
     pack::{self, Pack},
@@ -182,7 +182,7 @@ fn live(control: &mut UnixStream, preparation: &Preparation<'_>, gvisor: &Gvisor
         None => kernel.introduce(&spec, &directory)?,
     }
     let mut trees = std::mem::take(&mut kernel.shown);
-    trees.extend(kernel.disk.take().into_iter().flat_map(parts));
+    trees.extend(kernel.disk.take().into_iter().flat_map(Passing::into_parts));
     binds::send(control, READY, &trees).named("report")?;
     drop(trees);
     let status = kernel.watch();

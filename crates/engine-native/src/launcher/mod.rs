@@ -1120,13 +1120,7 @@ impl Launcher {
                 let mut trees = trees.into_iter();
                 let shown = std::mem::take(binds).into_iter().zip(trees.by_ref());
                 entry.binds = shown.map(|(bind, tree)| Shown::new(bind, tree)).collect();
-                entry.disk = match (trees.next(), trees.next()) {
-                    (Some(mounted), Some(file)) => Some(Passing {
-                        mounted,
-                        file: file.into(),
-                    }),
-                    _ => None,
-                };
+                entry.disk = Passing::from_parts(trees);
                 entry.state = State::Live { id };
                 entry.slot.control = None;
                 self.active = Instant::now();

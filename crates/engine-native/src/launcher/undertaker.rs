@@ -137,9 +137,8 @@ fn work(socket: &OwnedFd) {
             .is_some_and(|said| said == Path::new(WITH_DISK));
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(mut fds) = message {
-                if has_disk && let (Some(mounted), Some(file)) = (fds.next(), fds.next()) {
-                    let file = file.into();
-                    let _ = Passing { mounted, file }.abandon();
+                if has_disk && let Some(disk) = Passing::from_parts(&mut fds) {
+                    let _ = disk.abandon();
                 }
                 // The last holder of the namespace: this is where the kernel takes the mounts down.
                 fds.for_each(drop);

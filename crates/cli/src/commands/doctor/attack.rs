@@ -21,13 +21,14 @@ use std::{
 };
 
 use comfy_table::{ContentArrangement, Table, presets};
+use nullspace_api::id;
 use nullspace_engine_gvisor::Release;
 use serde::Serialize;
 use serde_json::json;
 
 use self::{
     inside::{Asked, PORT, Said, Try},
-    place::{Place, secret, text},
+    place::{Place, text},
     probes::{ALLOWED, Group, Probe, Targets},
 };
 use crate::{
@@ -185,7 +186,7 @@ fn table(report: &Report) -> Table {
 async fn attack(engine: &'static str) -> Result<Vec<Row>, CliError> {
     let place = Place::start(engine).await?;
     let failed = |error: std::io::Error| CliError::local("prepare the attack", &error);
-    let (host_secret, told) = (secret()?, secret()?);
+    let (host_secret, told) = (id::new(""), id::new(""));
     // In a directory of its own: what is written beside it is looked for.
     let marker = place.directory().join("outside/marker");
     std::fs::create_dir_all(place.directory().join("outside")).map_err(failed)?;

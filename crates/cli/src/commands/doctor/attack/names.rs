@@ -11,10 +11,18 @@ use std::{
     time::Duration,
 };
 
+use hickory_proto::{
+    op::{Message, MessageType},
+    rr::{RData, Record, RecordType},
+};
+
 /// How often it looks whether it is to end.
 const LOOK: Duration = Duration::from_millis(100);
 /// What names lead to of which nothing else is said: an address for documentation.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+
+/// Where clouds tell their machines about themselves.
+const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 /// It, until this is dropped.
 pub(super) struct Names {
@@ -69,66 +77,56 @@ fn serve(socket: &UdpSocket, is_over: &AtomicBool) {
 
 /// What is asked and its answer, for one question with an address of either kind.
 fn answer(question: &[u8]) -> Option<Vec<u8>> {
-    let (mut at, mut name) = (12, String::new());
-    loop {
-        let length = usize::from(*question.get(at)?);
-        if length == 0 {
-            break;
+    let asked = Message::from_vec(question).ok()?;
+    let query = asked.queries().first()?;
+    let name = query.name();
+    let first = name.iter().next().unwrap_or_default().to_ascii_lowercase();
+    let data = match (query.query_type(), &first[..]) {
+        (RecordType::AAAA, b"mapped") => {
+            Some(RData::AAAA(Ipv4Addr::LOCALHOST.to_ipv6_mapped().into()))
         }
-        let label = question.get(at + 1..at + 1 + length)?;
-        name += &String::from_utf8_lossy(label).to_ascii_lowercase();
-        name.push('.');
-        at += 1 + length;
-    }
-    let kind = u16::from_be_bytes([*question.get(at + 1)?, *question.get(at + 2)?]);
-    let asked = question.get(12..at + 5)?;
-    let first = name.split('.').next().unwrap_or_default();
-    let v4 = match first {
-        "loopback" => Some(Ipv4Addr::LOCALHOST),
-        "metadata" => Some(Ipv4Addr::new(169, 254, 169, 254)),
-        "unspecified" => Some(Ipv4Addr::UNSPECIFIED),
-        "mapped" => None,
-        _ => Some(ELSEWHERE),
+        (RecordType::A, b"mapped") => None,
+        (RecordType::A, b"loopback") => Some(RData::A(Ipv4Addr::LOCALHOST.into())),
+        (RecordType::A, b"metadata") => Some(RData::A(METADATA.into())),
+        (RecordType::A, b"unspecified") => Some(RData::A(Ipv4Addr::UNSPECIFIED.into())),
+        (RecordType::A, _) => Some(RData::A(ELSEWHERE.into())),
+        _ => None,
     };
-    let data = match (kind, v4) {
-        (1, Some(v4)) => v4.octets().to_vec(),
-        (28, None) => Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets().to_vec(),
-        _ => Vec::new(),
-    };
-    let mut answer = question.get(..2)?.to_vec();
-    let count = u8::from(!data.is_empty());
-    answer.extend([0x81, 0x80, 0, 1, 0, count, 0, 0, 0, 0]);
-    answer.extend(asked);
-    if !data.is_empty() {
-        answer.extend([0xc0, 12]);
-        answer.extend(kind.to_be_bytes());
-        answer.extend([0, 1, 0, 0, 0, 1]);
-        answer.extend((data.len() as u16).to_be_bytes());
-        answer.extend(data);
-    }
-    Some(answer)
+    let mut answer = Message::new();
+    answer
+        .set_id(asked.id())
+        .set_message_type(MessageType::Response)
+        .set_recursion_desired(true)
+        .set_recursion_available(true)
+        .add_query(query.clone())
+        .add_answers(data.map(|data| Record::from_rdata(name.clone(), 1, data)));
+    answer.to_vec().ok()
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use hickory_proto::{op::Query, rr::Name};
+
     use super::*;
 
     #[test]
     fn the_question_is_answered_by_its_first_word() {
-        let ask = |name: &str, kind: u8| {
-            let mut question = vec![1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-            for label in name.split('.') {
-                question.push(label.len() as u8);
-                question.extend(label.as_bytes());
-            }
-            question.extend([0, 0, kind, 0, 1]);
-            answer(&question).unwrap()
+        let ask = |name: &str, kind: RecordType| {
+            let mut question = Message::new();
+            question.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+            let answer = answer(&question.to_vec().unwrap()).unwrap();
+            let answer = Message::from_vec(&answer).unwrap();
+            answer
+                .answers()
+                .iter()
+                .map(|record| record.data().to_string())
+                .collect::<String>()
         };
-        assert!(ask("loopback.attack.test", 1).ends_with(&[127, 0, 0, 1]));
-        assert!(ask("Other.test", 1).ends_with(&ELSEWHERE.octets()));
-        assert!(ask("mapped.test", 28).ends_with(&[0xff, 0xff, 127, 0, 0, 1]));
-        assert_eq!(ask("loopback.test", 28)[7], 0);
+        assert_eq!(ask("loopback.attack.test.", RecordType::A), "127.0.0.1");
+        assert_eq!(ask("Other.test.", RecordType::A), ELSEWHERE.to_string());
+        assert_eq!(ask("mapped.test.", RecordType::AAAA), "::ffff:127.0.0.1");
+        assert_eq!(ask("loopback.test.", RecordType::AAAA), "");
         assert!(answer(&[0; 12]).is_none());
         assert!(answer(&[9; 40]).is_none());
     }

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nullspace_api::id;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -45,15 +46,6 @@ fn failed(what: &str, error: impl std::fmt::Display) -> CliError {
     CliError::new("local_error", format!("{what}: {error}"))
 }
 
-/// A word that nobody guesses.
-pub(super) fn secret() -> Result<String, CliError> {
-    let mut bytes = [0; 16];
-    File::open("/dev/urandom")
-        .and_then(|mut source| std::io::Read::read_exact(&mut source, &mut bytes))
-        .map_err(|error| failed("draw a secret", error))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 impl Place {
     /// Starts one whose machines are of a kind.
     pub(super) async fn start(isolation: &str) -> Result<Self, CliError> {
@@ -64,7 +56,7 @@ impl Place {
         let names = Names::start().map_err(|error| failed("start a name server", error))?;
         let resolv_conf = names.resolv_conf(directory.path());
         let resolv_conf = resolv_conf.map_err(|error| failed("write resolv.conf", error))?;
-        let key = format!("ns_live_{}{}", secret()?, secret()?);
+        let key = id::new("ns_live_");
         let log = directory.path().join("serve.log");
         let out = File::create(&log).map_err(|error| failed("make a log", error))?;
         let err = out
