@@ -17,6 +17,16 @@ pub mod code {
     pub const TOKEN_EXPIRED: &str = "token_expired";
     /// The key or the machine's own permissions refuse it.
     pub const PERMISSION_DENIED: &str = "permission_denied";
+    /// More requests than the tenant may make; `Retry-After` says when to go on.
+    pub const RATE_LIMIT_EXCEEDED: &str = "rate_limit_exceeded";
+    /// More than the tenant may have.
+    pub const QUOTA_EXCEEDED: &str = "quota_exceeded";
+    /// No tenant of that id or name.
+    pub const TENANT_NOT_FOUND: &str = "tenant_not_found";
+    /// The name is taken, or the tenant still has something.
+    pub const TENANT_CONFLICT: &str = "tenant_conflict";
+    /// No API key of that id.
+    pub const KEY_NOT_FOUND: &str = "key_not_found";
     /// No such route, file, process or other thing without a code of its own.
     pub const NOT_FOUND: &str = "not_found";
     /// The route exists, the method does not.

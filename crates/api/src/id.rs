@@ -36,6 +36,8 @@ pub const TEMPLATE_BLOB: &str = "tblob_";
 pub const TEMPLATE_CLAIM: &str = "tclm_";
 /// A warm pool.
 pub const WARM_POOL: &str = "twp_";
+/// A tenant.
+pub const TENANT: &str = "tnt_";
 /// An API key (not the key itself).
 pub const KEY: &str = "key_";
 /// One HTTP request.

@@ -6,6 +6,7 @@
 //! [`Noun`] says how an answer spells it.
 
 pub mod agent;
+pub mod audit;
 pub mod code;
 pub mod egress;
 pub mod error;
@@ -14,6 +15,7 @@ pub mod exec;
 pub mod file;
 pub mod git;
 pub mod id;
+pub mod key;
 pub mod machine;
 pub mod metrics;
 pub mod monitor;
@@ -29,6 +31,7 @@ pub mod socket;
 pub mod ssh;
 pub mod template;
 pub mod template_build;
+pub mod tenant;
 pub mod time;
 pub mod upload;
 pub mod volume;

@@ -75,6 +75,8 @@ pub struct Config {
     pub webhook_private_receivers: bool,
     /// Machines that `/metrics` has numbers of each, the oldest ones first.
     pub metrics_machines: usize,
+    /// The most that the audit log takes on disk, in MiB; at least 16 are kept.
+    pub audit_mb: u64,
     /// Volumes at once.
     pub max_volumes: u64,
     /// The most a volume may have that was made without a limit, in MiB; 0 for no limit but the disk's.
@@ -121,6 +123,7 @@ impl Default for Config {
             webhook_give_up_secs: 3 * 24 * 3600,
             webhook_private_receivers: false,
             metrics_machines: 200,
+            audit_mb: 256,
             max_volumes: 10_000,
             volume_max_mb: 0,
             volume_max_files: 0,

@@ -5,7 +5,7 @@
 //! ```
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::Duration,
@@ -220,7 +220,14 @@ impl Server {
                 path: options.data_dir.join("keys"),
                 source,
             })?;
+        let audit = app::audit::Log::open(&options.data_dir, options.config.audit_mb).map_err(
+            |source| ServeError::DataDir {
+                path: options.data_dir.join("audit"),
+                source,
+            },
+        )?;
         let app: AppState = Arc::new(App {
+            audit,
             config: options.config,
             data_dir: options.data_dir,
             ca_file: options.ca_file,
@@ -366,6 +373,12 @@ impl Server {
 
 /// Takes the connections of the API's listener: those of requests for the API, and for ports of machines if these have
 /// names.
+/// A request of the API, with where it comes from.
+fn from(client: IpAddr, mut request: Request<Incoming>) -> Request<Incoming> {
+    request.extensions_mut().insert(crate::http::Remote(client));
+    request
+}
+
 fn accept(
     app: &AppState,
     listener: TcpListener,
@@ -374,7 +387,10 @@ fn accept(
     let router = crate::http::router(app.clone());
     let stopping = app.stopping.clone();
     if app.previews.domain.is_none() {
-        let api = move |_| TowerToHyperService::new(router.clone());
+        let api = move |client| {
+            let api = TowerToHyperService::new(router.clone());
+            service_fn(move |request: Request<Incoming>| api.call(from(client, request)))
+        };
         return tokio::spawn(nullspace_gateway::accept(
             listener,
             api,
@@ -392,7 +408,9 @@ fn accept(
                     domain.addressee(request.uri(), request.headers())
                 };
                 let (machine, port) = match app.previews.domain.as_ref().map(named) {
-                    None | Some(Ok(Addressee::Api)) => return api.call(request).await,
+                    None | Some(Ok(Addressee::Api)) => {
+                        return api.call(from(client, request)).await;
+                    }
                     Some(Ok(Addressee::Port(machine, port))) => (machine, port),
                     Some(Err(refusal)) => return Ok(refuse(&refusal).map(Body::new)),
                 };
@@ -507,7 +525,7 @@ async fn keys(app: &App, bootstrap: Option<String>, on_minted: KeySink) -> Resul
             .await
             .map_err(fail())?;
     }
-    if app.keys.load(&app.store).await.map_err(fail())? == 0 {
+    if !app.keys.load(&app.store).await.map_err(fail())? {
         let key = key::mint();
         on_minted(&key).map_err(ServeError::Key)?;
         app.keys

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 fn forked(number: i64) -> NewEvent {
     NewEvent {
+        tenant_id: nullspace_store::tenant::DEFAULT.into(),
         occurred_at: 1_700_000_000_000_000 + number,
         operation: "fork",
         status: "succeeded",

@@ -58,6 +58,7 @@ async fn append(world: &World, events: Vec<NewEvent>) {
 
 fn numbered(number: i64) -> NewEvent {
     NewEvent {
+        tenant_id: nullspace_store::tenant::DEFAULT.into(),
         occurred_at: nullspace_api::time::now(),
         operation: if number % 2 == 0 { "create" } else { "destroy" },
         status: "succeeded",
@@ -188,6 +189,7 @@ async fn filters_are_all_heeded_and_replaced() {
     assert_eq!(hear(&mut client, 2).await, [71, 75]);
 
     let hidden = NewEvent {
+        tenant_id: nullspace_store::tenant::DEFAULT.into(),
         audience: Audience::Internal,
         operation: "egress_denied",
         ..numbered(80)
@@ -342,6 +344,7 @@ async fn a_slow_reader_misses_nothing_and_costs_nothing() {
     let mut slow = open(&world, FLEET, json!({"live_only": true})).await;
     let mut quick = open(&world, FLEET, json!({"live_only": true})).await;
     let large = |number: i64| NewEvent {
+        tenant_id: nullspace_store::tenant::DEFAULT.into(),
         error_message: Some("x".repeat(8 << 10)),
         ..numbered(number)
     };

@@ -67,6 +67,7 @@ async fn happen(world: &World, numbers: std::ops::Range<usize>) {
     let store = &world.server.as_ref().unwrap().app().store;
     for number in numbers {
         let event = NewEvent {
+            tenant_id: nullspace_store::tenant::DEFAULT.into(),
             occurred_at: nullspace_api::time::now(),
             operation: OPERATIONS[number % 2],
             status: "succeeded",
@@ -444,6 +445,7 @@ async fn internal_events_are_delivered_to_nobody() {
     let receiver = Receiver::start().await;
     hook(&world, &receiver.url(), &OPERATIONS).await;
     let hidden = NewEvent {
+        tenant_id: nullspace_store::tenant::DEFAULT.into(),
         audience: Audience::Internal,
         operation: "create",
         status: "succeeded",
@@ -634,6 +636,7 @@ async fn old_events_go_but_not_before_they_are_delivered() {
     let mut receiver = Receiver::start().await;
     let id = hook(&world, &receiver.url(), &["fork"]).await;
     let old = |operation: &'static str| NewEvent {
+        tenant_id: nullspace_store::tenant::DEFAULT.into(),
         occurred_at: nullspace_api::time::now() - 40 * 86_400 * 1_000_000,
         operation,
         status: "succeeded",

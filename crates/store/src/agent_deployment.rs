@@ -13,7 +13,9 @@ pub struct DeploymentRow {
     pub seq: i64,
     /// Its id.
     pub id: String,
-    /// Unique among those that are not deleted.
+    /// Whose it is.
+    pub tenant_id: String,
+    /// Unique among those of the tenant that are not deleted.
     pub name: String,
     /// `job` or `service`.
     pub mode: String,
@@ -38,7 +40,7 @@ pub struct DeploymentRow {
 }
 
 const COLUMNS: &str = "seq, id, name, mode, status, description, metadata, active_version_id, versions, \
-     key_id, created_at, updated_at, deleted_at";
+     key_id, created_at, updated_at, deleted_at, tenant_id";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<DeploymentRow> {
     Ok(DeploymentRow {
@@ -55,6 +57,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<DeploymentRow> {
         created_at: row.get(10)?,
         updated_at: row.get(11)?,
         deleted_at: row.get(12)?,
+        tenant_id: row.get(13)?,
     })
 }
 
@@ -65,7 +68,8 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<DeploymentRow> {
 pub fn insert(tx: &Tx<'_>, row: &DeploymentRow) -> Result<(), StoreError> {
     tx.prepare_cached(
         "INSERT INTO agent_deployment (id, name, mode, status, description, metadata, active_version_id, \
-         versions, key_id, created_at, updated_at, deleted_at) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12)",
+         versions, key_id, created_at, updated_at, deleted_at, tenant_id) \
+         VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)",
     )?
     .execute(params![
         row.id,
@@ -80,6 +84,7 @@ pub fn insert(tx: &Tx<'_>, row: &DeploymentRow) -> Result<(), StoreError> {
         row.created_at,
         row.updated_at,
         row.deleted_at,
+        row.tenant_id,
     ])?;
     Ok(())
 }
@@ -120,22 +125,28 @@ pub fn get(db: &Connection, id: &str) -> Result<Option<DeploymentRow>, StoreErro
         .optional()?)
 }
 
-/// The deployment of that name that is not deleted.
+/// A tenant's deployment of that name that is not deleted.
 ///
 /// # Errors
 /// Those of the database.
-pub fn by_name(db: &Connection, name: &str) -> Result<Option<DeploymentRow>, StoreError> {
+pub fn by_name(
+    db: &Connection,
+    tenant_id: &str,
+    name: &str,
+) -> Result<Option<DeploymentRow>, StoreError> {
     Ok(db
         .prepare_cached(&format!(
-            "SELECT {COLUMNS} FROM agent_deployment WHERE name = ?1 AND status <> 'deleted'"
+            "SELECT {COLUMNS} FROM agent_deployment WHERE tenant_id = ?1 AND name = ?2 AND status <> 'deleted'"
         ))?
-        .query_row([name], from_row)
+        .query_row([tenant_id, name], from_row)
         .optional()?)
 }
 
 /// What a list of deployments is narrowed to.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
+    /// Only of this tenant.
+    pub tenant_id: String,
     /// Only this mode.
     pub mode: Option<String>,
     /// Only this status; all but deleted ones when absent.
@@ -154,11 +165,17 @@ pub fn list(db: &Connection, filter: &Filter) -> Result<Vec<DeploymentRow>, Stor
     let mut statement = db.prepare_cached(&format!(
         "SELECT {COLUMNS} FROM agent_deployment WHERE seq < ?1 AND (?2 IS NULL OR mode = ?2) \
          AND CASE WHEN ?3 IS NULL THEN status <> 'deleted' ELSE status = ?3 END \
-         ORDER BY seq DESC LIMIT ?4"
+         AND tenant_id = ?5 ORDER BY seq DESC LIMIT ?4"
     ))?;
     let before = filter.before.unwrap_or(i64::MAX);
     let rows = statement.query_map(
-        params![before, filter.mode, filter.status, filter.limit],
+        params![
+            before,
+            filter.mode,
+            filter.status,
+            filter.limit,
+            filter.tenant_id
+        ],
         from_row,
     )?;
     Ok(rows.collect::<Result<_, _>>()?)

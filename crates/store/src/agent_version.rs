@@ -13,6 +13,8 @@ pub struct VersionRow {
     pub id: String,
     /// Its deployment.
     pub deployment_id: String,
+    /// Whose its deployment is; not written by [`insert`].
+    pub tenant_id: String,
     /// 1, 2, 3, … within the deployment.
     pub number: i64,
     /// 64 hex digits.
@@ -40,7 +42,8 @@ pub struct VersionRow {
 }
 
 const COLUMNS: &str = "seq, id, deployment_id, number, bundle_digest, bundle, config, manifest_head, status, \
-     cache_policy, failure_reason, created_at, ready_at, build_id, deleted_at";
+     cache_policy, failure_reason, created_at, ready_at, build_id, deleted_at, \
+     (SELECT tenant_id FROM agent_deployment deployment WHERE deployment.id = deployment_id)";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<VersionRow> {
     Ok(VersionRow {
@@ -59,6 +62,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<VersionRow> {
         ready_at: row.get(12)?,
         build_id: row.get(13)?,
         deleted_at: row.get(14)?,
+        tenant_id: row.get(15)?,
     })
 }
 

@@ -43,6 +43,8 @@ pub fn count(db: &Connection) -> Result<u64, StoreError> {
 /// An event to append.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NewEvent {
+    /// Whose it is.
+    pub tenant_id: String,
     /// When it happened, in microseconds.
     pub occurred_at: i64,
     /// Whom it is for.
@@ -124,8 +126,8 @@ pub fn append(tx: &Tx<'_>, event: &NewEvent) -> Result<i64, StoreError> {
     let id = Uuid::now_v7().hyphenated().encode_lower(&mut buffer);
     tx.prepare_cached(
         "INSERT INTO event (id, occurred_at, audience, operation, status, machine_id, snapshot_id, \
-         source_machine_id, target_machine_id, actor_kind, key_id, reason, error_code, error_message, metadata) \
-         VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15)",
+         source_machine_id, target_machine_id, actor_kind, key_id, reason, error_code, error_message, metadata, tenant_id) \
+         VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16)",
     )?
     .execute(params![
         &*id,
@@ -143,6 +145,7 @@ pub fn append(tx: &Tx<'_>, event: &NewEvent) -> Result<i64, StoreError> {
         event.error_code,
         event.error_message,
         event.metadata,
+        event.tenant_id,
     ])?;
     let place = tx.last_insert_rowid();
     webhook::queue(tx, event, place)?;
@@ -153,6 +156,8 @@ pub fn append(tx: &Tx<'_>, event: &NewEvent) -> Result<i64, StoreError> {
 /// What events are narrowed to: all of it must be so.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Filter {
+    /// Only of this tenant.
+    pub tenant_id: String,
     /// Only for this audience.
     pub audience: Audience,
     /// Only about this machine: itself, or as what something was made from or into.
@@ -178,8 +183,11 @@ pub struct Filter {
 impl Filter {
     /// The same as a condition of SQL, without the metadata.
     fn condition(&self) -> (String, Vec<Box<dyn ToSql>>) {
-        let mut sql = String::from("audience = ?");
-        let mut values: Vec<Box<dyn ToSql>> = vec![Box::new(self.audience.as_str())];
+        let mut sql = String::from("tenant_id = ? AND audience = ?");
+        let mut values: Vec<Box<dyn ToSql>> = vec![
+            Box::new(self.tenant_id.clone()),
+            Box::new(self.audience.as_str()),
+        ];
         if let Some(id) = &self.machine_id {
             // In this form each part uses its own index.
             sql.push_str(

@@ -36,6 +36,7 @@ pub mod ssh;
 pub mod template;
 pub mod template_build;
 pub mod template_layer;
+pub mod tenant;
 pub mod upload;
 pub mod volume;
 pub mod webhook;

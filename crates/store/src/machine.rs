@@ -46,6 +46,8 @@ pub struct MachineRow {
     pub cwd: String,
     /// JSON object.
     pub metadata: String,
+    /// Whose it is.
+    pub tenant_id: String,
     /// The key that asked for it.
     pub key_id: Option<String>,
     /// The run or service it backs.
@@ -70,7 +72,7 @@ pub struct MachineRow {
 const COLUMNS: &str = "seq, id, state, template, layer_digest, vcpus, memory_mb, disk_mb, timeout_ms, \
      timeout_action, timeout_at, auto_resume, internet_access, allow_public_traffic, cwd, metadata, \
      key_id, owner, failure_reason, created_at, started_at, ended_at, egress, mask_request_host, spec, snapshot_id, \
-     (SELECT json_group_array(json_object('id', a.id, 'volume_id', a.volume_id, 'machine_id', a.machine_id, \
+     tenant_id, (SELECT json_group_array(json_object('id', a.id, 'volume_id', a.volume_id, 'machine_id', a.machine_id, \
      'mount_path', a.mount_path, 'read_only', json(iif(a.read_only, 'true', 'false')), 'subpath', a.subpath, \
      'state', a.state, 'error_code', a.error_code, 'error_message', a.error_message, \
      'created_at', a.created_at, 'updated_at', a.updated_at) ORDER BY a.seq) \
@@ -104,6 +106,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
         mask_request_host: row.get(23)?,
         spec: row.get(24)?,
         snapshot_id: row.get(25)?,
+        tenant_id: row.get(26)?,
         volumes: volume::of_a_machine(row.get_ref("volumes")?.as_str()?),
     })
 }
@@ -124,8 +127,8 @@ pub fn insert(tx: &Tx<'_>, row: &MachineRow) -> Result<i64, StoreError> {
     tx.prepare_cached(
         "INSERT INTO machine (id, state, template, layer_digest, vcpus, memory_mb, disk_mb, timeout_ms, \
          timeout_action, timeout_at, auto_resume, internet_access, allow_public_traffic, cwd, metadata, \
-         key_id, owner, failure_reason, created_at, started_at, ended_at, egress, mask_request_host, spec, snapshot_id) \
-         VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,?22,?23,?24,?25)",
+         key_id, owner, failure_reason, created_at, started_at, ended_at, egress, mask_request_host, spec, snapshot_id, \
+         tenant_id)          VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,?22,?23,?24,?25,?26)",
     )?
     .execute(params![
         row.id,
@@ -153,6 +156,7 @@ pub fn insert(tx: &Tx<'_>, row: &MachineRow) -> Result<i64, StoreError> {
         row.mask_request_host,
         row.spec,
         row.snapshot_id,
+        row.tenant_id,
     ])?;
     Ok(tx.last_insert_rowid())
 }
@@ -197,6 +201,8 @@ pub fn get(db: &Connection, id: &str) -> Result<Option<MachineRow>, StoreError> 
 /// What a list of machines is narrowed to.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
+    /// Only of this tenant.
+    pub tenant_id: String,
     /// Any of these states; all when empty.
     pub states: Vec<String>,
     /// Only of this template.
@@ -214,9 +220,11 @@ pub struct Filter {
 /// # Errors
 /// Those of the database.
 pub fn list(db: &Connection, filter: &Filter) -> Result<Vec<MachineRow>, StoreError> {
-    let mut sql = format!("SELECT {COLUMNS} FROM machine WHERE seq < ?1");
-    let mut values: Vec<Box<dyn rusqlite::ToSql>> =
-        vec![Box::new(filter.before.unwrap_or(i64::MAX))];
+    let mut sql = format!("SELECT {COLUMNS} FROM machine WHERE tenant_id = ?1 AND seq < ?2");
+    let mut values: Vec<Box<dyn rusqlite::ToSql>> = vec![
+        Box::new(filter.tenant_id.clone()),
+        Box::new(filter.before.unwrap_or(i64::MAX)),
+    ];
     if !filter.states.is_empty() {
         let marks = vec!["?"; filter.states.len()].join(",");
         sql.push_str(&format!(" AND state IN ({marks})"));

@@ -53,6 +53,8 @@ pub struct PoolRow {
     pub previous_build_id: Option<String>,
     /// Its digest.
     pub previous_digest: Option<String>,
+    /// Whose it is.
+    pub tenant_id: String,
     /// The key that asked for the pool.
     pub key_id: Option<String>,
     /// When it was made.
@@ -93,7 +95,7 @@ pub struct InstanceRow {
 const COLUMNS: &str = "id, name, state, template_ref, min_ready, max_ready, vcpus, memory_mb, disk_mb, idle_timeout_secs, \
      stale_after_secs, checkout_policy, version_policy, track_tag, labels, metadata, resolved, build_id, digest, generation, \
      previous_resolved, previous_build_id, previous_digest, key_id, created_at, updated_at, enabled_at, disabled_at, \
-     drain_requested_at, deleted_at";
+     drain_requested_at, deleted_at, tenant_id";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<PoolRow> {
     Ok(PoolRow {
@@ -127,6 +129,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<PoolRow> {
         disabled_at: row.get(27)?,
         drain_requested_at: row.get(28)?,
         deleted_at: row.get(29)?,
+        tenant_id: row.get(30)?,
     })
 }
 
@@ -145,7 +148,7 @@ fn signed(value: u64) -> i64 {
 pub fn put(tx: &Tx<'_>, row: &PoolRow) -> Result<(), StoreError> {
     tx.prepare_cached(&format!(
         "INSERT INTO warm_pool ({COLUMNS}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,\
-         ?21,?22,?23,?24,?25,?26,?27,?28,?29,?30) ON CONFLICT (id) DO UPDATE SET name = ?2, state = ?3, template_ref = ?4, \
+         ?21,?22,?23,?24,?25,?26,?27,?28,?29,?30,?31) ON CONFLICT (id) DO UPDATE SET name = ?2, state = ?3, template_ref = ?4, \
          min_ready = ?5, max_ready = ?6, vcpus = ?7, memory_mb = ?8, disk_mb = ?9, idle_timeout_secs = ?10, \
          stale_after_secs = ?11, checkout_policy = ?12, version_policy = ?13, track_tag = ?14, labels = ?15, metadata = ?16, \
          resolved = ?17, build_id = ?18, digest = ?19, generation = ?20, previous_resolved = ?21, previous_build_id = ?22, \
@@ -183,6 +186,7 @@ pub fn put(tx: &Tx<'_>, row: &PoolRow) -> Result<(), StoreError> {
         row.disabled_at,
         row.drain_requested_at,
         row.deleted_at,
+        row.tenant_id,
     ])?;
     Ok(())
 }

@@ -264,6 +264,23 @@ pub fn revoke(tx: &Tx<'_>, machine_id: &str, id: &str, now: i64) -> Result<(), S
     Ok(())
 }
 
+/// Revokes what a key asked for; answers what that was.
+///
+/// # Errors
+/// Those of the database.
+pub fn revoke_of_key(
+    tx: &Tx<'_>,
+    key_id: &str,
+    now: i64,
+) -> Result<Vec<PreviewGrantRow>, StoreError> {
+    let mut rows = in_time(tx, now)?;
+    rows.retain(|row| row.key_id.as_deref() == Some(key_id) && row.revoked_at.is_none());
+    for row in &rows {
+        revoke(tx, &row.machine_id, &row.id, now)?;
+    }
+    Ok(rows)
+}
+
 /// Keeps what passed with a grant so far.
 ///
 /// # Errors

@@ -25,6 +25,8 @@ pub struct SnapshotRow {
     pub shape: String,
     /// JSON object.
     pub metadata: String,
+    /// Whose it is.
+    pub tenant_id: String,
     /// The key that asked for it.
     pub key_id: Option<String>,
     /// The machine that a fork makes of it.
@@ -35,7 +37,8 @@ pub struct SnapshotRow {
     pub created_at: i64,
 }
 
-const COLUMNS: &str = "id, machine_id, kind, state, in_place, size_bytes, digest, shape, metadata, key_id, noun, created_at, child_id";
+const COLUMNS: &str = "id, machine_id, kind, state, in_place, size_bytes, digest, shape, metadata, key_id, noun, created_at, child_id, \
+     tenant_id";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<SnapshotRow> {
     Ok(SnapshotRow {
@@ -52,6 +55,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<SnapshotRow> {
         noun: row.get(10)?,
         created_at: row.get(11)?,
         child_id: row.get(12)?,
+        tenant_id: row.get(13)?,
     })
 }
 
@@ -62,7 +66,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<SnapshotRow> {
 pub fn put(tx: &Tx<'_>, row: &SnapshotRow) -> Result<(), StoreError> {
     tx.prepare_cached(
         "INSERT INTO snapshot (id, machine_id, kind, state, in_place, size_bytes, digest, shape, metadata, key_id, noun, created_at, \
-         child_id) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13) \
+         child_id, tenant_id) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14) \
          ON CONFLICT (id) DO UPDATE SET state = ?4, size_bytes = ?6, digest = ?7, metadata = ?9",
     )?
     .execute(params![
@@ -79,6 +83,7 @@ pub fn put(tx: &Tx<'_>, row: &SnapshotRow) -> Result<(), StoreError> {
         row.noun,
         row.created_at,
         row.child_id,
+        row.tenant_id,
     ])?;
     Ok(())
 }
@@ -94,16 +99,31 @@ pub fn get(db: &Connection, id: &str) -> Result<Option<SnapshotRow>, StoreError>
         .optional()?)
 }
 
-/// All of them, or those of one machine, newest first.
+/// All of them, newest first.
 ///
 /// # Errors
 /// Those of the database.
-pub fn list(db: &Connection, machine_id: Option<&str>) -> Result<Vec<SnapshotRow>, StoreError> {
+pub fn all(db: &Connection) -> Result<Vec<SnapshotRow>, StoreError> {
+    let sql = format!("SELECT {COLUMNS} FROM snapshot ORDER BY seq DESC");
+    let mut statement = db.prepare_cached(&sql)?;
+    let rows = statement.query_map([], from_row)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Those of a tenant, or of one of its machines, newest first.
+///
+/// # Errors
+/// Those of the database.
+pub fn list(
+    db: &Connection,
+    tenant_id: &str,
+    machine_id: Option<&str>,
+) -> Result<Vec<SnapshotRow>, StoreError> {
     let sql = format!(
-        "SELECT {COLUMNS} FROM snapshot WHERE ?1 IS NULL OR machine_id = ?1 ORDER BY seq DESC"
+        "SELECT {COLUMNS} FROM snapshot WHERE tenant_id = ?1 AND (?2 IS NULL OR machine_id = ?2) ORDER BY seq DESC"
     );
     let mut statement = db.prepare_cached(&sql)?;
-    let rows = statement.query_map([machine_id], from_row)?;
+    let rows = statement.query_map(params![tenant_id, machine_id], from_row)?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 

@@ -9,7 +9,9 @@ use crate::{StoreError, Tx};
 pub struct TemplateRow {
     /// Its id.
     pub id: String,
-    /// One segment.
+    /// Whose it is.
+    pub tenant_id: String,
+    /// One segment; no other template of the tenant has it.
     pub name: String,
     /// `private` or `public`.
     pub visibility: String,
@@ -28,7 +30,7 @@ pub struct TagRow {
     pub created_at: i64,
 }
 
-const COLUMNS: &str = "id, name, visibility, created_at";
+const COLUMNS: &str = "id, name, visibility, created_at, tenant_id";
 
 fn from_row(row: &Row<'_>) -> rusqlite::Result<TemplateRow> {
     Ok(TemplateRow {
@@ -36,6 +38,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<TemplateRow> {
         name: row.get(1)?,
         visibility: row.get(2)?,
         created_at: row.get(3)?,
+        tenant_id: row.get(4)?,
     })
 }
 
@@ -45,9 +48,15 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<TemplateRow> {
 /// When the id or the name is taken.
 pub fn insert(tx: &Tx<'_>, row: &TemplateRow) -> Result<(), StoreError> {
     tx.prepare_cached(
-        "INSERT INTO template (id, name, visibility, created_at) VALUES (?1,?2,?3,?4)",
+        "INSERT INTO template (id, name, visibility, created_at, tenant_id) VALUES (?1,?2,?3,?4,?5)",
     )?
-    .execute(params![row.id, row.name, row.visibility, row.created_at])?;
+    .execute(params![
+        row.id,
+        row.name,
+        row.visibility,
+        row.created_at,
+        row.tenant_id
+    ])?;
     Ok(())
 }
 
@@ -62,17 +71,22 @@ pub fn get(db: &Connection, id: &str) -> Result<Option<TemplateRow>, StoreError>
         .optional()?)
 }
 
-/// By the name it has, or one that it had.
+/// A tenant's, by the name it has, or one that it had.
 ///
 /// # Errors
 /// Those of the database.
-pub fn by_name(db: &Connection, name: &str) -> Result<Option<TemplateRow>, StoreError> {
+pub fn by_name(
+    db: &Connection,
+    tenant_id: &str,
+    name: &str,
+) -> Result<Option<TemplateRow>, StoreError> {
     Ok(db
         .prepare_cached(&format!(
-            "SELECT {COLUMNS} FROM template WHERE name = ?1 \
-             OR id = (SELECT template_id FROM template_alias WHERE name = ?1) ORDER BY name <> ?1 LIMIT 1"
+            "SELECT {COLUMNS} FROM template WHERE (tenant_id = ?1 AND name = ?2) \
+             OR id = (SELECT template_id FROM template_alias WHERE tenant_id = ?1 AND name = ?2) \
+             ORDER BY name <> ?2 LIMIT 1"
         ))?
-        .query_row([name], from_row)
+        .query_row([tenant_id, name], from_row)
         .optional()?)
 }
 
@@ -103,14 +117,14 @@ pub fn set_visibility(tx: &Tx<'_>, id: &str, visibility: &str) -> Result<(), Sto
 /// # Errors
 /// When the name is taken.
 pub fn rename(tx: &Tx<'_>, row: &TemplateRow, name: &str, now: i64) -> Result<(), StoreError> {
-    tx.prepare_cached("DELETE FROM template_alias WHERE name = ?1")?
-        .execute([name])?;
+    tx.prepare_cached("DELETE FROM template_alias WHERE tenant_id = ?1 AND name = ?2")?
+        .execute([&row.tenant_id, name])?;
     tx.prepare_cached("UPDATE template SET name = ?2 WHERE id = ?1")?
         .execute([&row.id, name])?;
     tx.prepare_cached(
-        "INSERT INTO template_alias (name, template_id, created_at) VALUES (?1,?2,?3)",
+        "INSERT INTO template_alias (tenant_id, name, template_id, created_at) VALUES (?1,?2,?3,?4)",
     )?
-    .execute(params![row.name, row.id, now])?;
+    .execute(params![row.tenant_id, row.name, row.id, now])?;
     Ok(())
 }
 
@@ -204,14 +218,15 @@ pub fn remove_alias(tx: &Tx<'_>, id: &str, name: &str) -> Result<bool, StoreErro
 pub fn claim(
     tx: &Tx<'_>,
     token: &str,
+    tenant_id: &str,
     name: &str,
     key_id: &str,
     expires_at: i64,
 ) -> Result<(), StoreError> {
     tx.prepare_cached(
-        "INSERT INTO template_claim (token, name, key_id, expires_at) VALUES (?1,?2,?3,?4)",
+        "INSERT INTO template_claim (token, tenant_id, name, key_id, expires_at) VALUES (?1,?2,?3,?4,?5)",
     )?
-    .execute(params![token, name, key_id, expires_at])?;
+    .execute(params![token, tenant_id, name, key_id, expires_at])?;
     Ok(())
 }
 
@@ -221,14 +236,15 @@ pub fn claim(
 /// Those of the database.
 pub fn claimed_by(
     db: &Connection,
+    tenant_id: &str,
     name: &str,
     now: i64,
 ) -> Result<Option<(String, String)>, StoreError> {
     Ok(db
         .prepare_cached(
-            "SELECT key_id, token FROM template_claim WHERE name = ?1 AND expires_at > ?2",
+            "SELECT key_id, token FROM template_claim WHERE tenant_id = ?1 AND name = ?2 AND expires_at > ?3",
         )?
-        .query_row(params![name, now], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row(params![tenant_id, name, now], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?)
 }
 
@@ -243,13 +259,16 @@ pub fn release(tx: &Tx<'_>, token: &str, key_id: &str) -> Result<bool, StoreErro
     Ok(removed > 0)
 }
 
-/// Forgets claims that are over their time, and the one of a name that was built.
+/// Forgets claims that are over their time, and the one of a tenant's name that was built.
 ///
 /// # Errors
 /// Those of the database.
-pub fn forget_claims(tx: &Tx<'_>, now: i64, built: Option<&str>) -> Result<(), StoreError> {
-    tx.prepare_cached("DELETE FROM template_claim WHERE expires_at <= ?1 OR name = ?2")?
-        .execute(params![now, built])?;
+pub fn forget_claims(tx: &Tx<'_>, now: i64, built: Option<(&str, &str)>) -> Result<(), StoreError> {
+    let (tenant_id, name) = built.unzip();
+    tx.prepare_cached(
+        "DELETE FROM template_claim WHERE expires_at <= ?1 OR (tenant_id = ?2 AND name = ?3)",
+    )?
+    .execute(params![now, tenant_id, name])?;
     Ok(())
 }
 

@@ -13,6 +13,8 @@ pub struct BuildRow {
     pub id: String,
     /// What it is a build of.
     pub template_id: String,
+    /// Whose it is.
+    pub tenant_id: String,
     /// The template's name when it was asked for.
     pub name: String,
     /// The key that asked for it.
@@ -44,7 +46,7 @@ pub struct BuildRow {
 }
 
 const COLUMNS: &str = "seq, id, template_id, name, key_id, status, backend, source_type, view, definition, layers, \
-     artifact, digest, entries, created_at, updated_at, deleted_at";
+     artifact, digest, entries, created_at, updated_at, deleted_at, tenant_id";
 /// Builds whose layers something needs: those of templates that are there, those at work, and those below machines
 /// that live or wait in pools, and below states that are kept.
 const NEEDED: &str = "((status IN ('waiting', 'building') OR (status = 'ready' AND deleted_at IS NULL)) \
@@ -71,6 +73,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<BuildRow> {
         created_at: row.get(14)?,
         updated_at: row.get(15)?,
         deleted_at: row.get(16)?,
+        tenant_id: row.get(17)?,
     })
 }
 
@@ -81,7 +84,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<BuildRow> {
 pub fn insert(tx: &Tx<'_>, row: &BuildRow) -> Result<i64, StoreError> {
     tx.prepare_cached(
         "INSERT INTO template_build (id, template_id, name, key_id, status, backend, source_type, view, definition, \
-         created_at, updated_at) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?10)",
+         created_at, updated_at, tenant_id) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?10,?11)",
     )?
     .execute(params![
         row.id,
@@ -94,6 +97,7 @@ pub fn insert(tx: &Tx<'_>, row: &BuildRow) -> Result<i64, StoreError> {
         row.view,
         row.definition,
         row.created_at,
+        row.tenant_id,
     ])?;
     Ok(tx.last_insert_rowid())
 }

@@ -153,13 +153,15 @@ pub fn remove(tx: &Tx<'_>, id: &str) -> Result<bool, StoreError> {
 pub struct BlobRow {
     /// Its id, and the name of its file.
     pub id: String,
+    /// Who sent it: nobody else learns that it is there.
+    pub tenant_id: String,
     /// SHA-256 of its bytes in hex.
     pub sha256: String,
     /// How many they are.
     pub size_bytes: u64,
     /// Whether they are there.
     pub is_stored: bool,
-    /// Whether whoever has the same bytes is given it.
+    /// Whether whoever of the tenant has the same bytes is given it.
     pub is_shared: bool,
     /// When somebody last asked for it.
     pub used_at: i64,
@@ -173,10 +175,11 @@ fn blob_from_row(row: &Row<'_>) -> rusqlite::Result<BlobRow> {
         is_stored: row.get(3)?,
         is_shared: row.get(4)?,
         used_at: row.get(5)?,
+        tenant_id: row.get(6)?,
     })
 }
 
-const BLOB_COLUMNS: &str = "id, sha256, size_bytes, is_stored, is_shared, used_at";
+const BLOB_COLUMNS: &str = "id, sha256, size_bytes, is_stored, is_shared, used_at, tenant_id";
 
 /// Records a file that is about to be sent.
 ///
@@ -184,7 +187,7 @@ const BLOB_COLUMNS: &str = "id, sha256, size_bytes, is_stored, is_shared, used_a
 /// When the id is taken.
 pub fn insert_blob(tx: &Tx<'_>, row: &BlobRow) -> Result<(), StoreError> {
     tx.prepare_cached(
-        "INSERT INTO template_blob (id, sha256, size_bytes, is_shared, used_at) VALUES (?1,?2,?3,?4,?5)",
+        "INSERT INTO template_blob (id, sha256, size_bytes, is_shared, used_at, tenant_id) VALUES (?1,?2,?3,?4,?5,?6)",
     )?
     .execute(params![
         row.id,
@@ -192,26 +195,32 @@ pub fn insert_blob(tx: &Tx<'_>, row: &BlobRow) -> Result<(), StoreError> {
         i64::try_from(row.size_bytes).unwrap_or(i64::MAX),
         row.is_shared,
         row.used_at,
+        row.tenant_id,
     ])?;
     Ok(())
 }
 
-/// The blob of these bytes that others may be given, one that is there before one that is not.
+/// The blob of these bytes that others of the tenant may be given, one that is there before one that is not.
 ///
 /// # Errors
 /// Those of the database.
 pub fn blob_of(
     db: &Connection,
+    tenant_id: &str,
     sha256: &str,
     size_bytes: u64,
 ) -> Result<Option<BlobRow>, StoreError> {
     Ok(db
         .prepare_cached(&format!(
-            "SELECT {BLOB_COLUMNS} FROM template_blob WHERE sha256 = ?1 AND size_bytes = ?2 AND is_shared = 1 \
+            "SELECT {BLOB_COLUMNS} FROM template_blob WHERE sha256 = ?1 AND size_bytes = ?2 AND is_shared = 1 AND tenant_id = ?3 \
              ORDER BY is_stored DESC LIMIT 1"
         ))?
         .query_row(
-            params![sha256, i64::try_from(size_bytes).unwrap_or(i64::MAX)],
+            params![
+                sha256,
+                i64::try_from(size_bytes).unwrap_or(i64::MAX),
+                tenant_id
+            ],
             blob_from_row,
         )
         .optional()?)

@@ -10,7 +10,9 @@ use crate::{StoreError, Tx, machine::MachineRow};
 pub struct VolumeRow {
     /// Its id.
     pub id: String,
-    /// Its name; no other has it.
+    /// Whose it is.
+    pub tenant_id: String,
+    /// Its name; no other of the tenant has it.
     pub name: String,
     /// `available` or `deleting`.
     pub state: String,
@@ -64,7 +66,7 @@ pub struct AttachmentRow {
 }
 
 const COLUMNS: &str = "id, name, state, max_size_bytes, max_file_count, used_bytes, inode_count, counted_at, key_id, \
-     created_at, (SELECT COUNT(*) FROM volume_attachment a WHERE a.volume_id = volume.id), \
+     created_at, tenant_id, (SELECT COUNT(*) FROM volume_attachment a WHERE a.volume_id = volume.id), \
      (SELECT COUNT(*) FROM volume_attachment a WHERE a.volume_id = volume.id AND a.state IN ('mounted', 'paused')), \
      (SELECT COUNT(*) FROM volume_attachment a WHERE a.volume_id = volume.id AND a.state = 'failed')";
 const ATTACHMENT: &str = "id, volume_id, machine_id, mount_path, read_only, subpath, state, error_code, error_message, \
@@ -82,9 +84,10 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<VolumeRow> {
         counted_at: row.get(7)?,
         key_id: row.get(8)?,
         created_at: row.get(9)?,
-        attachments: unsigned(row.get(10)?),
-        mounts: unsigned(row.get(11)?),
-        failed: unsigned(row.get(12)?),
+        tenant_id: row.get(10)?,
+        attachments: unsigned(row.get(11)?),
+        mounts: unsigned(row.get(12)?),
+        failed: unsigned(row.get(13)?),
     })
 }
 
@@ -119,8 +122,8 @@ fn signed(value: u64) -> i64 {
 pub fn insert(tx: &Tx<'_>, row: &VolumeRow) -> Result<bool, StoreError> {
     let inserted = tx
         .prepare_cached(
-            "INSERT INTO volume (id, name, state, max_size_bytes, max_file_count, key_id, created_at) \
-             VALUES (?1,?2,?3,?4,?5,?6,?7) ON CONFLICT (name) DO NOTHING",
+            "INSERT INTO volume (id, name, state, max_size_bytes, max_file_count, key_id, created_at, tenant_id) \
+             VALUES (?1,?2,?3,?4,?5,?6,?7,?8) ON CONFLICT (tenant_id, name) DO NOTHING",
         )?
         .execute(params![
             row.id,
@@ -130,6 +133,7 @@ pub fn insert(tx: &Tx<'_>, row: &VolumeRow) -> Result<bool, StoreError> {
             row.max_file_count.map(signed),
             row.key_id,
             row.created_at,
+            row.tenant_id,
         ])?;
     Ok(inserted > 0)
 }
@@ -139,29 +143,46 @@ pub fn insert(tx: &Tx<'_>, row: &VolumeRow) -> Result<bool, StoreError> {
 /// # Errors
 /// Those of the database.
 pub fn get(db: &Connection, id: &str) -> Result<Option<VolumeRow>, StoreError> {
-    find(db, "id", id)
+    Ok(db
+        .prepare_cached(&format!("SELECT {COLUMNS} FROM volume WHERE id = ?1"))?
+        .query_row([id], from_row)
+        .optional()?)
 }
 
-/// One volume, by name.
+/// A volume of a tenant, by name.
 ///
 /// # Errors
 /// Those of the database.
-pub fn by_name(db: &Connection, name: &str) -> Result<Option<VolumeRow>, StoreError> {
-    find(db, "name", name)
+pub fn by_name(
+    db: &Connection,
+    tenant_id: &str,
+    name: &str,
+) -> Result<Option<VolumeRow>, StoreError> {
+    Ok(db
+        .prepare_cached(&format!(
+            "SELECT {COLUMNS} FROM volume WHERE tenant_id = ?1 AND name = ?2"
+        ))?
+        .query_row([tenant_id, name], from_row)
+        .optional()?)
 }
 
-fn find(db: &Connection, column: &str, value: &str) -> Result<Option<VolumeRow>, StoreError> {
-    Ok(db
-        .prepare_cached(&format!("SELECT {COLUMNS} FROM volume WHERE {column} = ?1"))?
-        .query_row([value], from_row)
-        .optional()?)
+/// The volumes of a tenant, newest first.
+///
+/// # Errors
+/// Those of the database.
+pub fn list(db: &Connection, tenant_id: &str) -> Result<Vec<VolumeRow>, StoreError> {
+    let mut statement = db.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM volume WHERE tenant_id = ?1 ORDER BY seq DESC"
+    ))?;
+    let rows = statement.query_map([tenant_id], from_row)?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 /// All volumes, newest first.
 ///
 /// # Errors
 /// Those of the database.
-pub fn list(db: &Connection) -> Result<Vec<VolumeRow>, StoreError> {
+pub fn all(db: &Connection) -> Result<Vec<VolumeRow>, StoreError> {
     let mut statement =
         db.prepare_cached(&format!("SELECT {COLUMNS} FROM volume ORDER BY seq DESC"))?;
     let rows = statement.query_map([], from_row)?;

@@ -22,6 +22,8 @@ const CHUNK: u32 = 2_000;
 pub struct WebhookRow {
     /// UUID.
     pub id: String,
+    /// Whose events it is told.
+    pub tenant_id: String,
     /// Where to.
     pub url: String,
     /// JSON array of operations.
@@ -100,7 +102,7 @@ pub struct AttemptRow {
 }
 
 const WEBHOOK: &str = "id, url, operations, secret, enabled, created_at, updated_at, last_delivery_at, \
-     last_delivery_status, last_error";
+     last_delivery_status, last_error, tenant_id";
 const DELIVERY: &str = "d.seq, d.id, d.webhook_id, d.state, d.aside, d.attempt_count, d.created_at, \
      d.next_attempt_at, d.last_attempt_at, d.last_response_status, d.last_error";
 
@@ -116,6 +118,7 @@ fn webhook_row(row: &Row<'_>) -> rusqlite::Result<WebhookRow> {
         last_delivery_at: row.get(7)?,
         last_delivery_status: row.get(8)?,
         last_error: row.get(9)?,
+        tenant_id: row.get(10)?,
     })
 }
 
@@ -143,8 +146,8 @@ fn delivery_row(row: &Row<'_>) -> rusqlite::Result<(DeliveryRow, EventRow)> {
 /// When the id is taken.
 pub fn insert(tx: &Tx<'_>, row: &WebhookRow) -> Result<(), StoreError> {
     tx.prepare_cached(
-        "INSERT INTO webhook (id, url, operations, secret, enabled, created_at, updated_at) \
-         VALUES (?1,?2,?3,?4,?5,?6,?7)",
+        "INSERT INTO webhook (id, url, operations, secret, enabled, created_at, updated_at, tenant_id) \
+         VALUES (?1,?2,?3,?4,?5,?6,?7,?8)",
     )?
     .execute(params![
         row.id,
@@ -154,6 +157,7 @@ pub fn insert(tx: &Tx<'_>, row: &WebhookRow) -> Result<(), StoreError> {
         row.enabled,
         row.created_at,
         row.updated_at,
+        row.tenant_id,
     ])?;
     Ok(())
 }
@@ -212,11 +216,23 @@ pub fn get(db: &Connection, id: &str) -> Result<Option<WebhookRow>, StoreError> 
 ///
 /// # Errors
 /// Those of the database.
-pub fn list(db: &Connection) -> Result<Vec<WebhookRow>, StoreError> {
+pub fn all(db: &Connection) -> Result<Vec<WebhookRow>, StoreError> {
     let mut statement = db.prepare_cached(&format!(
         "SELECT {WEBHOOK} FROM webhook WHERE NOT deleted ORDER BY seq"
     ))?;
     let rows = statement.query_map([], webhook_row)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// The webhooks of a tenant, oldest first.
+///
+/// # Errors
+/// Those of the database.
+pub fn list(db: &Connection, tenant_id: &str) -> Result<Vec<WebhookRow>, StoreError> {
+    let mut statement = db.prepare_cached(&format!(
+        "SELECT {WEBHOOK} FROM webhook WHERE NOT deleted AND tenant_id = ?1 ORDER BY seq"
+    ))?;
+    let rows = statement.query_map([tenant_id], webhook_row)?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
@@ -229,10 +245,10 @@ pub(crate) fn queue(tx: &Tx<'_>, event: &NewEvent, place: i64) -> Result<(), Sto
         return Ok(());
     }
     let mut statement = tx.prepare_cached(
-        "SELECT id FROM webhook WHERE enabled AND EXISTS \
+        "SELECT id FROM webhook WHERE enabled AND tenant_id = ?2 AND EXISTS \
          (SELECT 1 FROM json_each(operations) WHERE value = ?1)",
     )?;
-    let mut rows = statement.query([event.operation])?;
+    let mut rows = statement.query([event.operation, &event.tenant_id])?;
     while let Some(row) = rows.next()? {
         let webhook: String = row.get(0)?;
         tx.prepare_cached(
@@ -476,7 +492,7 @@ pub fn sweep(tx: &Tx<'_>, bounds: &Bounds) -> Result<bool, StoreError> {
     let mut busy = false;
     let mut full = |count: usize| busy |= count >= CHUNK as usize;
     let mut over = ended_webhooks(tx)?;
-    for webhook in list(tx)? {
+    for webhook in all(tx)? {
         full(give_up(tx, &webhook.id, bounds)?);
     }
     // Nothing that old is queued any more: what is over is at the beginning.

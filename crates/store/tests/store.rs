@@ -11,6 +11,7 @@ use nullspace_store::{
     idempotency::{self, Claim, Outcome},
     machine::{self, Filter, MachineRow},
     rusqlite,
+    tenant::DEFAULT,
 };
 
 struct Place(tempfile::TempDir);
@@ -49,6 +50,7 @@ fn row(id: &str, state: &str) -> MachineRow {
         mask_request_host: None,
         cwd: "/".into(),
         metadata: r#"{"team": "a", "nested": {"x": 1, "y": 2}}"#.into(),
+        tenant_id: DEFAULT.into(),
         key_id: None,
         owner: None,
         failure_reason: None,
@@ -221,6 +223,7 @@ async fn lists_go_newest_first_and_know_metadata() {
         }
     };
     let running = Filter {
+        tenant_id: DEFAULT.into(),
         states: vec!["running".into()],
         limit: 2,
         ..Filter::default()
@@ -233,6 +236,7 @@ async fn lists_go_newest_first_and_know_metadata() {
     };
     assert_eq!(list(next).await, ["mch_4", "mch_2"]);
     let with = |key: &str, value: serde_json::Value| Filter {
+        tenant_id: DEFAULT.into(),
         metadata: [(key.to_owned(), value)].into_iter().collect(),
         limit: 3,
         ..Filter::default()
@@ -250,6 +254,7 @@ async fn events_and_lines_keep_their_order() {
     let store = place.open();
     for number in 0..50 {
         let event = NewEvent {
+            tenant_id: DEFAULT.into(),
             occurred_at: number,
             operation: "create",
             status: "requested",
@@ -337,6 +342,7 @@ async fn events_are_found_by_all_that_they_are_about() {
     let store = place.open();
     let mut told = store.events();
     let event = |number: i64| NewEvent {
+        tenant_id: DEFAULT.into(),
         occurred_at: number,
         operation: "fork",
         status: "succeeded",
@@ -401,7 +407,10 @@ async fn events_are_found_by_all_that_they_are_about() {
         }
         times
     };
-    let any = event::Filter::default;
+    let any = || event::Filter {
+        tenant_id: DEFAULT.into(),
+        ..event::Filter::default()
+    };
     let with = |text: &str| event::Filter {
         metadata: serde_json::from_str(text).unwrap(),
         ..any()
@@ -477,6 +486,7 @@ async fn what_waits_for_a_webhook_is_bounded() {
     let store = place.open();
     let row = |id: &str| WebhookRow {
         id: id.into(),
+        tenant_id: DEFAULT.into(),
         url: "https://example.com".into(),
         operations: r#"["create"]"#.into(),
         secret: vec![1],
@@ -494,6 +504,7 @@ async fn what_waits_for_a_webhook_is_bounded() {
             webhook::insert(tx, &b)?;
             for number in 0..3_000 {
                 let event = NewEvent {
+                    tenant_id: DEFAULT.into(),
                     occurred_at: number,
                     operation: if number % 3 == 2 { "destroy" } else { "create" },
                     status: "succeeded",
@@ -559,7 +570,13 @@ async fn what_waits_for_a_webhook_is_bounded() {
     .await;
     assert_eq!(counts("a").await.0, 500);
     let left = store
-        .read(|db| event::list(db, &event::Filter::default(), true, 0, 10_000))
+        .read(|db| {
+            let all = event::Filter {
+                tenant_id: DEFAULT.into(),
+                ..event::Filter::default()
+            };
+            event::list(db, &all, true, 0, 10_000)
+        })
         .await
         .unwrap();
     // 500 that wait, and the last hundred of the others.

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    App, AppState, agent_artifact, agent_output, agent_service,
+    App, AppState, Caller, agent_artifact, agent_output, agent_service,
     agent_task::{self, retained},
     agent_version, bundle, machine,
 };
@@ -218,34 +218,61 @@ pub(super) fn claim(
 }
 
 /// No deployment of that id or name.
-pub(super) fn no_deployment(reference: &str) -> Error {
+pub(crate) fn no_deployment(reference: &str) -> Error {
     Error::not_found(
         code::AGENT_DEPLOYMENT_NOT_FOUND,
         format!("no agent deployment {reference:?}"),
     )
 }
 
+/// What a tenant calls a deployment of its own: an id, or a name.
+#[derive(Clone, Debug)]
+pub struct Reference {
+    tenant_id: String,
+    text: String,
+}
+
+impl Reference {
+    /// As a caller says it.
+    #[must_use]
+    pub fn of(caller: &Caller, text: &str) -> Self {
+        Self {
+            tenant_id: caller.tenant_id(),
+            text: text.to_owned(),
+        }
+    }
+
+    /// The deployment of a version, a run or a service of the tenant.
+    pub(super) fn by_id(tenant_id: &str, id: &str) -> Self {
+        Self {
+            tenant_id: tenant_id.to_owned(),
+            text: id.to_owned(),
+        }
+    }
+}
+
 /// Finds a deployment by id (also a deleted one) or by name.
 pub(super) fn find(
     db: &nullspace_store::rusqlite::Connection,
-    reference: &str,
+    reference: &Reference,
 ) -> Result<deployments::DeploymentRow> {
-    let found = if reference.starts_with(nullspace_api::id::DEPLOYMENT) {
-        deployments::get(db, reference)?
+    let Reference { tenant_id, text } = reference;
+    let found = if text.starts_with(nullspace_api::id::DEPLOYMENT) {
+        deployments::get(db, text)?.filter(|row| row.tenant_id == *tenant_id)
     } else {
-        deployments::by_name(db, reference)?
+        deployments::by_name(db, tenant_id, text)?
     };
-    found.ok_or_else(|| no_deployment(reference))
+    found.ok_or_else(|| no_deployment(text))
 }
 
 /// The same for calls that change something: a deleted one is gone.
 pub(super) fn find_live(
     db: &nullspace_store::rusqlite::Connection,
-    reference: &str,
+    reference: &Reference,
 ) -> Result<deployments::DeploymentRow> {
     find(db, reference).and_then(|row| {
         if row.status == "deleted" {
-            Err(no_deployment(reference))
+            Err(no_deployment(&reference.text))
         } else {
             Ok(row)
         }

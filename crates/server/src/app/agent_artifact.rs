@@ -25,7 +25,7 @@ use nullspace_templates::Layer;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use super::{App, AppState, agent, agent_config, agent_version::Prepared, bundle, machine};
+use super::{App, AppState, agent, agent_config, agent_version::Prepared, bundle, machine, tenant};
 use crate::error::{Error, Result};
 
 /// What an install leaves that no run needs.
@@ -85,14 +85,16 @@ pub(super) fn path(data_dir: &Path, id: &str) -> PathBuf {
 /// The digest of everything that the result of an install depends on, in hex.
 pub(super) fn key(template: &Layer, version: &Prepared, install: &str) -> String {
     let mut digest = Sha256::new();
-    for part in [
+    // What an install leaves is nobody else's: it ran with what its tenant may reach.
+    let owner = Some(&*version.tenant_id).filter(|id| *id != tenant::DEFAULT);
+    for part in owner.into_iter().chain([
         FORMAT,
         &template.digest,
         &version.bundle,
         install,
         agent_config::trimmed(&version.config.workdir),
         std::env::consts::ARCH,
-    ] {
+    ]) {
         digest.update((part.len() as u64).to_be_bytes());
         digest.update(part);
     }

@@ -48,6 +48,7 @@ pub async fn create(
     let row = DeploymentRow {
         seq: 0,
         id: id::new(id::DEPLOYMENT),
+        tenant_id: caller.tenant_id(),
         name: check_name(&request.name)?,
         mode,
         status: "active".into(),
@@ -66,14 +67,14 @@ pub async fn create(
             if let Some(id) = agent::claim(tx, claim.as_ref(), &row.id, now)? {
                 return Ok(Recorded::Replay(id));
             }
-            refuse_taken(tx, &row.name)?;
+            refuse_taken(tx, &row.tenant_id, &row.name)?;
             rows::insert(tx, &row)?;
             Ok::<_, Error>(Recorded::New(row))
         })
         .await?;
     match recorded {
         Recorded::New(row) => Ok(info(row)),
-        Recorded::Replay(id) => get(app, &id).await,
+        Recorded::Replay(id) => get(app, &agent::Reference::of(caller, &id)).await,
     }
 }
 
@@ -91,8 +92,12 @@ pub(super) fn check_mode(mode: &str) -> Result<()> {
     })
 }
 
-fn refuse_taken(db: &nullspace_store::rusqlite::Connection, name: &str) -> Result<()> {
-    if rows::by_name(db, name)?.is_some() {
+fn refuse_taken(
+    db: &nullspace_store::rusqlite::Connection,
+    tenant_id: &str,
+    name: &str,
+) -> Result<()> {
+    if rows::by_name(db, tenant_id, name)?.is_some() {
         return Err(Error::conflict(
             code::AGENT_DEPLOYMENT_NAME_CONFLICT,
             format!("another deployment has the name {name:?}"),
@@ -141,7 +146,7 @@ fn check_metadata(metadata: Map<String, Value>) -> Result<String> {
 ///
 /// # Errors
 /// `agent_deployment_not_found`.
-pub async fn get(app: &App, reference: &str) -> Result<Deployment> {
+pub async fn get(app: &App, reference: &agent::Reference) -> Result<Deployment> {
     let reference = reference.to_owned();
     app.store
         .read(move |db| agent::find(db, &reference))
@@ -153,9 +158,14 @@ pub async fn get(app: &App, reference: &str) -> Result<Deployment> {
 ///
 /// # Errors
 /// `invalid_request` for a query that means nothing.
-pub async fn list(app: &App, query: ListDeploymentsQuery) -> Result<CursorPage<Deployment>> {
+pub async fn list(
+    app: &App,
+    caller: &Caller,
+    query: ListDeploymentsQuery,
+) -> Result<CursorPage<Deployment>> {
     let limit = agent::limit(query.limit)?;
     let filter = rows::Filter {
+        tenant_id: caller.tenant_id(),
         mode: agent::word("mode", query.mode, &MODES)?,
         status: agent::word("status", query.status, &["active", "paused", "deleted"])?,
         before: agent::cursor(query.cursor.as_deref())?,
@@ -176,7 +186,7 @@ pub async fn list(app: &App, query: ListDeploymentsQuery) -> Result<CursorPage<D
 /// a version that is not ready, `invalid_request`.
 pub async fn update(
     app: &App,
-    reference: &str,
+    reference: &agent::Reference,
     request: UpdateDeploymentRequest,
 ) -> Result<Deployment> {
     let name = request.name.as_deref().map(check_name).transpose()?;
@@ -192,7 +202,7 @@ pub async fn update(
         .write(move |tx| {
             let mut row = agent::find_live(tx, &reference)?;
             if let Some(name) = name.filter(|name| *name != row.name) {
-                refuse_taken(tx, &name)?;
+                refuse_taken(tx, &row.tenant_id, &name)?;
                 row.name = name;
             }
             if let Some(id) = request.active_version_id {
@@ -247,7 +257,7 @@ pub(super) fn activate(
 ///
 /// # Errors
 /// `agent_deployment_not_found`.
-pub async fn delete(app: &AppState, reference: &str) -> Result<()> {
+pub async fn delete(app: &AppState, reference: &agent::Reference) -> Result<()> {
     let reference = reference.to_owned();
     let (cancelled, stopped) = app
         .store

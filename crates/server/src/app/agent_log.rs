@@ -232,7 +232,7 @@ struct Subject {
 }
 
 impl Subject {
-    async fn find(app: &App, reference: &str, of: Of<'_>) -> Result<Self> {
+    async fn find(app: &App, reference: &agent::Reference, of: Of<'_>) -> Result<Self> {
         match of {
             Of::Run(id) => {
                 let run = agent_run::find(app, reference, id).await?;
@@ -280,7 +280,12 @@ impl Subject {
 /// # Errors
 /// `agent_deployment_not_found`, `agent_run_not_found`, `agent_service_not_found`, `invalid_request` for a query that
 /// means nothing.
-pub async fn page(app: &App, reference: &str, of: Of<'_>, query: LogsQuery) -> Result<Logs> {
+pub async fn page(
+    app: &App,
+    reference: &agent::Reference,
+    of: Of<'_>,
+    query: LogsQuery,
+) -> Result<Logs> {
     let tail = query.tail.map(|tail| tail.min(MAX_LOG_LIMIT));
     let limit = query.limit.or(tail).unwrap_or(DEFAULT_LOG_LIMIT);
     if tail == Some(0) {

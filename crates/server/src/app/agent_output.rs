@@ -59,7 +59,7 @@ pub(super) async fn clean(data_dir: &Path) -> Result<()> {
 ///
 /// # Errors
 /// `agent_deployment_not_found`, `agent_run_not_found`.
-pub async fn get(app: &App, reference: &str, run_id: &str) -> Result<RunOutputs> {
+pub async fn get(app: &App, reference: &agent::Reference, run_id: &str) -> Result<RunOutputs> {
     let run = agent_run::find(app, reference, run_id).await?;
     let output_manifest = manifest(run.outputs.as_deref());
     Ok(RunOutputs {

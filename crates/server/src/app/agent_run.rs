@@ -42,7 +42,7 @@ const CANCEL_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 pub async fn create(
     app: &AppState,
     caller: &Caller,
-    reference: &str,
+    reference: &agent::Reference,
     request: CreateRunRequest,
     claim: Option<Claim>,
 ) -> Result<Run> {
@@ -167,12 +167,12 @@ pub(super) fn require_envs(required: &[String], given: &[String]) -> Result<()> 
 }
 
 /// No run of that id.
-fn no_run(id: &str) -> Error {
+pub(crate) fn no_run(id: &str) -> Error {
     Error::not_found(code::AGENT_RUN_NOT_FOUND, format!("no agent run {id:?}"))
 }
 
 /// A run of a deployment, as it is recorded.
-pub(super) async fn find(app: &App, reference: &str, run_id: &str) -> Result<RunRow> {
+pub(super) async fn find(app: &App, reference: &agent::Reference, run_id: &str) -> Result<RunRow> {
     let (reference, run_id) = (reference.to_owned(), run_id.to_owned());
     app.store
         .read(move |db| {
@@ -189,7 +189,7 @@ pub(super) async fn find(app: &App, reference: &str, run_id: &str) -> Result<Run
 ///
 /// # Errors
 /// `agent_deployment_not_found`, `agent_run_not_found`, `agent_mode_conflict`.
-pub async fn get(app: &App, reference: &str, run_id: &str) -> Result<Run> {
+pub async fn get(app: &App, reference: &agent::Reference, run_id: &str) -> Result<Run> {
     find(app, reference, run_id).await.map(|row| info(&row))
 }
 
@@ -209,7 +209,11 @@ pub async fn by_id(app: &App, run_id: &str) -> Result<Run> {
 ///
 /// # Errors
 /// `agent_deployment_not_found`, `agent_mode_conflict`, `invalid_request` for a query that means nothing.
-pub async fn list(app: &App, reference: &str, query: ListQuery) -> Result<CursorPage<Run>> {
+pub async fn list(
+    app: &App,
+    reference: &agent::Reference,
+    query: ListQuery,
+) -> Result<CursorPage<Run>> {
     let limit = agent::limit(query.limit)?;
     let statuses = lifecycle::State::ALL.map(lifecycle::State::as_str);
     let mut filter = rows::Filter {
@@ -242,7 +246,7 @@ pub async fn list(app: &App, reference: &str, query: ListQuery) -> Result<Cursor
 /// `agent_deployment_not_found`, `agent_run_not_found`, `agent_mode_conflict`.
 pub async fn cancel(
     app: &App,
-    reference: &str,
+    reference: &agent::Reference,
     run_id: &str,
     reason: Option<String>,
 ) -> Result<Run> {

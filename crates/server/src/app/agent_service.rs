@@ -124,7 +124,7 @@ pub(super) fn wake(app: &AppState, id: &str, log_count: u64) {
 pub async fn create(
     app: &AppState,
     caller: &Caller,
-    reference: &str,
+    reference: &agent::Reference,
     request: CreateServiceRequest,
     claim: Option<Claim>,
     host: &str,
@@ -229,7 +229,7 @@ fn with_run(db: &Connection, id: &str) -> Result<Option<(ServiceRow, Option<RunR
 /// A service of a deployment, as it is recorded, and the run of its newest backing.
 pub(super) async fn find(
     app: &App,
-    reference: &str,
+    reference: &agent::Reference,
     service_id: &str,
 ) -> Result<(ServiceRow, Option<RunRow>)> {
     let (reference, id) = (reference.to_owned(), service_id.to_owned());
@@ -248,7 +248,12 @@ pub(super) async fn find(
 ///
 /// # Errors
 /// `agent_deployment_not_found`, `agent_service_not_found`, `agent_mode_conflict`.
-pub async fn get(app: &App, reference: &str, service_id: &str, host: &str) -> Result<Service> {
+pub async fn get(
+    app: &App,
+    reference: &agent::Reference,
+    service_id: &str,
+    host: &str,
+) -> Result<Service> {
     let (row, run) = find(app, reference, service_id).await?;
     Ok(info(&row, run.as_ref(), host))
 }
@@ -259,7 +264,7 @@ pub async fn get(app: &App, reference: &str, service_id: &str, host: &str) -> Re
 /// `agent_deployment_not_found`, `agent_mode_conflict`, `invalid_request` for a query that means nothing.
 pub async fn list(
     app: &App,
-    reference: &str,
+    reference: &agent::Reference,
     query: ListQuery,
     host: &str,
 ) -> Result<CursorPage<Service>> {
@@ -310,7 +315,7 @@ fn reason(text: Option<String>) -> Option<String> {
 /// `agent_deployment_not_found`, `agent_service_not_found`, `agent_mode_conflict`.
 pub async fn stop(
     app: &AppState,
-    reference: &str,
+    reference: &agent::Reference,
     service_id: &str,
     request: StopServiceRequest,
     host: &str,
@@ -347,7 +352,7 @@ pub async fn stop(
 /// or being stopped), `invalid_request` (a required variable is missing).
 pub async fn restart(
     app: &AppState,
-    reference: &str,
+    reference: &agent::Reference,
     service_id: &str,
     request: RestartServiceRequest,
     host: &str,
@@ -389,7 +394,12 @@ pub async fn restart(
 ///
 /// # Errors
 /// `agent_deployment_not_found`, `agent_service_not_found`, `agent_mode_conflict`.
-pub async fn url(app: &App, reference: &str, service_id: &str, host: &str) -> Result<ServiceUrl> {
+pub async fn url(
+    app: &App,
+    reference: &agent::Reference,
+    service_id: &str,
+    host: &str,
+) -> Result<ServiceUrl> {
     let (row, _) = find(app, reference, service_id).await?;
     let version_id = row.version_id.clone();
     let config = app

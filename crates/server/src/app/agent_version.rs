@@ -58,7 +58,7 @@ struct Checked {
 /// `template_not_found`, `not_implemented`, `idempotency_conflict`.
 pub async fn create(
     app: &AppState,
-    reference: &str,
+    reference: &agent::Reference,
     request: CreateVersionRequest,
     claim: Option<Claim>,
 ) -> Result<Version> {
@@ -71,7 +71,8 @@ pub async fn create(
     // A manifest of tens of megabytes is looked at elsewhere than where requests are served.
     let checked = agent::blocking(move || check(&shared, request)).await?;
     agent::require_mode(&deployment, checked.config.mode.as_str())?;
-    let found = app.templates.find(&checked.config.template);
+    let template = &checked.config.template;
+    let found = app.templates.find(&deployment.tenant_id, template);
     if let Err(error) = found {
         // One that is being made will be there when the first run wants it.
         if error.code == code::TEMPLATE_NOT_FOUND {
@@ -83,6 +84,7 @@ pub async fn create(
         seq: 0,
         id: id::new(id::VERSION),
         deployment_id: deployment.id.clone(),
+        tenant_id: deployment.tenant_id.clone(),
         number: 0,
         bundle: bundle::name(&checked.digest, &checked.config.workdir),
         bundle_digest: checked.digest,
@@ -103,7 +105,8 @@ pub async fn create(
             if let Some(id) = agent::claim(tx, claim.as_ref(), &row.id, now)? {
                 return Ok(Recorded::Replay(id));
             }
-            let mut deployment = agent::find_live(tx, &row.deployment_id)?;
+            let of = agent::Reference::by_id(&row.tenant_id, &row.deployment_id);
+            let mut deployment = agent::find_live(tx, &of)?;
             deployment.versions += 1;
             deployment.updated_at = now;
             deployments::update(tx, &deployment)?;
@@ -120,7 +123,7 @@ pub async fn create(
             let cache = cache(app, std::slice::from_ref(&row)).await?;
             info(&row, checked.manifest, cache.into_iter().next())
         }
-        Recorded::Replay(id) => get(app, &deployment.id, &id).await,
+        Recorded::Replay(id) => get(app, reference, &id).await,
     }
 }
 
@@ -210,7 +213,7 @@ pub(super) fn no_version(id: &str) -> Error {
 ///
 /// # Errors
 /// `agent_deployment_not_found`, `agent_version_not_found`.
-pub async fn get(app: &App, reference: &str, version_id: &str) -> Result<Version> {
+pub async fn get(app: &App, reference: &agent::Reference, version_id: &str) -> Result<Version> {
     let (reference, version_id) = (reference.to_owned(), version_id.to_owned());
     let (row, manifest) = app
         .store
@@ -233,7 +236,7 @@ pub async fn get(app: &App, reference: &str, version_id: &str) -> Result<Version
 /// # Errors
 /// `agent_deployment_not_found`, `agent_version_not_found`, `conflict` for the active version and for one that a run or
 /// a service has.
-pub async fn delete(app: &App, reference: &str, version_id: &str) -> Result<()> {
+pub async fn delete(app: &App, reference: &agent::Reference, version_id: &str) -> Result<()> {
     let (reference, version_id) = (reference.to_owned(), version_id.to_owned());
     app.store
         .write(move |tx| {
@@ -271,7 +274,11 @@ pub async fn delete(app: &App, reference: &str, version_id: &str) -> Result<()> 
 ///
 /// # Errors
 /// `agent_deployment_not_found`, `invalid_request` for a query that means nothing.
-pub async fn list(app: &App, reference: &str, query: ListQuery) -> Result<CursorPage<Version>> {
+pub async fn list(
+    app: &App,
+    reference: &agent::Reference,
+    query: ListQuery,
+) -> Result<CursorPage<Version>> {
     let limit = agent::limit(query.limit)?;
     let statuses = ["created", "building", "ready", "failed", "superseded"];
     let mut filter = rows::Filter {
@@ -317,7 +324,7 @@ pub struct Upload {
 /// `body_too_large`, `insufficient_storage`, `idempotency_conflict`.
 pub async fn upload<S>(
     app: &AppState,
-    reference: &str,
+    reference: &agent::Reference,
     version_id: &str,
     upload: Upload,
     claim: Option<Claim>,
@@ -337,7 +344,7 @@ where
 
 async fn take<S>(
     app: &AppState,
-    reference: &str,
+    reference: &agent::Reference,
     version_id: &str,
     upload: Upload,
     claim: Option<Claim>,
@@ -413,7 +420,7 @@ where
     if wants_build {
         build(app, version).await?;
     }
-    let version = get(app, &deployment.id, version_id).await?;
+    let version = get(app, reference, version_id).await?;
     if version.status == "failed" {
         let reason = version.failure_reason.unwrap_or_default();
         return Err(Error::new(
@@ -436,6 +443,8 @@ where
 /// What a run needs of its version.
 #[derive(Debug)]
 pub(super) struct Prepared {
+    /// Whose it is.
+    pub(super) tenant_id: String,
     pub(super) id: String,
     pub(super) config: AgentConfig,
     /// Name of the bundle's tree.
@@ -458,6 +467,7 @@ pub(super) async fn prepared(app: &App, version_id: &str) -> Result<Arc<Prepared
 pub(super) fn prepare(row: &VersionRow) -> Result<Prepared> {
     Ok(Prepared {
         id: row.id.clone(),
+        tenant_id: row.tenant_id.clone(),
         config: AgentConfig::from_wire(&value(&row.config)?)
             .map_err(|e| Error::internal(format!("reading a kept config: {e}")))?,
         bundle: row.bundle.clone(),
@@ -520,7 +530,7 @@ struct Cache {
 pub(super) fn cache_key(app: &App, row: &VersionRow) -> Option<String> {
     let version = prepare(row).ok()?;
     let install = version.config.install.clone()?;
-    let template = app.templates.find(&version.config.template).ok()?;
+    let template = (app.templates.find(&row.tenant_id, &version.config.template)).ok()?;
     (version.uses_cache && !install.trim().is_empty())
         .then(|| agent_artifact::key(&template, &version, &install))
 }
@@ -726,7 +736,8 @@ pub(super) async fn settle_builds(app: &App) -> Result<()> {
 /// Makes a version the one that runs when none is named.
 fn make_ready(tx: &Tx<'_>, mut version: VersionRow) -> Result<()> {
     let now = time::now();
-    let mut deployment = agent::find_live(tx, &version.deployment_id)?;
+    let of = agent::Reference::by_id(&version.tenant_id, &version.deployment_id);
+    let mut deployment = agent::find_live(tx, &of)?;
     version.status = "ready".into();
     version.ready_at = Some(now);
     rows::update(tx, &version)?;

@@ -235,12 +235,17 @@ pub async fn set(
 }
 
 /// The event of a change.
-pub(super) fn updated(machine_id: &str, rules: &Rules, key_id: Option<&str>, now: i64) -> NewEvent {
+pub(super) fn updated(
+    machine: &MachineRow,
+    rules: &Rules,
+    key_id: Option<&str>,
+    now: i64,
+) -> NewEvent {
     NewEvent {
         key_id: key_id.map(str::to_owned),
         actor_kind: if key_id.is_some() { "user" } else { "system" },
         ..internal(
-            machine_id,
+            machine,
             "egress_updated",
             json!({"egress": policy(rules)}),
             now,
@@ -249,13 +254,14 @@ pub(super) fn updated(machine_id: &str, rules: &Rules, key_id: Option<&str>, now
 }
 
 /// An event that published clients do not know, and so are not shown.
-fn internal(machine_id: &str, operation: &'static str, metadata: Value, now: i64) -> NewEvent {
+fn internal(machine: &MachineRow, operation: &'static str, metadata: Value, now: i64) -> NewEvent {
     NewEvent {
+        tenant_id: machine.tenant_id.clone(),
         occurred_at: now,
         audience: event_rows::Audience::Internal,
         operation,
         status: "succeeded",
-        machine_id: Some(machine_id.to_owned()),
+        machine_id: Some(machine.id.clone()),
         actor_kind: "system",
         metadata: Some(metadata.to_string()),
         ..NewEvent::default()
@@ -284,8 +290,12 @@ pub async fn watch_denials(app: AppState, mut denials: Receiver<Denial>) {
                 // Nobody's yet: there is no machine that it could be told of.
                 continue;
             }
+            // Of one that is gone by now nobody is told.
+            let Some(handle) = app.machines.get(&denial.id) else {
+                continue;
+            };
             let event = internal(
-                &denial.id,
+                &handle.row(),
                 "egress_denied",
                 Value::Object(described(&denial)),
                 now,

@@ -11,7 +11,7 @@ use nullspace_store::{
     machine::MachineRow,
 };
 
-use super::{App, machine};
+use super::{App, Caller, machine};
 use crate::error::{Error, Result};
 
 /// The most metadata of a machine that its events carry, as JSON: each machine has several.
@@ -26,6 +26,7 @@ pub fn record(machine: &MachineRow, event: &Event, key_id: Option<&str>, now: i6
         .filter(|text| *text != "{}" && text.len() <= MAX_METADATA)
         .cloned();
     NewEvent {
+        tenant_id: machine.tenant_id.clone(),
         occurred_at: now,
         operation: event.operation,
         status: event.status,
@@ -46,7 +47,7 @@ pub fn record(machine: &MachineRow, event: &Event, key_id: Option<&str>, now: i6
 /// What a list or a stream is of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// Everything.
+    /// Everything of the tenant.
     Fleet,
     /// One machine.
     Machine(String),
@@ -58,8 +59,11 @@ pub enum Scope {
 ///
 /// # Errors
 /// `machine_not_found`, `snapshot_not_found`.
-pub async fn check_scope(app: &App, scope: &Scope) -> Result<()> {
-    let mut filter = Filter::default();
+pub async fn check_scope(app: &App, caller: &Caller, scope: &Scope) -> Result<()> {
+    let mut filter = Filter {
+        tenant_id: caller.tenant_id(),
+        ..Filter::default()
+    };
     match scope {
         Scope::Fleet => return Ok(()),
         Scope::Machine(id) => match machine::get(app, id).await {
@@ -128,7 +132,7 @@ impl Words {
     ///
     /// # Errors
     /// `invalid_request`, with the filter named.
-    pub(crate) fn filter(self, scope: &Scope) -> Result<Filter> {
+    pub(crate) fn filter(self, caller: &Caller, scope: &Scope) -> Result<Filter> {
         let audience = match said(self.audience).as_deref() {
             None | Some("customer") => Audience::Customer,
             Some("internal") => Audience::Internal,
@@ -141,6 +145,7 @@ impl Words {
         let status = said(self.status);
         one_of("status", status.as_deref(), &STATUSES)?;
         let mut filter = Filter {
+            tenant_id: caller.tenant_id(),
             audience,
             machine_id: one("machine_id", self.machine_id)?,
             snapshot_id: said(self.snapshot_id),
@@ -197,7 +202,12 @@ pub(crate) fn one_of(name: &str, word: Option<&str>, known: &[&str]) -> Result<(
 ///
 /// # Errors
 /// `invalid_request` for a query that means nothing; `machine_not_found`, `snapshot_not_found`.
-pub async fn list(app: &App, scope: Scope, query: ListEventsQuery) -> Result<EventPage> {
+pub async fn list(
+    app: &App,
+    caller: &Caller,
+    scope: Scope,
+    query: ListEventsQuery,
+) -> Result<EventPage> {
     let limit = query.limit.unwrap_or(page::DEFAULT_LIMIT);
     if limit == 0 || limit > page::MAX_LIMIT {
         return Err(Error::invalid(format!(
@@ -229,7 +239,7 @@ pub async fn list(app: &App, scope: Scope, query: ListEventsQuery) -> Result<Eve
     let filter = Filter {
         from,
         to,
-        ..words.filter(&scope)?
+        ..words.filter(caller, &scope)?
     };
     let offset = query.offset.unwrap_or(0);
     let mut rows = app
@@ -237,7 +247,7 @@ pub async fn list(app: &App, scope: Scope, query: ListEventsQuery) -> Result<Eve
         .read(move |db| rows::list(db, &filter, ascending, offset, limit + 1))
         .await?;
     if rows.is_empty() {
-        check_scope(app, &scope).await?;
+        check_scope(app, caller, &scope).await?;
     }
     let has_more = rows.len() > limit as usize;
     rows.truncate(limit as usize);

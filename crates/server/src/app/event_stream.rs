@@ -10,7 +10,7 @@ use nullspace_api::event::Subscribe;
 use nullspace_store::event::{self as rows, Filter, Stretch};
 
 use super::{
-    App,
+    App, Caller,
     event::{Scope, Words},
 };
 use crate::error::{Error, Result};
@@ -37,7 +37,12 @@ impl Subscription {
     ///
     /// # Errors
     /// `invalid_request`, with the filter named.
-    pub(crate) async fn begin(app: &App, scope: &Scope, said: Subscribe) -> Result<Self> {
+    pub(crate) async fn begin(
+        app: &App,
+        caller: &Caller,
+        scope: &Scope,
+        said: Subscribe,
+    ) -> Result<Self> {
         let limit = said.replay_limit.unwrap_or(DEFAULT_REPLAY);
         if limit > MAX_REPLAY {
             return Err(Error::invalid(format!(
@@ -54,7 +59,7 @@ impl Subscription {
         };
         let filter = Filter {
             metadata: said.metadata.unwrap_or_default(),
-            ..words.filter(scope)?
+            ..words.filter(caller, scope)?
         };
         let last = app.store.read(rows::last).await?;
         let after = said.after_event_id.filter(|id| !id.is_empty());

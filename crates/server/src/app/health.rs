@@ -13,6 +13,8 @@ pub async fn check(app: &App) -> Result<(), String> {
     if app.stopping.is_cancelled() {
         return Err("the server is going down".into());
     }
-    app.templates.find(TEMPLATE).map_err(|e| e.message)?;
+    app.templates
+        .find_builtin(TEMPLATE)
+        .map_err(|e| e.message)?;
     app.engine.health().await.map_err(|e| e.to_string())
 }

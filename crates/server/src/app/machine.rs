@@ -40,8 +40,9 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tracing::{Instrument, Span, field::Empty};
 
 use super::{
-    App, AppState, egress, event,
+    App, AppState, Caller, egress, event,
     metrics::Meter,
+    tenant::{self, Adding},
     volume::{self, mount::Change},
 };
 use crate::error::{Error, Result};
@@ -441,8 +442,19 @@ pub(super) async fn create_from(
 }
 
 /// The record of a machine that is nothing yet.
-pub(super) fn blank(id: &str, timeout_ms: Option<u64>, key_id: Option<String>) -> MachineRow {
-    plan::blank(id.to_owned(), timeout_ms, key_id, time::now())
+pub(super) fn blank(
+    id: &str,
+    tenant_id: &str,
+    timeout_ms: Option<u64>,
+    key_id: Option<String>,
+) -> MachineRow {
+    plan::blank(
+        id.to_owned(),
+        tenant_id.to_owned(),
+        timeout_ms,
+        key_id,
+        time::now(),
+    )
 }
 
 async fn build(
@@ -486,6 +498,7 @@ async fn build(
                     ));
                 }
             }
+            tenant::within(tx, &recording.tenant_id, Adding::Machine)?;
             let event = event::record(
                 &recording,
                 &lifecycle::REQUESTED,
@@ -630,11 +643,11 @@ pub struct Page {
     pub next_token: Option<String>,
 }
 
-/// Machines by state, template and metadata.
+/// Machines of the caller's by state, template and metadata.
 ///
 /// # Errors
 /// `invalid_request` for a query that means nothing.
-pub async fn list(app: &App, query: &ListMachinesQuery) -> Result<Page> {
+pub async fn list(app: &App, caller: &Caller, query: &ListMachinesQuery) -> Result<Page> {
     let limit = query.limit.unwrap_or(page::DEFAULT_LIMIT);
     if limit == 0 || limit > page::MAX_LIMIT {
         return Err(Error::invalid(format!(
@@ -673,6 +686,7 @@ pub async fn list(app: &App, query: &ListMachinesQuery) -> Result<Page> {
         ),
     };
     let filter = rows::Filter {
+        tenant_id: caller.tenant_id(),
         states,
         template: query.template.clone().filter(|t| !t.is_empty()),
         metadata,

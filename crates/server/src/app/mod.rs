@@ -11,6 +11,7 @@ pub mod agent_run;
 pub mod agent_service;
 mod agent_task;
 pub mod agent_version;
+pub mod audit;
 mod bundle;
 pub mod code;
 pub(crate) mod count;
@@ -31,12 +32,14 @@ pub mod pool;
 pub mod preview;
 pub mod process;
 pub mod pty;
+pub mod scope;
 pub(crate) mod seal;
 pub mod search;
 pub mod snapshot;
 pub(crate) mod socket;
 pub mod ssh;
 pub mod template;
+pub mod tenant;
 pub mod upload;
 pub mod volume;
 pub mod webhook;
@@ -70,8 +73,10 @@ pub struct App {
     pub engine: Arc<dyn Engine>,
     /// What machines start from.
     pub templates: template::Registry,
-    /// The valid API keys.
+    /// The valid API keys, and the tenants.
     pub keys: key::Ring,
+    /// Who asked for what.
+    pub(crate) audit: audit::Log,
     /// How they spell a machine.
     pub spelling: key::Spelling,
     /// The live machines.
@@ -128,8 +133,45 @@ impl std::fmt::Debug for App {
 }
 
 /// Who asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Caller {
     /// The id of the key.
     pub key_id: Arc<str>,
+    /// Whose key it is.
+    pub tenant: Arc<tenant::Tenant>,
+    /// What it may be used for.
+    pub scope: Arc<scope::Scope>,
+}
+
+impl Caller {
+    /// Refuses what the key is not for.
+    ///
+    /// # Errors
+    /// `permission_denied`.
+    pub fn must(&self, need: scope::Need) -> crate::error::Result<()> {
+        if self.scope.allows(need) {
+            return Ok(());
+        }
+        Err(crate::error::Error::new(
+            crate::error::Kind::Forbidden,
+            nullspace_api::error::code::PERMISSION_DENIED,
+            format!(
+                "this needs an api key with {need}; this one has {:?}",
+                self.scope.as_str()
+            ),
+        )
+        .with_action("ask with a key of a wider scope, or ask for one"))
+    }
+
+    /// Whether it is the operator of the server.
+    #[must_use]
+    pub fn is_operator(&self) -> bool {
+        let need = scope::Need(scope::Area::Server, scope::Access::Write);
+        self.scope.allows(need)
+    }
+
+    /// What the caller calls a thing of its own, in the words of the record.
+    pub(crate) fn tenant_id(&self) -> String {
+        self.tenant.id.to_string()
+    }
 }

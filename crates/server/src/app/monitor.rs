@@ -53,6 +53,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// One connection.
 pub(crate) struct Monitor {
     app: AppState,
+    /// Whose machines are told of.
+    tenant_id: Arc<str>,
     out: mpsc::Sender<TextFrame>,
     tasks: JoinSet<()>,
     subscriptions: HashMap<String, AbortHandle>,
@@ -60,9 +62,10 @@ pub(crate) struct Monitor {
 
 impl Monitor {
     /// Frames go to `out`.
-    pub(crate) fn new(app: AppState, out: mpsc::Sender<TextFrame>) -> Self {
+    pub(crate) fn new(app: AppState, tenant_id: Arc<str>, out: mpsc::Sender<TextFrame>) -> Self {
         Self {
             app,
+            tenant_id,
             out,
             tasks: JoinSet::new(),
             subscriptions: HashMap::new(),
@@ -100,6 +103,7 @@ impl Monitor {
                 let interval = interval_ms.map_or(INTERVAL, Duration::from_millis);
                 let subscription = Subscription {
                     app: self.app.clone(),
+                    tenant_id: self.tenant_id.clone(),
                     id: id.clone(),
                     interval: interval.clamp(SHORTEST, LONGEST),
                     processes: include_processes.unwrap_or(false),
@@ -130,6 +134,7 @@ async fn say(out: &mpsc::Sender<TextFrame>, message: &ServerMessage<'_>) {
 
 struct Subscription {
     app: AppState,
+    tenant_id: Arc<str>,
     id: String,
     interval: Duration,
     processes: bool,
@@ -149,7 +154,8 @@ impl Subscription {
             tokio::select! {
                 biased;
                 change = changes.recv() => match change {
-                    Ok(row) => self.update(&row).await,
+                    Ok(row) if row.tenant_id == *self.tenant_id => self.update(&row).await,
+                    Ok(_) => {}
                     Err(RecvError::Lagged(_)) => self.snapshot().await,
                     Err(RecvError::Closed) => return,
                 },
@@ -158,8 +164,15 @@ impl Subscription {
         }
     }
 
-    async fn snapshot(&self) {
+    /// The machines that are told of.
+    fn handles(&self) -> Vec<Arc<machine::Handle>> {
         let mut handles = self.app.machines.all();
+        handles.retain(|handle| handle.row().tenant_id == *self.tenant_id);
+        handles
+    }
+
+    async fn snapshot(&self) {
+        let mut handles = self.handles();
         handles.sort_by_key(|handle| handle.row().seq);
         let mut machines = Vec::new();
         let mut bytes = 0;
@@ -208,7 +221,7 @@ impl Subscription {
 
     /// Reads every machine that runs.
     async fn readings(&self, processes: bool) -> Vec<Measured> {
-        let handles = self.app.machines.all().into_iter();
+        let handles = self.handles().into_iter();
         let running = handles.filter(|handle| handle.row().state == machine::RUNNING);
         let age = Age {
             fresh: FRESH.min(self.interval / 2),

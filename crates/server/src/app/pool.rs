@@ -38,7 +38,7 @@ use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{App, AppState, machine};
+use super::{App, AppState, Caller, machine};
 use crate::error::{Error, Kind, Result};
 
 pub(super) use adopt::adopt;
@@ -180,7 +180,7 @@ impl Pool {
     }
 }
 
-fn not_found(id: &str) -> Error {
+pub(crate) fn not_found(id: &str) -> Error {
     let shown: String = id.chars().take(MAX_NAME).collect();
     Error::not_found(code::WARM_POOL_NOT_FOUND, format!("no warm pool {shown:?}"))
 }
@@ -189,7 +189,11 @@ fn not_found(id: &str) -> Error {
 ///
 /// # Errors
 /// `invalid_request` with the field, `template_not_found`, `capacity_exceeded`.
-pub async fn create(app: &AppState, request: CreatePoolRequest, key_id: &str) -> Result<PoolInfo> {
+pub async fn create(
+    app: &AppState,
+    request: CreatePoolRequest,
+    caller: &Caller,
+) -> Result<PoolInfo> {
     if request.host_pool_id.is_some() || request.cell_id.is_some() {
         return Err(Error::invalid(
             "host_pool_id, cell_id: this server is one host, and has no others to choose from",
@@ -205,7 +209,8 @@ pub async fn create(app: &AppState, request: CreatePoolRequest, key_id: &str) ->
         version_policy: word(&VersionPolicy::PinnedBuild),
         labels: "{}".to_owned(),
         metadata: "{}".to_owned(),
-        key_id: Some(key_id.to_owned()),
+        tenant_id: caller.tenant_id(),
+        key_id: Some(caller.key_id.to_string()),
         created_at: now,
         enabled_at: Some(now),
         ..PoolRow::default()
@@ -352,7 +357,7 @@ pub fn counts(app: &App, id: &str) -> Result<PoolCounts> {
 ///
 /// # Errors
 /// `invalid_request` for a query that means nothing.
-pub fn list(app: &App, query: &ListPoolsQuery) -> Result<Vec<PoolInfo>> {
+pub fn list(app: &App, caller: &Caller, query: &ListPoolsQuery) -> Result<Vec<PoolInfo>> {
     let limit = query.limit.unwrap_or(nullspace_api::page::MAX_LIMIT);
     if limit == 0 || limit > nullspace_api::page::MAX_LIMIT {
         return Err(Error::invalid(format!(
@@ -384,7 +389,8 @@ pub fn list(app: &App, query: &ListPoolsQuery) -> Result<Vec<PoolInfo>> {
         })
         .collect::<Result<_>>()?;
     let pools = app.pools.lock();
-    let mut found: Vec<&Pool> = pools.values().collect();
+    let own = |pool: &&Pool| pool.row.tenant_id == *caller.tenant.id;
+    let mut found: Vec<&Pool> = pools.values().filter(own).collect();
     found.sort_by_key(|pool| std::cmp::Reverse((pool.row.created_at, pool.row.id.clone())));
     let wanted = |info: &PoolInfo| {
         let is_state = match state {
@@ -429,6 +435,11 @@ pub async fn forget_old(app: &App) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// Whose a pool is; `None` when there is no such pool.
+pub(crate) fn owner(app: &App, id: &str) -> Option<String> {
+    app.pools.row(id).map(|row| row.tenant_id)
 }
 
 /// A pool that can still be changed.

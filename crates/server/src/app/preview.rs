@@ -319,15 +319,22 @@ pub async fn revoke(app: &App, machine_id: &str, grant_id: &str) -> Result<Revok
                 format!("the machine has no preview {grant_id:?}"),
             )
         })?;
-    if let Some(way) = app.previews.find(machine_id, row.port)
-        && let Some(live) = way.guard.grant(grant_id)
-    {
-        live.revoke();
-    }
+    end(app, std::slice::from_ref(&row));
     Ok(RevokedGrant {
         success: true,
         grant: now(app, row, &machine),
     })
+}
+
+/// What grants that are revoked on record led to ends.
+pub(super) fn end(app: &App, revoked: &[PreviewGrantRow]) {
+    for row in revoked {
+        if let Some(way) = app.previews.find(&row.machine_id, row.port)
+            && let Some(live) = way.guard.grant(&row.id)
+        {
+            live.revoke();
+        }
+    }
 }
 
 /// A grant with what has passed until now.

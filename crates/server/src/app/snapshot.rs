@@ -36,7 +36,7 @@ pub(crate) use self::{
     shape::{Shape, shape},
     uses::Uses,
 };
-use super::{App, AppState, egress, event, machine, volume::mount};
+use super::{App, AppState, Caller, egress, event, machine, volume::mount};
 use crate::error::{Error, Result};
 
 /// What a state is kept for.
@@ -355,7 +355,12 @@ pub async fn fork(
             Kept::New(row) => row,
             Kept::Replay(child) => return machine::replay(&app, &child).await,
         };
-        let mut row = machine::blank(&child, source.timeout_ms, wanted.by.key_id.clone());
+        let mut row = machine::blank(
+            &child,
+            &source.tenant_id,
+            source.timeout_ms,
+            wanted.by.key_id.clone(),
+        );
         row.timeout_action.clone_from(&source.timeout_action);
         row.auto_resume = source.auto_resume;
         row.metadata.clone_from(&source.metadata);
@@ -387,6 +392,9 @@ pub(crate) async fn make(
     claim: Option<Claim>,
 ) -> Result<Arc<MachineRow>> {
     let snapshot = get_row(app, snapshot_id).await?;
+    if snapshot.tenant_id != row.tenant_id {
+        return Err(not_found(snapshot_id));
+    }
     if snapshot.kind != Kind::Snapshot.as_str() {
         return Err(Error::conflict(
             code::CONFLICT,
@@ -411,9 +419,9 @@ async fn make_of(
     let from = whole(app, snapshot)?;
     let shape = shape(snapshot)?;
     let mounts = match volumes {
-        [] => mount::again(app, &shape.volumes).await?,
+        [] => mount::again(app, &row.tenant_id, &shape.volumes).await?,
         named => {
-            let mounts = mount::plan(app, named, &shape.spec.cwd).await?;
+            let mounts = mount::plan(app, &row.tenant_id, named, &shape.spec.cwd).await?;
             mount::covers(&shape.volumes, &mounts)?;
             mounts
         }
@@ -452,7 +460,7 @@ async fn keep(app: &App, machine_id: &str, wanted: Wanted) -> Result<Kept> {
 pub async fn list(
     app: &App,
     query: &ListSnapshotsQuery,
-    key_id: &str,
+    caller: &Caller,
 ) -> Result<Vec<SnapshotInfo>> {
     let wanted: Map<String, Value> = match query.metadata.as_deref() {
         None | Some("") => Map::new(),
@@ -462,14 +470,15 @@ pub async fn list(
         },
     };
     let machine_id = query.machine_id().map(str::to_owned);
+    let tenant_id = caller.tenant_id();
     let rows = app
         .store
-        .read(move |db| rows::list(db, machine_id.as_deref()))
+        .read(move |db| rows::list(db, &tenant_id, machine_id.as_deref()))
         .await?;
     Ok(rows
         .iter()
         .filter(|row| row.is_ready && row.kind != Kind::Fork.as_str())
-        .map(|row| info(row, spelled(app, row, key_id)))
+        .map(|row| info(row, spelled(app, row, &caller.key_id)))
         .filter(|info| wanted.iter().all(|(k, v)| info.metadata.get(k) == Some(v)))
         .collect())
 }
@@ -495,7 +504,12 @@ async fn get_row(app: &App, id: &str) -> Result<SnapshotRow> {
         .read(move |db| rows::get(db, &wanted))
         .await?
         .filter(|row| row.is_ready)
-        .ok_or_else(|| Error::not_found(code::SNAPSHOT_NOT_FOUND, format!("no snapshot {id}")))
+        .ok_or_else(|| not_found(id))
+}
+
+/// No snapshot of that id.
+pub(crate) fn not_found(id: &str) -> Error {
+    Error::not_found(code::SNAPSHOT_NOT_FOUND, format!("no snapshot {id}"))
 }
 
 /// Deletes one.
@@ -543,7 +557,7 @@ pub(crate) fn open(app: &App) -> Result<()> {
 /// # Errors
 /// When the record or the directory cannot be read or written.
 pub(crate) async fn sweep(app: &App) -> Result<()> {
-    let all = app.store.read(|db| rows::list(db, None)).await?;
+    let all = app.store.read(rows::all).await?;
     let (kept, left): (Vec<_>, Vec<_>) = all
         .into_iter()
         .partition(|row| row.is_ready && row.kind != Kind::Fork.as_str());

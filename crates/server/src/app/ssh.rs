@@ -188,6 +188,10 @@ pub(crate) struct Admission {
     pub(crate) machine: String,
     /// As whom.
     pub(crate) user: String,
+    /// Whose machine it is.
+    pub(crate) tenant_id: String,
+    /// The key that asked for the access.
+    pub(crate) key_id: Option<String>,
 }
 
 /// Whom a certificate lets in as `user` now. The client has proved that the key is its own.
@@ -232,15 +236,21 @@ pub(crate) async fn admit(
     if row.expires_at <= now {
         return Err("the access is over");
     }
+    if (row.key_id.as_ref()).is_some_and(|key| !app.keys.is_kept(key)) {
+        return Err("the api key that asked for the access was revoked");
+    }
     match machine::get(app, &row.machine_id).await {
+        Ok(machine) if app.keys.is_suspended(&machine.tenant_id) => Err("the tenant is suspended"),
         // One that is paused is woken by the session.
         Ok(machine)
             if machine.state == machine::RUNNING
                 || machine.auto_resume && machine::lives(&machine) =>
         {
             Ok(Admission {
+                tenant_id: machine.tenant_id.clone(),
                 machine: row.machine_id,
                 user: row.user,
+                key_id: row.key_id,
             })
         }
         _ => Err("the machine does not run"),

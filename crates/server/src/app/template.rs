@@ -84,8 +84,8 @@ pub struct Registry {
     /// Held from reading what `named` is made of until that is said, and while a build that is in it already is recorded:
     /// neither may be undone by what was read before the other.
     naming: tokio::sync::Mutex<()>,
-    /// Builds that somebody named, by reference.
-    exact: RwLock<HashMap<String, Arc<Layer>>>,
+    /// Builds that somebody named, by tenant and reference.
+    exact: RwLock<HashMap<(String, String), Arc<Layer>>>,
     /// Whom commands in machines run as, by machine, where that is not root.
     users: RwLock<HashMap<String, String>>,
     builds: build::Builds,
@@ -94,11 +94,11 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// The template that a reference means. One that names a build has to be asked for with [`ensure`] before.
+    /// The template that a reference of a tenant means. One that names a build has to be asked for with [`ensure`] before.
     ///
     /// # Errors
     /// `template_not_ready` while it is made, `template_not_found` otherwise.
-    pub fn find(&self, text: &str) -> Result<Arc<Layer>> {
+    pub fn find(&self, tenant_id: &str, text: &str) -> Result<Arc<Layer>> {
         let reference = Reference::parse(text)?;
         if let Some(name) = reference.builtin() {
             return self.find_builtin(name);
@@ -106,17 +106,21 @@ impl Registry {
         let found = match &reference.which {
             Which::Build(_) => {
                 let exact = self.exact.read().unwrap_or_else(PoisonError::into_inner);
-                exact.get(text).cloned()
+                exact.get(&(tenant_id.to_owned(), text.to_owned())).cloned()
             }
             _ => {
                 let named = self.named.read().unwrap_or_else(PoisonError::into_inner);
-                named::look_up(&named, &reference)
+                named::look_up(&named, tenant_id, &reference)
             }
         };
         found.ok_or_else(|| reference::not_found(text))
     }
 
-    fn find_builtin(&self, name: &str) -> Result<Arc<Layer>> {
+    /// A built-in template.
+    ///
+    /// # Errors
+    /// As [`Registry::find`].
+    pub(super) fn find_builtin(&self, name: &str) -> Result<Arc<Layer>> {
         let ready = self.ready.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(layer) = ready.get(name) {
             return Ok(layer.clone());
@@ -195,12 +199,11 @@ impl Registry {
     }
 
     /// What tags mean from now on, ahead of the record.
-    fn add_named(&self, subjects: &[&str], tags: &[String], layer: Layer) {
-        let layer = Arc::new(layer);
+    fn add_named(&self, places: &[String], tags: &[String], new: &named::Named) {
         let mut named = self.named.write().unwrap_or_else(PoisonError::into_inner);
-        for subject in subjects {
+        for place in places {
             for tag in tags {
-                named.insert(format!("{subject}:{tag}"), layer.clone());
+                named.insert(format!("{place}:{tag}"), new.clone());
             }
         }
     }
@@ -227,7 +230,7 @@ impl Registry {
 /// # Errors
 /// `transition_in_progress` while it is being made, `template_not_ready` with the reason when it could not be,
 /// `template_not_found`, and those of the template below.
-pub async fn ensure(app: &super::AppState, text: &str) -> Result<()> {
+pub async fn ensure(app: &super::AppState, tenant_id: &str, text: &str) -> Result<()> {
     let reference = Reference::parse(text)?;
     if let Some(name) = reference.builtin() {
         return derived::ensure(app, name).await;
@@ -235,13 +238,13 @@ pub async fn ensure(app: &super::AppState, text: &str) -> Result<()> {
     if !matches!(reference.which, Which::Build(_)) {
         return Ok(());
     }
-    let (artifact, name) = named::exact(app, text).await?;
+    let (artifact, name) = named::exact(app, tenant_id, text).await?;
     let layer = Arc::new(artifact.layer(&app.data_dir, &name));
     let mut exact = (app.templates.exact.write()).unwrap_or_else(PoisonError::into_inner);
     if exact.len() >= EXACT {
         exact.clear();
     }
-    exact.insert(text.to_owned(), layer);
+    exact.insert((tenant_id.to_owned(), text.to_owned()), layer);
     Ok(())
 }
 
@@ -272,7 +275,7 @@ pub(super) struct Meaning {
 ///
 /// # Errors
 /// Those of [`ensure`] and of [`Registry::find`].
-pub(super) async fn meaning(app: &super::AppState, text: &str) -> Result<Meaning> {
+pub(super) async fn meaning(app: &super::AppState, tenant_id: &str, text: &str) -> Result<Meaning> {
     let reference = Reference::parse(text)?;
     if let Some(name) = reference.builtin() {
         derived::ensure(app, name).await?;
@@ -282,7 +285,7 @@ pub(super) async fn meaning(app: &super::AppState, text: &str) -> Result<Meaning
             build_id: None,
         });
     }
-    let (artifact, name, template_id, build_id) = named::meaning(app, text).await?;
+    let (artifact, name, template_id, build_id) = named::meaning(app, tenant_id, text).await?;
     Ok(Meaning {
         layer: Arc::new(artifact.layer(&app.data_dir, &name)),
         exact: format!("{template_id}:{build_id}"),

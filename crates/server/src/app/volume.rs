@@ -31,7 +31,10 @@ use nullspace_api::{
 use nullspace_store::volume::{self as rows, AttachmentRow, VolumeRow};
 use nullspace_sys::image;
 
-use super::{App, AppState};
+use super::{
+    App, AppState, Caller,
+    tenant::{self, Adding},
+};
 use crate::error::{Error, Kind, Result};
 
 pub(crate) use self::{
@@ -57,7 +60,7 @@ fn of(app: &App, id: &str) -> PathBuf {
     directory(app).join(id)
 }
 
-fn no_volume(reference: &str) -> Error {
+pub(crate) fn no_volume(reference: &str) -> Error {
     Error::not_found(code::NOT_FOUND, format!("no volume {reference}"))
 }
 
@@ -78,7 +81,7 @@ fn backend(step: &str, error: impl std::fmt::Display) -> Error {
 pub async fn create(
     app: &AppState,
     request: CreateVolumeRequest,
-    key_id: &str,
+    caller: &Caller,
 ) -> Result<VolumeInfo> {
     check_name(&request.name)?;
     for (field, limit) in [
@@ -92,13 +95,14 @@ pub async fn create(
     let set = |limit: u64| (limit > 0).then_some(limit);
     let row = VolumeRow {
         id: id::new(id::VOLUME),
+        tenant_id: caller.tenant_id(),
         name: request.name,
         state: AVAILABLE.to_owned(),
         max_size_bytes: request
             .max_size_bytes
             .or(set(app.config.volume_max_mb.saturating_mul(1 << 20))),
         max_file_count: request.max_file_count.or(set(app.config.volume_max_files)),
-        key_id: Some(key_id.to_owned()),
+        key_id: Some(caller.key_id.to_string()),
         created_at: time::now(),
         ..VolumeRow::default()
     };
@@ -132,7 +136,7 @@ pub async fn create(
                     "choose another name, or get that one with GET /v1/volumes/by-name/…",
                 ));
             }
-            Ok(())
+            tenant::within(tx, &recording.tenant_id, Adding::Disk)
         })
         .await;
     if let Err(error) = recorded {
@@ -196,31 +200,40 @@ pub async fn get(app: &App, id: &str) -> Result<VolumeRow> {
 ///
 /// # Errors
 /// `not_found`.
-pub async fn by_name(app: &App, name: &str) -> Result<VolumeRow> {
-    let wanted = name.to_owned();
-    let found = app.store.read(move |db| rows::by_name(db, &wanted)).await?;
+pub async fn by_name(app: &App, tenant_id: &str, name: &str) -> Result<VolumeRow> {
+    let (tenant_id, wanted) = (tenant_id.to_owned(), name.to_owned());
+    let found = app
+        .store
+        .read(move |db| rows::by_name(db, &tenant_id, &wanted))
+        .await?;
     found
         .filter(|row| row.state == AVAILABLE)
         .ok_or_else(|| no_volume(name))
 }
 
-/// One volume, by id or name.
+/// A volume of a tenant, by id or name.
 ///
 /// # Errors
 /// `not_found`.
-pub async fn find(app: &App, reference: &str) -> Result<VolumeRow> {
+pub async fn find(app: &App, tenant_id: &str, reference: &str) -> Result<VolumeRow> {
     match reference.starts_with(id::VOLUME) {
-        true => get(app, reference).await,
-        false => by_name(app, reference).await,
+        true => get(app, reference)
+            .await
+            .and_then(|row| match row.tenant_id == tenant_id {
+                true => Ok(row),
+                false => Err(no_volume(reference)),
+            }),
+        false => by_name(app, tenant_id, reference).await,
     }
 }
 
-/// All volumes, newest first.
+/// The volumes of a tenant, newest first.
 ///
 /// # Errors
 /// Those of the store.
-pub async fn list(app: &App) -> Result<Vec<VolumeInfo>> {
-    let found = app.store.read(rows::list).await?;
+pub async fn list(app: &App, tenant_id: &str) -> Result<Vec<VolumeInfo>> {
+    let tenant_id = tenant_id.to_owned();
+    let found = app.store.read(move |db| rows::list(db, &tenant_id)).await?;
     Ok(found
         .iter()
         .filter(|row| row.state == AVAILABLE)
@@ -372,7 +385,7 @@ pub async fn start(app: &AppState) -> Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(fail(error)),
         _ => {}
     }
-    let all = app.store.read(rows::list).await?;
+    let all = app.store.read(rows::all).await?;
     for row in all.iter().filter(|row| row.state == DELETING) {
         // Refused for one that is not empty; that is all there is to say.
         if let Err(error) = finish_delete(app, &row.id).await {

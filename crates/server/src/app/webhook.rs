@@ -32,10 +32,10 @@ use nullspace_store::{
 };
 use tokio::sync::Mutex as AsyncMutex;
 
-use super::{App, AppState, event};
+use super::{App, AppState, Caller, event};
 use crate::error::{Error, Kind, Result};
 
-/// Webhooks of one server.
+/// Webhooks of one tenant.
 const MAX_WEBHOOKS: usize = 100;
 /// The longest signing secret, in bytes.
 const MAX_SECRET: usize = 1024;
@@ -62,7 +62,7 @@ pub struct Webhooks {
 /// # Errors
 /// When the record cannot be read.
 pub async fn start(app: &AppState) -> Result<()> {
-    for webhook in app.store.read(rows::list).await? {
+    for webhook in app.store.read(rows::all).await? {
         if webhook.enabled {
             run(app, &webhook.id)?;
         }
@@ -176,10 +176,15 @@ fn check_operations(operations: &[String]) -> Result<String> {
 ///
 /// # Errors
 /// `invalid_request`, `capacity_exceeded`.
-pub async fn create(app: &AppState, request: CreateWebhookRequest) -> Result<WebhookInfo> {
+pub async fn create(
+    app: &AppState,
+    caller: &Caller,
+    request: CreateWebhookRequest,
+) -> Result<WebhookInfo> {
     let now = time::now();
     let id = uuid::Uuid::now_v7().to_string();
     let row = WebhookRow {
+        tenant_id: caller.tenant_id(),
         operations: check_operations(&request.operations)?,
         secret: seal(app, &id, &request.signing_secret)?,
         url: check_url(app, &request.url).await?,
@@ -195,11 +200,11 @@ pub async fn create(app: &AppState, request: CreateWebhookRequest) -> Result<Web
     let recording = row.clone();
     app.store
         .write(move |tx| {
-            if rows::list(tx)?.len() >= MAX_WEBHOOKS {
+            if rows::list(tx, &recording.tenant_id)?.len() >= MAX_WEBHOOKS {
                 return Err(Error::new(
                     Kind::Limit,
                     code::CAPACITY_EXCEEDED,
-                    format!("there are {MAX_WEBHOOKS} webhooks, the most this server has"),
+                    format!("there are {MAX_WEBHOOKS} webhooks, the most a tenant has"),
                 )
                 .with_action("delete one that is no longer needed"));
             }
@@ -259,7 +264,7 @@ pub async fn delete(app: &App, id: &str) -> Result<()> {
     let wanted = id.to_owned();
     let deleted = app.store.write(move |tx| rows::delete(tx, &wanted)).await?;
     halt(app, id);
-    deleted.then_some(()).ok_or_else(|| none(id))
+    deleted.then_some(()).ok_or_else(|| no_webhook(id))
 }
 
 /// One webhook.
@@ -270,12 +275,13 @@ pub async fn get(app: &App, id: &str) -> Result<WebhookInfo> {
     find(app, id).await.map(info)
 }
 
-/// Every webhook, oldest first.
+/// The caller's webhooks, oldest first.
 ///
 /// # Errors
 /// When the record cannot be read.
-pub async fn list(app: &App) -> Result<Vec<WebhookInfo>> {
-    let rows = app.store.read(rows::list).await?;
+pub async fn list(app: &App, caller: &Caller) -> Result<Vec<WebhookInfo>> {
+    let tenant_id = caller.tenant_id();
+    let rows = app.store.read(move |db| rows::list(db, &tenant_id)).await?;
     Ok(rows.into_iter().map(info).collect())
 }
 
@@ -284,10 +290,11 @@ async fn find(app: &App, id: &str) -> Result<WebhookRow> {
     app.store
         .read(move |db| rows::get(db, &wanted))
         .await?
-        .ok_or_else(|| none(id))
+        .ok_or_else(|| no_webhook(id))
 }
 
-fn none(id: &str) -> Error {
+/// No webhook of that id.
+pub(crate) fn no_webhook(id: &str) -> Error {
     Error::not_found(code::WEBHOOK_NOT_FOUND, format!("no webhook {id}"))
 }
 

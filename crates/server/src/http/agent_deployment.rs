@@ -11,7 +11,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::extract::{Json, Path, Query, claim};
 use crate::{
-    app::{AppState, Caller, agent_deployment},
+    app::{AppState, Caller, agent::Reference, agent_deployment},
     error::Result,
 };
 
@@ -53,9 +53,10 @@ async fn create_deployment(
     ))]
 async fn list_deployments(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Query(query): Query<ListDeploymentsQuery>,
 ) -> Result<Json<CursorPage<Deployment>>> {
-    agent_deployment::list(&app, query).await.map(Json)
+    agent_deployment::list(&app, &caller, query).await.map(Json)
 }
 
 /// Get a deployment by id or name. A deleted one is found by its id.
@@ -66,9 +67,12 @@ async fn list_deployments(
     ))]
 async fn get_deployment(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<Json<Deployment>> {
-    agent_deployment::get(&app, &id).await.map(Json)
+    agent_deployment::get(&app, &Reference::of(&caller, &id))
+        .await
+        .map(Json)
 }
 
 /// Change a deployment; what the request leaves out stays as it is.
@@ -82,10 +86,13 @@ async fn get_deployment(
     ))]
 async fn update_deployment(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     Json(request): Json<UpdateDeploymentRequest>,
 ) -> Result<Json<Deployment>> {
-    agent_deployment::update(&app, &id, request).await.map(Json)
+    agent_deployment::update(&app, &Reference::of(&caller, &id), request)
+        .await
+        .map(Json)
 }
 
 /// Delete a deployment: its name is free, its runs are cancelled. Deleting one that is deleted is fine.
@@ -96,8 +103,9 @@ async fn update_deployment(
     ))]
 async fn delete_deployment(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<StatusCode> {
-    agent_deployment::delete(&app, &id).await?;
+    agent_deployment::delete(&app, &Reference::of(&caller, &id)).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -11,7 +11,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::extract::{Json, Path, Query, claim, parse};
 use crate::{
-    app::{AppState, Caller, agent_log, agent_output, agent_run},
+    app::{AppState, Caller, agent::Reference, agent_log, agent_output, agent_run},
     error::Result,
 };
 
@@ -67,7 +67,8 @@ async fn create_run(
         format!("POST agents/{id}/runs"),
         &request,
     )?;
-    let made = agent_run::create(&app, &caller, &id, request, claim).await?;
+    let made =
+        agent_run::create(&app, &caller, &Reference::of(&caller, &id), request, claim).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
 
@@ -81,10 +82,13 @@ async fn create_run(
     ))]
 async fn list_runs(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     Query(query): Query<ListQuery>,
 ) -> Result<Json<CursorPage<Run>>> {
-    agent_run::list(&app, &id, query).await.map(Json)
+    agent_run::list(&app, &Reference::of(&caller, &id), query)
+        .await
+        .map(Json)
 }
 
 /// Get a run.
@@ -97,9 +101,12 @@ async fn list_runs(
     ))]
 async fn get_run(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path((id, run_id)): Path<(String, String)>,
 ) -> Result<Json<Run>> {
-    agent_run::get(&app, &id, &run_id).await.map(Json)
+    agent_run::get(&app, &Reference::of(&caller, &id), &run_id)
+        .await
+        .map(Json)
 }
 
 /// Cancel a run; one that has ended stays as it is.
@@ -114,6 +121,7 @@ async fn get_run(
     ))]
 async fn cancel_run(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path((id, run_id)): Path<(String, String)>,
     body: Bytes,
 ) -> Result<Json<Run>> {
@@ -123,7 +131,7 @@ async fn cancel_run(
     } else {
         parse(&body)?
     };
-    agent_run::cancel(&app, &id, &run_id, request.reason)
+    agent_run::cancel(&app, &Reference::of(&caller, &id), &run_id, request.reason)
         .await
         .map(Json)
 }
@@ -139,12 +147,18 @@ async fn cancel_run(
     ))]
 async fn run_logs(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path((id, run_id)): Path<(String, String)>,
     Query(query): Query<LogsQuery>,
 ) -> Result<Json<Logs>> {
-    agent_log::page(&app, &id, agent_log::Of::Run(&run_id), query)
-        .await
-        .map(Json)
+    agent_log::page(
+        &app,
+        &Reference::of(&caller, &id),
+        agent_log::Of::Run(&run_id),
+        query,
+    )
+    .await
+    .map(Json)
 }
 
 /// Read what a run left behind. The bytes are at `GET /v1/machines/{machine_id}/file`, also when the machine is
@@ -158,7 +172,10 @@ async fn run_logs(
     ))]
 async fn run_outputs(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path((id, run_id)): Path<(String, String)>,
 ) -> Result<Json<Outputs>> {
-    agent_output::get(&app, &id, &run_id).await.map(Json)
+    agent_output::get(&app, &Reference::of(&caller, &id), &run_id)
+        .await
+        .map(Json)
 }

@@ -14,7 +14,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::extract::{Json, Path, Query, claim, parse};
 use crate::{
-    app::{AppState, Caller, agent_log, agent_service},
+    app::{AppState, Caller, agent::Reference, agent_log, agent_service},
     error::Result,
 };
 
@@ -71,7 +71,15 @@ async fn start_service(
         format!("POST agents/{id}/services"),
         &request,
     )?;
-    let made = agent_service::create(&app, &caller, &id, request, claim, host(&headers)).await?;
+    let made = agent_service::create(
+        &app,
+        &caller,
+        &Reference::of(&caller, &id),
+        request,
+        claim,
+        host(&headers),
+    )
+    .await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
 
@@ -85,11 +93,12 @@ async fn start_service(
     ))]
 async fn list_services(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     headers: HeaderMap,
     Query(query): Query<ListQuery>,
 ) -> Result<Json<CursorPage<Service>>> {
-    agent_service::list(&app, &id, query, host(&headers))
+    agent_service::list(&app, &Reference::of(&caller, &id), query, host(&headers))
         .await
         .map(Json)
 }
@@ -104,12 +113,18 @@ async fn list_services(
     ))]
 async fn get_service(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path((id, service_id)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Result<Json<Service>> {
-    agent_service::get(&app, &id, &service_id, host(&headers))
-        .await
-        .map(Json)
+    agent_service::get(
+        &app,
+        &Reference::of(&caller, &id),
+        &service_id,
+        host(&headers),
+    )
+    .await
+    .map(Json)
 }
 
 /// Stop a service; one that has ended stays as it is. Answers when it has stopped, or after 15 seconds.
@@ -124,6 +139,7 @@ async fn get_service(
     ))]
 async fn stop_service(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path((id, service_id)): Path<(String, String)>,
     headers: HeaderMap,
     body: Bytes,
@@ -132,9 +148,15 @@ async fn stop_service(
         true => StopServiceRequest::default(),
         false => parse(&body)?,
     };
-    agent_service::stop(&app, &id, &service_id, request, host(&headers))
-        .await
-        .map(Json)
+    agent_service::stop(
+        &app,
+        &Reference::of(&caller, &id),
+        &service_id,
+        request,
+        host(&headers),
+    )
+    .await
+    .map(Json)
 }
 
 /// Start a service again with the version that is active now, also one that has ended. While it takes traffic the old
@@ -150,6 +172,7 @@ async fn stop_service(
     ))]
 async fn restart_service(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path((id, service_id)): Path<(String, String)>,
     headers: HeaderMap,
     body: Bytes,
@@ -158,9 +181,15 @@ async fn restart_service(
         true => RestartServiceRequest::default(),
         false => parse(&body)?,
     };
-    agent_service::restart(&app, &id, &service_id, request, host(&headers))
-        .await
-        .map(Json)
+    agent_service::restart(
+        &app,
+        &Reference::of(&caller, &id),
+        &service_id,
+        request,
+        host(&headers),
+    )
+    .await
+    .map(Json)
 }
 
 /// Read a service's log: output by line, and what happened. Follow it with the page's `next_cursor` and `wait_ms`.
@@ -174,12 +203,18 @@ async fn restart_service(
     ))]
 async fn service_logs(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path((id, service_id)): Path<(String, String)>,
     Query(query): Query<LogsQuery>,
 ) -> Result<Json<Logs>> {
-    agent_log::page(&app, &id, agent_log::Of::Service(&service_id), query)
-        .await
-        .map(Json)
+    agent_log::page(
+        &app,
+        &Reference::of(&caller, &id),
+        agent_log::Of::Service(&service_id),
+        query,
+    )
+    .await
+    .map(Json)
 }
 
 /// Get a service's address. It is there while the service takes traffic and its config has `permissions.public_url`.
@@ -192,12 +227,18 @@ async fn service_logs(
     ))]
 async fn service_url(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path((id, service_id)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Result<Json<ServiceUrl>> {
-    agent_service::url(&app, &id, &service_id, host(&headers))
-        .await
-        .map(Json)
+    agent_service::url(
+        &app,
+        &Reference::of(&caller, &id),
+        &service_id,
+        host(&headers),
+    )
+    .await
+    .map(Json)
 }
 
 #[cfg(test)]

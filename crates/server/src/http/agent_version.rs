@@ -20,6 +20,7 @@ use super::{
 use crate::{
     app::{
         AppState, Caller,
+        agent::Reference,
         agent_version::{self, Upload},
     },
     error::{Error, Result},
@@ -64,7 +65,7 @@ async fn create_version(
         format!("POST agents/{id}/versions"),
         &about,
     )?;
-    let made = agent_version::create(&app, &id, request, claim).await?;
+    let made = agent_version::create(&app, &Reference::of(&caller, &id), request, claim).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
 
@@ -77,10 +78,13 @@ async fn create_version(
     ))]
 async fn list_versions(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     Query(query): Query<ListQuery>,
 ) -> Result<Json<CursorPage<Version>>> {
-    agent_version::list(&app, &id, query).await.map(Json)
+    agent_version::list(&app, &Reference::of(&caller, &id), query)
+        .await
+        .map(Json)
 }
 
 /// Get a version with its whole manifest.
@@ -92,9 +96,12 @@ async fn list_versions(
     ))]
 async fn get_version(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path((id, version_id)): Path<(String, String)>,
 ) -> Result<Json<Version>> {
-    agent_version::get(&app, &id, &version_id).await.map(Json)
+    agent_version::get(&app, &Reference::of(&caller, &id), &version_id)
+        .await
+        .map(Json)
 }
 
 /// Delete a version. Not the active one, nor one that a run or a service has.
@@ -107,9 +114,10 @@ async fn get_version(
     ))]
 async fn delete_version(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path((id, version_id)): Path<(String, String)>,
 ) -> Result<StatusCode> {
-    agent_version::delete(&app, &id, &version_id).await?;
+    agent_version::delete(&app, &Reference::of(&caller, &id), &version_id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -153,7 +161,14 @@ async fn upload_bundle(
         &upload.digest,
     )?;
     let body = Box::pin(body::stream(request.into_body()));
-    agent_version::upload(&app, &id, &version_id, upload, claim, body)
-        .await
-        .map(Json)
+    agent_version::upload(
+        &app,
+        &Reference::of(&caller, &id),
+        &version_id,
+        upload,
+        claim,
+        body,
+    )
+    .await
+    .map(Json)
 }

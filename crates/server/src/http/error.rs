@@ -88,6 +88,12 @@ pub(super) fn finish(mut response: Response, noun: Noun, request_id: &str) -> Re
     response
 }
 
+/// The code of the error that an answer is, in the words of this route.
+pub(super) fn code_of(response: &Response, noun: Noun) -> Option<String> {
+    let error = response.extensions().get::<Error>();
+    error.map(|error| noun.code(error.code).to_owned())
+}
+
 /// The body of an error that comes after its answer has begun.
 pub(super) fn late(error: Error, noun: Noun) -> Vec<u8> {
     log(&error, "");

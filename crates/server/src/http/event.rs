@@ -1,6 +1,6 @@
 //! Lifecycle events.
 
-use axum::extract::State;
+use axum::{Extension, extract::State};
 use nullspace_api::{
     ErrorBody,
     event::{EventPage, ListEventsQuery},
@@ -10,7 +10,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::extract::{Json, Path, Query};
 use crate::{
     app::{
-        AppState,
+        AppState, Caller,
         event::{self, Scope},
     },
     error::Result,
@@ -32,10 +32,13 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
     responses((status = 200, body = EventPage), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 async fn list_machine_events(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     Query(query): Query<ListEventsQuery>,
 ) -> Result<Json<EventPage>> {
-    event::list(&app, Scope::Machine(id), query).await.map(Json)
+    event::list(&app, &caller, Scope::Machine(id), query)
+        .await
+        .map(Json)
 }
 
 /// List the events of one snapshot.
@@ -44,10 +47,11 @@ async fn list_machine_events(
     responses((status = 200, body = EventPage), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 async fn list_snapshot_events(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     Query(query): Query<ListEventsQuery>,
 ) -> Result<Json<EventPage>> {
-    event::list(&app, Scope::Snapshot(id), query)
+    event::list(&app, &caller, Scope::Snapshot(id), query)
         .await
         .map(Json)
 }
@@ -57,7 +61,10 @@ async fn list_snapshot_events(
     responses((status = 200, body = EventPage), (status = 400, body = ErrorBody)))]
 async fn list_events(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Query(query): Query<ListEventsQuery>,
 ) -> Result<Json<EventPage>> {
-    event::list(&app, Scope::Fleet, query).await.map(Json)
+    event::list(&app, &caller, Scope::Fleet, query)
+        .await
+        .map(Json)
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use axum::{extract::State, response::Response};
+use axum::{Extension, extract::State, response::Response};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use nullspace_api::{
@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     app::{
-        AppState,
+        AppState, Caller,
         event::{self, Scope},
         event_stream::Subscription,
         socket::TextFrame,
@@ -61,10 +61,11 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
     ))]
 async fn machine_socket(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     upgrade: Upgrade,
 ) -> Result<Response> {
-    open(app, Scope::Machine(id), upgrade).await
+    open(app, caller, Scope::Machine(id), upgrade).await
 }
 
 /// Open a WebSocket for the events of all machines.
@@ -78,18 +79,23 @@ async fn machine_socket(
         (status = 101, description = "WebSocket"),
         (status = 400, body = ErrorBody, description = "`invalid_request`: not a WebSocket upgrade"),
     ))]
-async fn socket(State(app): State<AppState>, upgrade: Upgrade) -> Result<Response> {
-    open(app, Scope::Fleet, upgrade).await
+async fn socket(
+    State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
+    upgrade: Upgrade,
+) -> Result<Response> {
+    open(app, caller, Scope::Fleet, upgrade).await
 }
 
-async fn open(app: AppState, scope: Scope, upgrade: Upgrade) -> Result<Response> {
-    event::check_scope(&app, &scope).await?;
-    Ok(upgrade.accept(move |frames, outgoing| serve(app, scope, frames, outgoing)))
+async fn open(app: AppState, caller: Caller, scope: Scope, upgrade: Upgrade) -> Result<Response> {
+    event::check_scope(&app, &caller, &scope).await?;
+    Ok(upgrade.accept(move |frames, outgoing| serve(app, caller, scope, frames, outgoing)))
 }
 
 /// Tells events until one side has enough.
 async fn serve(
     app: AppState,
+    caller: Caller,
     scope: Scope,
     mut frames: WebSocketStream<Incoming>,
     outgoing: Outgoing,
@@ -99,7 +105,7 @@ async fn serve(
         heard: Instant::now(),
     };
     let over = tokio::select! {
-        over = follow(&app, &scope, &mut client, &mut frames) => over.err(),
+        over = follow(&app, &caller, &scope, &mut client, &mut frames) => over.err(),
         () = app.stopping.cancelled() => Some(CloseFrame {
             code: CloseCode::Away,
             reason: "the server stops".into(),
@@ -160,6 +166,7 @@ fn bye(code: CloseCode, reason: &'static str) -> CloseFrame {
 /// With what the client is told when the server ends it.
 async fn follow(
     app: &AppState,
+    caller: &Caller,
     scope: &Scope,
     client: &mut Client,
     frames: &mut WebSocketStream<Incoming>,
@@ -192,7 +199,7 @@ async fn follow(
                     return Err(bye(CloseCode::Size, "a filter is smaller"));
                 }
                 told.mark_unchanged();
-                match subscribe(app, scope, &text).await {
+                match subscribe(app, caller, scope, &text).await {
                     Ok((begun, answer)) => {
                         (subscription, more) = (Some(begun), true);
                         client.say(&answer).await?;
@@ -242,6 +249,7 @@ async fn follow(
 
 async fn subscribe(
     app: &AppState,
+    caller: &Caller,
     scope: &Scope,
     text: &str,
 ) -> Result<(Subscription, StreamMessage)> {
@@ -251,6 +259,6 @@ async fn subscribe(
         subscription: said.clone(),
         reconnect_mode: "live_only".into(),
     };
-    let subscription = Subscription::begin(app, scope, *said).await?;
+    let subscription = Subscription::begin(app, caller, scope, *said).await?;
     Ok((subscription, answer))
 }

@@ -56,11 +56,14 @@ async fn create(
     Json(mut request): Json<CreateMachineRequest>,
 ) -> Result<Response> {
     let claim = claim(&headers, &caller, CREATE.to_owned(), &request)?;
-    let asked = pool::ask(&app, &mut request)?;
+    let asked = pool::ask(&app, &caller, &mut request)?;
     let volumes = request.volumes.take().unwrap_or_default();
+    volumes
+        .iter()
+        .try_for_each(|volume| caller.must(volume::mount::need(volume)))?;
     if request.snapshot_id.is_some() {
         let checkout = asked.map(|asked| asked.of_snapshot()).transpose()?;
-        let (snapshot_id, row) = machine::plan_from_snapshot(&app, request, &caller.key_id)?;
+        let (snapshot_id, row) = machine::plan_from_snapshot(&app, request, &caller)?;
         let row = snapshot::make(&app, &snapshot_id, row, &volumes, claim).await?;
         let info = MachineInfo {
             traffic_access_token: preview::traffic_token(&app, &row),
@@ -70,10 +73,10 @@ async fn create(
         return Ok((StatusCode::CREATED, Json(info)).into_response());
     }
     if let Some(name) = &request.template {
-        template::ensure(&app, name).await?;
+        template::ensure(&app, &caller.tenant.id, name).await?;
     }
-    let mut new = machine::plan(&app, request, &caller.key_id)?;
-    new.volumes = volume::mount::plan(&app, &volumes, &new.cwd).await?;
+    let mut new = machine::plan(&app, request, &caller)?;
+    new.volumes = volume::mount::plan(&app, &new.tenant_id, &volumes, &new.cwd).await?;
     let (row, checkout) = pool::create_machine(&app, new, claim, asked).await?;
     let info = MachineInfo {
         traffic_access_token: preview::traffic_token(&app, &row),
@@ -91,10 +94,11 @@ async fn create(
     ))]
 async fn list(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Query(query): Query<ListMachinesQuery>,
 ) -> Result<Response> {
     let fields = fields(query.fields.as_deref())?;
-    let page = machine::list(&app, &query).await?;
+    let page = machine::list(&app, &caller, &query).await?;
     let items: Vec<MachineInfo> = page.rows.iter().map(machine::info).collect();
     let has_next = page.next_token.is_some();
     Ok(match fields {

@@ -9,6 +9,7 @@ mod agent_gc;
 mod agent_run;
 mod agent_service;
 mod agent_version;
+mod audit;
 mod batch;
 mod body;
 mod code;
@@ -21,7 +22,9 @@ mod extract;
 mod fields;
 mod file;
 mod git;
+mod guard;
 mod health;
+mod key;
 mod later;
 mod machine;
 mod metrics;
@@ -39,13 +42,17 @@ mod socket;
 mod ssh;
 mod template;
 mod template_build;
+mod tenant;
 mod trickle;
 mod upload;
 mod volume;
 mod volume_attachment;
 mod webhook;
 
-use std::time::Instant;
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
@@ -54,7 +61,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use nullspace_api::{Noun, error::code as error_code, id};
+use nullspace_api::{Noun, audit::AuditEntry, error::code as error_code, id, time};
 use tracing::{Instrument, field::Empty};
 use utoipa_axum::router::OpenApiRouter;
 
@@ -118,6 +125,9 @@ fn routes() -> OpenApiRouter<AppState> {
         .merge(template::routes())
         .merge(template_build::routes())
         .merge(pool::routes())
+        .merge(key::routes())
+        .merge(tenant::routes())
+        .merge(audit::routes())
         .merge(health::routes())
         .merge(prometheus::routes())
 }
@@ -146,6 +156,10 @@ pub fn router(app: AppState) -> Router {
         .with_state(app)
 }
 
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Remote(pub(crate) IpAddr);
+
 /// Around every request: an id, the caller, the words of errors, what is counted, and what nobody read of its body.
 async fn edge(State(app): State<AppState>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
@@ -169,23 +183,34 @@ async fn edge(State(app): State<AppState>, request: Request, next: Next) -> Resp
         status = Empty,
     );
     trace::go_on(&span, request.headers());
-    let response = match authenticate(&app, &request) {
-        Ok(caller) => {
-            if let Some(caller) = caller {
-                if let Some(noun) = Noun::said_in(request.uri().path()) {
-                    app.spelling.said(&caller, noun);
-                }
-                request.extensions_mut().insert(caller);
+    let remote = request.extensions().get::<Remote>().copied();
+    let path = request.uri().path().to_owned();
+    let allowed = admit(&app, route, request).instrument(span.clone()).await;
+    let (caller, response) = match allowed {
+        Ok((caller, request)) => {
+            if let (Some(caller), Some(noun)) = (&caller, Noun::said_in(&path)) {
+                app.spelling.said(caller, noun);
             }
-            next.run(request).instrument(span.clone()).await
+            (caller, next.run(request).instrument(span.clone()).await)
         }
-        Err(error) => {
-            drop(request);
-            error.into_response()
-        }
+        Err(refused) => (refused.caller, refused.error.into_response()),
     };
     rest.discard();
     let status = response.status();
+    if guard::is_noted(&method, route, status) {
+        app.audit.note(AuditEntry {
+            at: time::rfc3339(time::now()),
+            tenant_id: caller.as_ref().map(Caller::tenant_id),
+            key_id: caller.as_ref().map(|caller| caller.key_id.to_string()),
+            method: method.to_string(),
+            path,
+            status: status.as_u16(),
+            code: error::code_of(&response, noun),
+            remote: remote.map(|Remote(address)| address.to_string()),
+            request_id: request_id.clone(),
+            duration_ms: millis(begun.elapsed()),
+        });
+    }
     app.counts.answered(route, &method, status, begun.elapsed());
     span.record("status", status.as_u16());
     if status.is_server_error() {
@@ -195,7 +220,43 @@ async fn edge(State(app): State<AppState>, request: Request, next: Next) -> Resp
     error::finish(response, noun, &request_id)
 }
 
-const NOT_VALID: &str = "this api key is not valid";
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A request that is not let through, and who made it if that is known.
+struct Refused {
+    caller: Option<Caller>,
+    error: Error,
+}
+
+/// Who asks, and the request if it may be made.
+async fn admit(
+    app: &App,
+    route: Option<&str>,
+    mut request: Request,
+) -> Result<(Option<Caller>, Request), Refused> {
+    let nobody = |error| Refused {
+        caller: None,
+        error,
+    };
+    let Some(caller) = authenticate(app, &request).map_err(nobody)? else {
+        return Ok((None, request));
+    };
+    let refused = |error| Refused {
+        caller: Some(caller.clone()),
+        error,
+    };
+    caller.tenant.take_request().map_err(refused)?;
+    // There is nothing to guard where there is no route.
+    if let Some(route) = route {
+        request = guard::check(app, &caller, route, request)
+            .await
+            .map_err(refused)?;
+    }
+    request.extensions_mut().insert(caller.clone());
+    Ok((Some(caller), request))
+}
 
 /// Everything under `/v1` needs a key, and `/metrics`; the few other routes are public.
 fn authenticate(app: &App, request: &Request) -> Result<Option<Caller>, Error> {
@@ -220,7 +281,7 @@ fn authenticate(app: &App, request: &Request) -> Result<Option<Caller>, Error> {
         let key = socket::offered_key(request.headers());
         return key
             .ok_or_else(|| refused("an api key is needed"))
-            .and_then(|key| app.keys.check(key).ok_or_else(|| refused(NOT_VALID)))
+            .and_then(|key| app.keys.check(&app.store, key))
             .map(Some);
     };
     let key = header
@@ -230,8 +291,5 @@ fn authenticate(app: &App, request: &Request) -> Result<Option<Caller>, Error> {
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, key)| key.trim())
         .ok_or_else(|| refused("the authorization header is not a bearer key"))?;
-    app.keys
-        .check(key)
-        .map(Some)
-        .ok_or_else(|| refused(NOT_VALID))
+    app.keys.check(&app.store, key).map(Some)
 }

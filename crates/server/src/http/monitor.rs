@@ -1,11 +1,11 @@
 //! `GET /v1/monitor/ws`: all machines over one connection. The messages are in `nullspace_api::monitor`.
 
-use axum::{extract::State, response::Response};
+use axum::{Extension, extract::State, response::Response};
 use nullspace_api::ErrorBody;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::socket::{self, Requests, Upgrade};
-use crate::app::{AppState, monitor::Monitor};
+use crate::app::{AppState, Caller, monitor::Monitor};
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(monitor))
@@ -17,7 +17,7 @@ impl Requests for Monitor {
     }
 }
 
-/// Open a WebSocket that tells of all machines.
+/// Open a WebSocket that tells of all machines of the tenant.
 ///
 /// Each frame holds one JSON object with a `type`. `monitor_subscribe` and `monitor_unsubscribe` go in;
 /// `monitor_snapshot`, `monitor_update`, `monitor_metrics`, `monitor_processes` and `monitor_error` come out. A browser,
@@ -28,9 +28,15 @@ impl Requests for Monitor {
         (status = 101, description = "WebSocket"),
         (status = 400, body = ErrorBody, description = "`invalid_request`: not a WebSocket upgrade"),
     ))]
-async fn monitor(State(app): State<AppState>, upgrade: Upgrade) -> Response {
+async fn monitor(
+    State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
+    upgrade: Upgrade,
+) -> Response {
     upgrade.accept(move |frames, outgoing| {
         let place = socket::Place::of(&app);
-        socket::serve(place, frames, outgoing, move |out| Monitor::new(app, out))
+        socket::serve(place, frames, outgoing, move |out| {
+            Monitor::new(app, caller.tenant.id.clone(), out)
+        })
     })
 }

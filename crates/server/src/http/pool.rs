@@ -38,7 +38,7 @@ async fn create_warm_pool(
     Extension(caller): Extension<Caller>,
     Json(request): Json<CreatePoolRequest>,
 ) -> Result<(StatusCode, Json<PoolInfo>)> {
-    let made = pool::create(&app, request, &caller.key_id).await?;
+    let made = pool::create(&app, request, &caller).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
 
@@ -47,10 +47,11 @@ async fn create_warm_pool(
     responses((status = 200, body = PoolList), (status = 400, body = ErrorBody, description = "`invalid_request`")))]
 async fn list_warm_pools(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     RawQuery(query): RawQuery,
 ) -> Result<Json<PoolList>> {
     let query = read(query.as_deref().unwrap_or_default())?;
-    let items = pool::list(&app, &query)?;
+    let items = pool::list(&app, &caller, &query)?;
     Ok(Json(PoolList { items }))
 }
 

@@ -137,7 +137,7 @@ async fn list_snapshots(
     Extension(caller): Extension<Caller>,
     Query(query): Query<ListSnapshotsQuery>,
 ) -> Result<Json<Vec<SnapshotInfo>>> {
-    snapshot::list(&app, &query, &caller.key_id).await.map(Json)
+    snapshot::list(&app, &query, &caller).await.map(Json)
 }
 
 /// Show a snapshot.

@@ -43,10 +43,11 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
     responses((status = 200, body = Vec<TemplateInfo>), (status = 400, body = ErrorBody)))]
 async fn list_templates(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Query(query): Query<TemplateQuery>,
 ) -> Result<Response> {
     let fields = fields::asked_for(query.fields.as_deref(), "template", &TEMPLATE_FIELDS)?;
-    let templates = named::list(&app).await?;
+    let templates = named::list(&app, &caller.tenant.id).await?;
     Ok(match fields {
         None => Json(templates).into_response(),
         Some(fields) => {
@@ -63,11 +64,12 @@ async fn list_templates(
     responses((status = 200, body = TemplateInfo), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 async fn get_template(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(reference): Path<String>,
     Query(query): Query<TemplateQuery>,
 ) -> Result<Response> {
     let fields = fields::asked_for(query.fields.as_deref(), "template", &TEMPLATE_FIELDS)?;
-    let template = named::get(&app, &reference).await?;
+    let template = named::get(&app, &caller.tenant.id, &reference).await?;
     Ok(match fields {
         None => Json(template).into_response(),
         Some(fields) => Json(fields::project(&template, &fields)?).into_response(),
@@ -80,9 +82,10 @@ async fn get_template(
         (status = 404, body = ErrorBody), (status = 409, body = ErrorBody, description = "it is being built")))]
 async fn delete_template(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(reference): Path<String>,
 ) -> Result<StatusCode> {
-    named::delete(&app, &reference).await?;
+    named::delete(&app, &caller.tenant.id, &reference).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -91,9 +94,12 @@ async fn delete_template(
     responses((status = 200, body = Vec<TemplateTag>), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)))]
 async fn list_template_tags(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(reference): Path<String>,
 ) -> Result<Json<Vec<TemplateTag>>> {
-    named::tags(&app, &reference).await.map(Json)
+    named::tags(&app, &caller.tenant.id, &reference)
+        .await
+        .map(Json)
 }
 
 /// Make tags mean the build that the reference means.
@@ -103,10 +109,11 @@ async fn list_template_tags(
         (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
 async fn assign_template_tags(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(reference): Path<String>,
     Json(request): Json<AssignTagsRequest>,
 ) -> Result<Json<TemplateInfo>> {
-    let tagged = named::assign_tags(&app, &reference, request.tags).await?;
+    let tagged = named::assign_tags(&app, &caller.tenant.id, &reference, request.tags).await?;
     Ok(Json(tagged))
 }
 
@@ -116,9 +123,10 @@ async fn assign_template_tags(
     responses((status = 204), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)))]
 async fn remove_template_tag(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path((reference, tag)): Path<(String, String)>,
 ) -> Result<StatusCode> {
-    named::remove_tag(&app, &reference, &tag).await?;
+    named::remove_tag(&app, &caller.tenant.id, &reference, &tag).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -128,10 +136,12 @@ async fn remove_template_tag(
     responses((status = 200, body = TemplateInfo), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)))]
 async fn set_template_visibility(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(reference): Path<String>,
     Json(request): Json<SetVisibilityRequest>,
 ) -> Result<Json<TemplateInfo>> {
-    let changed = named::set_visibility(&app, &reference, request.visibility).await?;
+    let changed =
+        named::set_visibility(&app, &caller.tenant.id, &reference, request.visibility).await?;
     Ok(Json(changed))
 }
 
@@ -146,7 +156,7 @@ async fn rename_template(
     Path(reference): Path<String>,
     Json(request): Json<RenameTemplateRequest>,
 ) -> Result<Json<TemplateInfo>> {
-    let renamed = named::rename(&app, &reference, &request.new_name, &caller.key_id).await?;
+    let renamed = named::rename(&app, &caller, &reference, &request.new_name).await?;
     Ok(Json(renamed))
 }
 
@@ -155,9 +165,12 @@ async fn rename_template(
     responses((status = 200, body = Vec<TemplateAlias>), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)))]
 async fn list_template_aliases(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(reference): Path<String>,
 ) -> Result<Json<Vec<TemplateAlias>>> {
-    named::aliases(&app, &reference).await.map(Json)
+    named::aliases(&app, &caller.tenant.id, &reference)
+        .await
+        .map(Json)
 }
 
 /// Take a name away that a template had.
@@ -166,9 +179,10 @@ async fn list_template_aliases(
     responses((status = 204), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)))]
 async fn remove_template_alias(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path((reference, alias)): Path<(String, String)>,
 ) -> Result<StatusCode> {
-    named::remove_alias(&app, &reference, &alias).await?;
+    named::remove_alias(&app, &caller.tenant.id, &reference, &alias).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -181,7 +195,7 @@ async fn claim_template_name(
     Extension(caller): Extension<Caller>,
     Json(request): Json<ClaimNameRequest>,
 ) -> Result<(StatusCode, Json<TemplateNameClaim>)> {
-    let claim = named::claim(&app, &request.template_ref, &caller.key_id).await?;
+    let claim = named::claim(&app, &caller, &request.template_ref).await?;
     Ok((StatusCode::CREATED, Json(claim)))
 }
 
@@ -200,6 +214,9 @@ async fn release_template_name(
 /// Get a namespace.
 #[utoipa::path(get, path = "/v1/templates/namespaces/{slug}", tag = "templates", params(("slug" = String, Path)),
     responses((status = 200, body = TemplateNamespace), (status = 404, body = ErrorBody)))]
-async fn get_template_namespace(Path(slug): Path<String>) -> Result<Json<TemplateNamespace>> {
-    named::namespace(&slug).map(Json)
+async fn get_template_namespace(
+    Extension(caller): Extension<Caller>,
+    Path(slug): Path<String>,
+) -> Result<Json<TemplateNamespace>> {
+    named::namespace(&caller, &slug).map(Json)
 }

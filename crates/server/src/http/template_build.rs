@@ -65,9 +65,10 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
     responses((status = 200, body = PreflightResponse), (status = 400, body = ErrorBody, description = "`file_upload_error`")))]
 async fn preflight_template_blobs(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     JsonBody(request): JsonBody<PreflightRequest, BUILD_LIMIT>,
 ) -> Result<Json<PreflightResponse>> {
-    let files = blob::preflight(&app, request.files).await?;
+    let files = blob::preflight(&app, &caller, request.files).await?;
     Ok(Json(PreflightResponse { files }))
 }
 
@@ -94,7 +95,7 @@ async fn build_template(
     Extension(caller): Extension<Caller>,
     JsonBody(request): JsonBody<BuildRequest, BUILD_LIMIT>,
 ) -> Result<Response> {
-    let begun = build::begin(&app, request, &caller.key_id).await?;
+    let begun = build::begin(&app, request, &caller).await?;
     let follower = build::follow(&app, &begun.build_id, 0, true).await?;
     Ok(stream(&app, follower))
 }
@@ -108,7 +109,7 @@ async fn start_template_build(
     Extension(caller): Extension<Caller>,
     JsonBody(request): JsonBody<BuildRequest, BUILD_LIMIT>,
 ) -> Result<(StatusCode, Json<Build>)> {
-    let begun = build::begin(&app, request, &caller.key_id).await?;
+    let begun = build::begin(&app, request, &caller).await?;
     Ok((StatusCode::ACCEPTED, Json(begun)))
 }
 
@@ -164,7 +165,7 @@ async fn retry_template_build(
     Path(id): Path<String>,
     JsonBody(request): JsonBody<RetryBuildRequest, BUILD_LIMIT>,
 ) -> Result<(StatusCode, Json<Build>)> {
-    let begun = build::retry(&app, &id, request, &caller.key_id).await?;
+    let begun = build::retry(&app, &id, request, &caller).await?;
     Ok((StatusCode::ACCEPTED, Json(begun)))
 }
 
@@ -186,9 +187,10 @@ async fn promote_template_build(
     responses((status = 200, body = ValidateResponse, description = "also for a build that is wrong"), (status = 400, body = ErrorBody)))]
 async fn validate_template(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     JsonBody(request): JsonBody<BuildRequest, BUILD_LIMIT>,
 ) -> Json<ValidateResponse> {
-    Json(build::validate(&app, request).await)
+    Json(build::validate(&app, &caller, request).await)
 }
 
 /// Say what a build would do.
@@ -196,9 +198,10 @@ async fn validate_template(
     responses((status = 200, body = PlanResponse), (status = 400, body = ErrorBody)))]
 async fn plan_template(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     JsonBody(request): JsonBody<BuildRequest, BUILD_LIMIT>,
 ) -> Result<Json<PlanResponse>> {
-    build::plan(&app, request).await.map(Json)
+    build::plan(&app, &caller, request).await.map(Json)
 }
 
 /// List the builds of a template, newest first.
@@ -207,10 +210,13 @@ async fn plan_template(
     responses((status = 200, body = BuildPage), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 async fn list_template_builds(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(reference): Path<String>,
     Query(query): Query<ListBuildsQuery>,
 ) -> Result<Json<BuildPage>> {
-    build::list(&app, &reference, query).await.map(Json)
+    build::list(&app, &caller.tenant.id, &reference, query)
+        .await
+        .map(Json)
 }
 
 /// The same by the template's id.
@@ -219,10 +225,13 @@ async fn list_template_builds(
     responses((status = 200, body = BuildPage), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 async fn list_template_builds_by_id(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     Query(query): Query<ListBuildsQuery>,
 ) -> Result<Json<BuildPage>> {
-    build::list(&app, &id, query).await.map(Json)
+    build::list(&app, &caller.tenant.id, &id, query)
+        .await
+        .map(Json)
 }
 
 /// What a build says, until its end or until nobody listens.

@@ -70,9 +70,7 @@ async fn create_volume(
     Extension(caller): Extension<Caller>,
     Json(request): Json<CreateVolumeRequest>,
 ) -> Result<Json<VolumeInfo>> {
-    volume::create(&app, request, &caller.key_id)
-        .await
-        .map(Json)
+    volume::create(&app, request, &caller).await.map(Json)
 }
 
 /// List volumes, newest first.
@@ -80,10 +78,11 @@ async fn create_volume(
     responses((status = 200, body = Vec<VolumeInfo>), (status = 400, body = ErrorBody, description = "`invalid_fields`")))]
 async fn list_volumes(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Query(query): Query<VolumeQuery>,
 ) -> Result<Response> {
     let fields = asked_for(&query)?;
-    let all = volume::list(&app).await?;
+    let all = volume::list(&app, &caller.tenant.id).await?;
     Ok(match fields {
         None => Json(all).into_response(),
         Some(fields) => {
@@ -111,11 +110,12 @@ async fn get_volume(
     responses((status = 200, body = VolumeInfo), (status = 404, body = ErrorBody, description = "`not_found`")))]
 async fn get_volume_by_name(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
     Query(query): Query<VolumeQuery>,
 ) -> Result<Response> {
     let fields = asked_for(&query)?;
-    let row = volume::by_name(&app, &name).await?;
+    let row = volume::by_name(&app, &caller.tenant.id, &name).await?;
     answer(&volume::counted(&app, row).await?, fields)
 }
 

@@ -1,6 +1,6 @@
 //! `/v1/machines/{id}/volumes`: the volumes of a machine.
 
-use axum::{extract::State, response::IntoResponse};
+use axum::{Extension, extract::State, response::IntoResponse};
 use http::StatusCode;
 use nullspace_api::{ErrorBody, machine::VolumeMount, volume::VolumeAttachment};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -8,7 +8,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::extract::{Json, Path};
 use crate::{
     app::{
-        AppState, machine,
+        AppState, Caller, machine,
         volume::{
             self,
             mount::{self, Change},
@@ -49,9 +49,11 @@ async fn list_machine_volumes(
     ))]
 async fn attach_volume(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     Json(request): Json<VolumeMount>,
 ) -> Result<impl IntoResponse> {
+    caller.must(mount::need(&request))?;
     let row = mount::attach(&app, &id, &request).await?;
     Ok((StatusCode::CREATED, Json(volume::attachment(&row))))
 }

@@ -1,6 +1,6 @@
 //! `/v1/lifecycle/webhooks`: who is told of events over HTTP.
 
-use axum::extract::State;
+use axum::{Extension, extract::State};
 use http::StatusCode;
 use nullspace_api::{
     ErrorBody,
@@ -14,7 +14,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::extract::{Json, Path, Query};
 use crate::{
-    app::{AppState, webhook},
+    app::{AppState, Caller, webhook},
     error::Result,
 };
 
@@ -44,17 +44,21 @@ struct DeliveriesQuery {
     responses((status = 201, body = WebhookInfo), (status = 400, body = ErrorBody), (status = 429, body = ErrorBody)))]
 async fn create_webhook(
     State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Json(request): Json<CreateWebhookRequest>,
 ) -> Result<(StatusCode, Json<WebhookInfo>)> {
-    let made = webhook::create(&app, request).await?;
+    let made = webhook::create(&app, &caller, request).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
 
 /// List webhooks, oldest first.
 #[utoipa::path(get, path = "/v1/lifecycle/webhooks", tag = "lifecycle",
     responses((status = 200, body = Vec<WebhookInfo>)))]
-async fn list_webhooks(State(app): State<AppState>) -> Result<Json<Vec<WebhookInfo>>> {
-    webhook::list(&app).await.map(Json)
+async fn list_webhooks(
+    State(app): State<AppState>,
+    Extension(caller): Extension<Caller>,
+) -> Result<Json<Vec<WebhookInfo>>> {
+    webhook::list(&app, &caller).await.map(Json)
 }
 
 /// Show a webhook.

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
+use nullspace_api::{audit::AuditEntry, time};
 use nullspace_gateway::Eager;
 use nullspace_protocol::GuestClient;
 use russh::{
@@ -129,6 +130,17 @@ impl server::Handler for Handler {
         match ssh::admit(&self.app, user, certificate).await {
             Ok(admission) => {
                 tracing::debug!(client = %self.addresses.0, machine = admission.machine, "somebody logs in");
+                self.app.audit.note(AuditEntry {
+                    at: time::rfc3339(time::now()),
+                    tenant_id: Some(admission.tenant_id.clone()),
+                    key_id: admission.key_id.clone(),
+                    method: "SSH".to_owned(),
+                    path: format!("/v1/machines/{}", admission.machine),
+                    status: 200,
+                    remote: Some(self.addresses.0.ip().to_string()),
+                    request_id: certificate.key_id().to_owned(),
+                    ..AuditEntry::default()
+                });
                 self.admission = Some(admission);
                 Ok(Auth::Accept)
             }

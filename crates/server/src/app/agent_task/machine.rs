@@ -68,7 +68,7 @@ impl Task {
         let name = &self.version.config.template;
         loop {
             let ensured = tokio::select! {
-                ensured = template::ensure(&self.app, name) => ensured,
+                ensured = template::ensure(&self.app, &self.version.tenant_id, name) => ensured,
                 () = self.cancel.cancelled() => return Err(End::cancelled()),
             };
             match ensured {
@@ -80,7 +80,7 @@ impl Task {
                     return Err(End::broke(format!("starting failed: {}", error.message)));
                 }
             }
-            match self.app.templates.find(name) {
+            match self.app.templates.find(&self.version.tenant_id, name) {
                 Ok(template) => return Ok(template),
                 Err(error) if error.code == code::TEMPLATE_NOT_READY => {}
                 Err(error) => {
@@ -127,7 +127,7 @@ impl Task {
             (kind.into(), Value::from(subject.clone())),
         ]);
         let resources = &config.resources;
-        let defaults = NewMachine::from_template(&self.app, template);
+        let defaults = NewMachine::from_template(&self.app, &self.version.tenant_id, template);
         let new = NewMachine {
             layers: artifact
                 .map(|id| agent_artifact::path(&self.app.data_dir, id))

@@ -238,7 +238,7 @@ async fn adopt_half_kept(
 
 /// What machines are hibernated as, or are being hibernated as, by machine.
 async fn hibernated(app: &AppState) -> Result<HashMap<String, SnapshotRow>> {
-    let all = app.store.read(|db| snapshots::list(db, None)).await?;
+    let all = app.store.read(snapshots::all).await?;
     Ok(all
         .into_iter()
         .filter(|row| row.kind == snapshot::Kind::Hibernate.as_str())

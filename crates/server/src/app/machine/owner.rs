@@ -635,7 +635,7 @@ impl Owner {
         }
         let mut row = self.row.clone();
         egress::record(&mut row, rules);
-        let event = egress::updated(&row.id, rules, key_id, time::now());
+        let event = egress::updated(&row, rules, key_id, time::now());
         let recording = row.clone();
         self.app
             .store

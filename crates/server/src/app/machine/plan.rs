@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     app::{
-        App, egress, preview, snapshot,
+        App, Caller, egress, preview, snapshot,
         volume::mount::{self, Mount},
     },
     error::{Error, Kind, Result},
@@ -77,6 +77,8 @@ pub struct NewMachine {
     pub cwd: String,
     /// The caller's own words.
     pub metadata: Map<String, Value>,
+    /// Whose it is.
+    pub tenant_id: String,
     /// Who asked; `None` for the platform itself.
     pub key_id: Option<String>,
     /// The run or service it backs.
@@ -86,10 +88,11 @@ pub struct NewMachine {
 }
 
 impl NewMachine {
-    /// A machine of this template with this server's defaults and no time limit.
+    /// A machine of a tenant of this template with this server's defaults and no time limit.
     #[must_use]
-    pub fn from_template(app: &App, template: Arc<Layer>) -> Self {
+    pub fn from_template(app: &App, tenant_id: &str, template: Arc<Layer>) -> Self {
         Self {
+            tenant_id: tenant_id.to_owned(),
             cwd: template.default_cwd.clone(),
             runtime: template.runtime.clone(),
             template,
@@ -138,7 +141,13 @@ impl NewMachine {
                 .iter()
                 .map(|mount| mount::row(mount, &id, now))
                 .collect(),
-            ..blank(id.clone(), self.timeout_ms, self.key_id, now)
+            ..blank(
+                id.clone(),
+                self.tenant_id,
+                self.timeout_ms,
+                self.key_id,
+                now,
+            )
         };
         set_action(&mut row, self.timeout_action);
         egress::record(&mut row, &self.egress);
@@ -191,6 +200,7 @@ impl NewMachine {
 /// The record of a machine that is nothing yet.
 pub(super) fn blank(
     id: String,
+    tenant_id: String,
     timeout_ms: Option<u64>,
     key_id: Option<String>,
     now: i64,
@@ -214,6 +224,7 @@ pub(super) fn blank(
         mask_request_host: None,
         cwd: String::new(),
         metadata: "{}".into(),
+        tenant_id,
         key_id,
         owner: None,
         failure_reason: None,
@@ -254,7 +265,7 @@ pub(super) fn recorded(spec: &MachineSpec) -> Option<String> {
 pub fn plan_from_snapshot(
     app: &App,
     request: CreateMachineRequest,
-    key_id: &str,
+    caller: &Caller,
 ) -> Result<(String, MachineRow)> {
     let decided = [
         ("template", request.template.is_some()),
@@ -278,8 +289,9 @@ pub fn plan_from_snapshot(
     check_timeout(app, timeout_ms)?;
     let mut row = blank(
         nullspace_api::id::new(nullspace_api::id::MACHINE),
+        caller.tenant_id(),
         Some(timeout_ms),
-        Some(key_id.to_owned()),
+        Some(caller.key_id.to_string()),
         nullspace_api::time::now(),
     );
     set_action(&mut row, action);
@@ -304,12 +316,11 @@ fn checked_metadata(metadata: Option<Map<String, Value>>) -> Result<String> {
 /// # Errors
 /// `invalid_request` with the field, `not_implemented` with the feature, `template_not_found`,
 /// `no_eligible_runtime_host` when the disk is too full.
-pub fn plan(app: &App, request: CreateMachineRequest, key_id: &str) -> Result<NewMachine> {
+pub fn plan(app: &App, request: CreateMachineRequest, caller: &Caller) -> Result<NewMachine> {
     refuse_later_features(&request)?;
     let (timeout_action, auto_resume) = at_the_limit(app, &request)?;
-    let template = app
-        .templates
-        .find(request.template.as_deref().unwrap_or("base"))?;
+    let template = request.template.as_deref().unwrap_or("base");
+    let template = app.templates.find(&caller.tenant.id, template)?;
     let vcpus = request.vcpus.unwrap_or(app.config.default_vcpus);
     check_vcpus(app, vcpus)?;
     let memory_mb = request
@@ -344,8 +355,8 @@ pub fn plan(app: &App, request: CreateMachineRequest, key_id: &str) -> Result<Ne
         envs,
         cwd,
         metadata,
-        key_id: Some(key_id.to_owned()),
-        ..NewMachine::from_template(app, template)
+        key_id: Some(caller.key_id.to_string()),
+        ..NewMachine::from_template(app, &caller.tenant.id, template)
     };
     Ok(new)
 }

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::{Phase, keeper, not_found, show};
 use crate::{
     app::{
-        App, AppState,
+        App, AppState, Caller,
         machine::{self, Created, NewMachine, Pooled},
     },
     error::{Error, Kind, Result},
@@ -92,7 +92,11 @@ fn unavailable(reason: &str) -> Error {
 ///
 /// # Errors
 /// `invalid_request`, `warm_pool_not_found`.
-pub fn ask(app: &App, request: &mut CreateMachineRequest) -> Result<Option<Asked>> {
+pub fn ask(
+    app: &App,
+    caller: &Caller,
+    request: &mut CreateMachineRequest,
+) -> Result<Option<Asked>> {
     let Some(wanted) = &request.warm_pool else {
         return Ok(None);
     };
@@ -103,7 +107,8 @@ pub fn ask(app: &App, request: &mut CreateMachineRequest) -> Result<Option<Asked
     }
     let is_bypass = wanted.mode == Some(WarmPoolMode::Bypass);
     let there = wanted.id.as_deref().and_then(|id| app.pools.row(id));
-    let there = there.filter(|row| row.deleted_at.is_none());
+    let is_own = |row: &PoolRow| row.tenant_id == *caller.tenant.id;
+    let there = there.filter(|row| row.deleted_at.is_none() && is_own(row));
     let pool = match (wanted.id.as_deref(), there) {
         (_, Some(pool)) => Some(pool),
         _ if is_bypass => None,

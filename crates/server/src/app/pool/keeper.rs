@@ -63,7 +63,7 @@ pub(super) async fn look(app: &AppState, id: &str) -> Result<()> {
     let mut layer = None;
     let mut trouble = None;
     if row.state == PoolState::Enabled.as_str() {
-        match template::meaning(app, &reference(&row)?).await {
+        match template::meaning(app, &row.tenant_id, &reference(&row)?).await {
             Ok(meaning) => {
                 layer = Some(meaning.layer.clone());
                 if follow(&mut row, &meaning) {
@@ -139,7 +139,7 @@ fn begin(app: &AppState, id: &str, layer: Option<Arc<Layer>>, trouble: Option<De
             let new = NewMachine {
                 vcpus: row.vcpus,
                 memory_mb: row.memory_mb,
-                ..NewMachine::from_template(app, layer)
+                ..NewMachine::from_template(app, &pool.row.tenant_id, layer)
             };
             let stop = make::put(pool, row.clone());
             makes.push((row, new, place, stop));
@@ -173,7 +173,7 @@ pub(super) async fn resolve_anew(app: &AppState, row: &mut PoolRow) -> Result<()
         resolved: None,
         ..row.clone()
     })?;
-    match template::meaning(app, &reference).await {
+    match template::meaning(app, &row.tenant_id, &reference).await {
         Ok(meaning) => {
             follow(row, &meaning);
             Ok(())

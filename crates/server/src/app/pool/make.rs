@@ -15,6 +15,7 @@ use crate::{
         AppState,
         machine::{self, NewMachine, Place},
         template,
+        tenant::{self, Adding},
     },
     error::{Error, Result},
 };
@@ -39,6 +40,8 @@ enum Failure {
     Stopped,
     /// The server stops; the next one ends what is there.
     Stopping,
+    /// Its tenant may not have it.
+    OverQuota(String),
     /// The engine has no place for it.
     NoHost(String),
     /// It did not get ready.
@@ -93,6 +96,7 @@ pub(super) async fn run(
     let (reason, text) = match failure {
         Failure::Stopping => return,
         Failure::Stopped => return end(app, pool_id, id).await,
+        Failure::OverQuota(text) => (DegradedReason::QuotaExceeded, text),
         Failure::NoHost(text) => (DegradedReason::NoEligibleHosts, text),
         Failure::Broken(text) => (DegradedReason::ArtifactPrewarmFailed, text),
     };
@@ -135,7 +139,7 @@ async fn make(
         () = app.stopping.cancelled() => return Err(Failure::Stopping),
     };
     let id = row.machine_id.clone();
-    let runtime = new.runtime.clone();
+    let (runtime, tenant_id) = (new.runtime.clone(), new.tenant_id.clone());
     let spec = machine::pooled_spec(app, new, &id);
     let broken = |error: Error| {
         Failure::Broken(match error.context {
@@ -144,9 +148,15 @@ async fn make(
         })
     };
     app.store
-        .write(move |tx| rows::insert_instance(tx, &row))
+        .write(move |tx| {
+            rows::insert_instance(tx, &row)?;
+            tenant::within(tx, &tenant_id, Adding::Machine)
+        })
         .await
-        .map_err(|error| broken(error.into()))?;
+        .map_err(|error: Error| match error.code {
+            nullspace_api::error::code::QUOTA_EXCEEDED => Failure::OverQuota(error.message),
+            _ => broken(error),
+        })?;
     app.engine
         .create(&spec)
         .await

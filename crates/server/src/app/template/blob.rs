@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
 use crate::{
-    app::{App, agent},
+    app::{App, Caller, agent},
     error::{Error, Kind, Result},
 };
 
@@ -60,7 +60,11 @@ pub(super) fn check_path(path: &str) -> Result<()> {
 ///
 /// # Errors
 /// `file_upload_error` for entries that cannot be.
-pub async fn preflight(app: &App, files: Vec<BlobDescriptor>) -> Result<Vec<PreflightResult>> {
+pub async fn preflight(
+    app: &App,
+    caller: &Caller,
+    files: Vec<BlobDescriptor>,
+) -> Result<Vec<PreflightResult>> {
     let refuse = |error: Error| refused("preflight", &error.message);
     if files.len() > MAX_FILES {
         let message = format!("the build context has over {MAX_FILES} files and directories");
@@ -89,7 +93,7 @@ pub async fn preflight(app: &App, files: Vec<BlobDescriptor>) -> Result<Vec<Pref
             }
         }
     }
-    let data_dir = app.data_dir.clone();
+    let (data_dir, tenant_id) = (app.data_dir.clone(), caller.tenant_id());
     let results = app
         .store
         .write(move |tx| {
@@ -109,7 +113,7 @@ pub async fn preflight(app: &App, files: Vec<BlobDescriptor>) -> Result<Vec<Pref
                     let sha256 = sha256.to_ascii_lowercase();
                     let known = match file.force_upload {
                         true => None,
-                        false => rows::blob_of(tx, &sha256, size_bytes)?,
+                        false => rows::blob_of(tx, &tenant_id, &sha256, size_bytes)?,
                     };
                     let row = match known {
                         Some(mut row) => {
@@ -120,6 +124,7 @@ pub async fn preflight(app: &App, files: Vec<BlobDescriptor>) -> Result<Vec<Pref
                         None => {
                             let row = BlobRow {
                                 id: id::new(id::TEMPLATE_BLOB),
+                                tenant_id: tenant_id.clone(),
                                 sha256,
                                 size_bytes,
                                 is_stored: false,
@@ -141,22 +146,29 @@ pub async fn preflight(app: &App, files: Vec<BlobDescriptor>) -> Result<Vec<Pref
     Ok(results)
 }
 
-/// A blob that was announced.
+/// A blob that a tenant announced.
 ///
 /// # Errors
 /// `template_blob_not_found`.
-pub(super) async fn get(app: &App, blob_id: &str) -> Result<BlobRow> {
-    let wanted = blob_id.to_owned();
-    app.store
-        .read(move |db| rows::blob(db, &wanted))
+pub(super) async fn get(app: &App, tenant_id: &str, blob_id: &str) -> Result<BlobRow> {
+    find(app, blob_id)
         .await?
-        .ok_or_else(|| {
-            Error::not_found(
-                code::TEMPLATE_BLOB_NOT_FOUND,
-                format!("no blob {:?}", blob_id.chars().take(64).collect::<String>()),
-            )
-            .with_action("ask /v1/templates/blobs/preflight again")
-        })
+        .filter(|row| row.tenant_id == tenant_id)
+        .ok_or_else(|| no_blob(blob_id))
+}
+
+async fn find(app: &App, blob_id: &str) -> Result<Option<BlobRow>> {
+    let wanted = blob_id.to_owned();
+    Ok(app.store.read(move |db| rows::blob(db, &wanted)).await?)
+}
+
+/// No blob of that id.
+pub(crate) fn no_blob(id: &str) -> Error {
+    Error::not_found(
+        code::TEMPLATE_BLOB_NOT_FOUND,
+        format!("no blob {:?}", id.chars().take(64).collect::<String>()),
+    )
+    .with_action("ask /v1/templates/blobs/preflight again")
 }
 
 /// Takes the bytes of a blob. The same again are fine.
@@ -168,7 +180,7 @@ pub async fn put(
     blob_id: &str,
     data: impl Stream<Item = io::Result<Bytes>> + Send,
 ) -> Result<()> {
-    let row = get(app, blob_id).await?;
+    let row = find(app, blob_id).await?.ok_or_else(|| no_blob(blob_id))?;
     let incoming = root(&app.data_dir).join(format!(".incoming-{}", id::new("")));
     let received = receive(&incoming, &row, data).await;
     let target = path(&app.data_dir, &row.id);
@@ -231,7 +243,7 @@ async fn receive(
 }
 
 /// Keeps bytes that came inside a request; answers the blob that they are.
-pub(super) async fn store(app: &App, bytes: Vec<u8>) -> Result<BlobRow> {
+pub(super) async fn store(app: &App, caller: &Caller, bytes: Vec<u8>) -> Result<BlobRow> {
     let descriptor = BlobDescriptor {
         path: "inline".into(),
         entry_type: EntryType::File,
@@ -240,15 +252,15 @@ pub(super) async fn store(app: &App, bytes: Vec<u8>) -> Result<BlobRow> {
         size_bytes: Some(bytes.len() as u64),
         force_upload: false,
     };
-    let result = preflight(app, vec![descriptor]).await?;
+    let result = preflight(app, caller, vec![descriptor]).await?;
     let blob_id = result.into_iter().find_map(|result| result.blob_id);
     let blob_id = blob_id.unwrap_or_default();
-    let row = get(app, &blob_id).await?;
+    let row = get(app, &caller.tenant.id, &blob_id).await?;
     if !row.is_stored || !path(&app.data_dir, &row.id).is_file() {
         let piece = Ok(Bytes::from(bytes));
         put(app, &blob_id, futures_util::stream::iter([piece])).await?;
     }
-    get(app, &blob_id).await
+    get(app, &caller.tenant.id, &blob_id).await
 }
 
 /// Removes what nobody asked for in a while, and at start-up what is not whole.

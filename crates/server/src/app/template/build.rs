@@ -47,7 +47,7 @@ use super::{
     worker::{self, Job},
 };
 use crate::{
-    app::{App, AppState},
+    app::{App, AppState, Caller},
     error::{Error, Result},
 };
 
@@ -140,30 +140,30 @@ fn definition(app: &App, row: &BuildRow) -> Result<Definition> {
 ///
 /// # Errors
 /// `invalid_request`, `template_name_conflict`, `file_upload_error`, `template_blob_not_found`.
-pub async fn begin(app: &AppState, mut request: BuildRequest, key_id: &str) -> Result<Build> {
+pub async fn begin(app: &AppState, mut request: BuildRequest, caller: &Caller) -> Result<Build> {
     let secrets = Secrets::take(&mut request);
-    start(app, request, secrets, key_id, None).await
+    start(app, request, secrets, caller, None).await
 }
 
 async fn start(
     app: &AppState,
     mut request: BuildRequest,
     secrets: Secrets,
-    key_id: &str,
+    caller: &Caller,
     repeats: Option<&Build>,
 ) -> Result<Build> {
     secrets.check()?;
     let (name, tags) = definition::identity(&request)?;
     let program = definition::compile(app, &request)?;
     if let Some(files) = &mut request.build_context {
-        context::admit(app, files).await?;
+        context::admit(app, caller, files).await?;
     }
     let files = match &request.build_context {
-        Some(files) => Context::open(app, files).await?,
+        Some(files) => Context::open(app, &caller.tenant.id, files).await?,
         None => Context::default(),
     };
     let context_digest = request.build_context.is_some().then(|| files.digest());
-    let (source_type, backend) = kind(app, &request).await;
+    let (source_type, backend) = kind(app, &caller.tenant.id, &request).await;
     let claim_token = request.claim_token.take();
     let name = name.unwrap_or_else(|| id::new("template-"));
     let now = time::now();
@@ -215,7 +215,8 @@ async fn start(
     let mut row = BuildRow {
         id: build_id.clone(),
         name: name.clone(),
-        key_id: key_id.to_owned(),
+        tenant_id: caller.tenant_id(),
+        key_id: caller.key_id.to_string(),
         status: BuildStatus::Waiting.as_str().into(),
         backend: word(&backend),
         source_type: source_type.to_owned(),
@@ -230,7 +231,7 @@ async fn start(
     let (template, recorded) = app
         .store
         .write(move |tx| {
-            let template = match templates::by_name(tx, &name)? {
+            let template = match templates::by_name(tx, &recording.tenant_id, &name)? {
                 Some(template) if template.name != name => {
                     return Err(named::taken(&name).with_action(format!(
                         "it is an old name of {}: build that, or remove the alias",
@@ -240,9 +241,11 @@ async fn start(
                 Some(template) => template,
                 None => {
                     let token = claim_token.as_deref();
-                    named::check_free(tx, &name, &recording.key_id, token, now)?;
+                    let (tenant_id, key_id) = (&recording.tenant_id, &recording.key_id);
+                    named::check_free(tx, tenant_id, &name, key_id, token, now)?;
                     let template = TemplateRow {
                         id: id::new(id::TEMPLATE),
+                        tenant_id: recording.tenant_id.clone(),
                         name,
                         visibility: Visibility::Private.as_str().into(),
                         created_at: now,
@@ -267,7 +270,7 @@ async fn start(
         .builds
         .lock()
         .insert(row.id.clone(), live.clone());
-    let shown = shown(&row, Some(&template))?;
+    let shown = shown(app, &row, Some(&template))?;
     let job = Job {
         request,
         program,
@@ -280,7 +283,11 @@ async fn start(
 }
 
 /// What a build starts from, in the words of the wire.
-async fn kind(app: &AppState, request: &BuildRequest) -> (&'static str, BuildBackend) {
+async fn kind(
+    app: &AppState,
+    tenant_id: &str,
+    request: &BuildRequest,
+) -> (&'static str, BuildBackend) {
     let native = request.build_backend.unwrap_or(BuildBackend::Native);
     if request.dockerfile.is_some() {
         return ("dockerfile", BuildBackend::Buildkit);
@@ -293,7 +300,7 @@ async fn kind(app: &AppState, request: &BuildRequest) -> (&'static str, BuildBac
     let base = request.base_image.as_deref().unwrap_or_default();
     let is_template = match Reference::parse(base) {
         Ok(reference) if reference.builtin().is_some() => true,
-        _ => matches!(source::template(app, base).await, Ok(Some(_))),
+        _ => matches!(source::template(app, tenant_id, base).await, Ok(Some(_))),
     };
     match is_template {
         true => ("template_base", native),
@@ -318,7 +325,7 @@ pub(super) fn view(row: &BuildRow) -> Result<Build> {
         .map_err(|e| Error::internal(format!("the record of build {} is broken: {e}", row.id)))
 }
 
-fn shown(row: &BuildRow, template: Option<&TemplateRow>) -> Result<Build> {
+fn shown(app: &App, row: &BuildRow, template: Option<&TemplateRow>) -> Result<Build> {
     let status = BuildStatus::parse(&row.status).unwrap_or(BuildStatus::Error);
     let name = template.map_or(&row.name, |template| &template.name);
     let mut view = view(row)?;
@@ -340,8 +347,8 @@ fn shown(row: &BuildRow, template: Option<&TemplateRow>) -> Result<Build> {
     view.name.clone_from(name);
     view.status = status;
     view.updated_at = time::rfc3339(row.updated_at);
-    view.canonical_ref = named::canonical(name);
-    view.namespace_slug = nullspace_api::template::NAMESPACE.into();
+    view.canonical_ref = named::canonical(app, &row.tenant_id, name);
+    view.namespace_slug = named::namespace_of(app, &row.tenant_id);
     view.visibility = template.map_or(Visibility::Private, named::visibility);
     Ok(view)
 }
@@ -373,7 +380,7 @@ fn promotability(status: BuildStatus) -> Promotability {
     }
 }
 
-fn no_build(id: &str) -> Error {
+pub(crate) fn no_build(id: &str) -> Error {
     let shown: String = id.chars().take(64).collect();
     Error::not_found(
         code::TEMPLATE_BUILD_NOT_FOUND,
@@ -401,7 +408,12 @@ async fn find(app: &App, id: &str) -> Result<(BuildRow, Option<TemplateRow>)> {
 ///
 /// # Errors
 /// `invalid_request`, `template_not_found`.
-pub async fn list(app: &App, text: &str, query: ListBuildsQuery) -> Result<BuildPage> {
+pub async fn list(
+    app: &App,
+    tenant_id: &str,
+    text: &str,
+    query: ListBuildsQuery,
+) -> Result<BuildPage> {
     let limit = query.limit.unwrap_or(page::DEFAULT_LIMIT);
     if limit == 0 || limit > page::MAX_LIMIT {
         return Err(Error::invalid(format!(
@@ -441,10 +453,13 @@ pub async fn list(app: &App, text: &str, query: ListBuildsQuery) -> Result<Build
             next_cursor: None,
         });
     }
+    let tenant_id = tenant_id.to_owned();
     let found = app
         .store
         .read(move |db| {
-            let Some(found) = named::find_in(db, &reference, true)? else {
+            // How another's was built is not shown.
+            let found = named::find_in(db, &tenant_id, &reference, true)?;
+            let Some(found) = found.filter(|found| found.template.tenant_id == tenant_id) else {
                 return Ok(None);
             };
             filter.template_id.clone_from(&found.template.id);
@@ -457,7 +472,7 @@ pub async fn list(app: &App, text: &str, query: ListBuildsQuery) -> Result<Build
     let next_cursor = (found.last())
         .filter(|_| more)
         .map(|last| format!("b{:x}", last.seq));
-    let builds = found.iter().map(|row| shown(row, Some(&template)));
+    let builds = found.iter().map(|row| shown(app, row, Some(&template)));
     Ok(BuildPage {
         builds: builds.collect::<Result<_>>()?,
         next_cursor,
@@ -506,7 +521,7 @@ pub async fn retry(
     app: &AppState,
     id: &str,
     again: RetryBuildRequest,
-    key_id: &str,
+    caller: &Caller,
 ) -> Result<Build> {
     let (row, template) = find(app, id).await?;
     let status = BuildStatus::parse(&row.status).unwrap_or(BuildStatus::Error);
@@ -524,7 +539,7 @@ pub async fn retry(
         registries: again.registry_auth.unwrap_or_default(),
     };
     definition.check_again(&secrets)?;
-    let parent = shown(&row, template.as_ref())?;
+    let parent = shown(app, &row, template.as_ref())?;
     let mut request = definition.request;
     // It may have been renamed since.
     request.name = Some(parent.name.clone());
@@ -532,7 +547,7 @@ pub async fn retry(
     if again.tags.is_some() {
         request.tags = again.tags;
     }
-    start(app, request, secrets, key_id, Some(&parent)).await
+    start(app, request, secrets, caller, Some(&parent)).await
 }
 
 /// Makes a tag mean a build.

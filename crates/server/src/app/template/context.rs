@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use super::blob;
 use crate::{
-    app::App,
+    app::{App, Caller},
     error::{Error, Result},
 };
 
@@ -53,7 +53,7 @@ pub(super) type Selection = Vec<(String, Entry)>;
 ///
 /// # Errors
 /// `invalid_request`, `template_blob_not_found`.
-pub(super) async fn admit(app: &App, context: &mut BuildContext) -> Result<()> {
+pub(super) async fn admit(app: &App, caller: &Caller, context: &mut BuildContext) -> Result<()> {
     check(context)?;
     for file in &mut context.files {
         if file.entry_type == EntryType::Dir {
@@ -61,10 +61,12 @@ pub(super) async fn admit(app: &App, context: &mut BuildContext) -> Result<()> {
         }
         if let Some(content) = file.content_base64.take() {
             let bytes = decode(&file.path, &content)?;
-            file.blob_id = Some(blob::store(app, bytes).await?.id);
+            file.blob_id = Some(blob::store(app, caller, bytes).await?.id);
         }
     }
-    Context::open(app, context).await.map(drop)
+    Context::open(app, &caller.tenant.id, context)
+        .await
+        .map(drop)
 }
 
 /// Checks what can be checked without the blobs.
@@ -132,12 +134,12 @@ impl Context {
     ///
     /// # Errors
     /// `template_blob_not_found`, also for one that was announced and never sent.
-    pub(super) async fn open(app: &App, context: &BuildContext) -> Result<Self> {
+    pub(super) async fn open(app: &App, tenant_id: &str, context: &BuildContext) -> Result<Self> {
         let mut entries = BTreeMap::new();
         for file in &context.files {
             let content = match &file.blob_id {
                 Some(blob_id) => {
-                    let row = blob::get(app, blob_id).await?;
+                    let row = blob::get(app, tenant_id, blob_id).await?;
                     if !row.is_stored || !blob::path(&app.data_dir, &row.id).is_file() {
                         return Err(blob::refused(
                             "blob_upload",

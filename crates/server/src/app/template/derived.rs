@@ -26,6 +26,7 @@ use crate::{
     app::{
         AppState, exec,
         machine::{self, NewMachine},
+        tenant,
     },
     error::{Error, Kind, Result},
 };
@@ -66,7 +67,7 @@ pub(super) async fn ensure(app: &AppState, name: &str) -> Result<()> {
     if app.templates.is_ready(name) {
         return Ok(());
     }
-    let base = app.templates.find("base")?;
+    let base = app.templates.find_builtin("base")?;
     let mut outcome = begin(app, templates, recipe, &base);
     let ended = tokio::time::timeout(PATIENCE, outcome.wait_for(Option::is_some)).await;
     match ended {
@@ -131,7 +132,8 @@ async fn make(
         memory_mb: MEMORY_MB.min(app.config.max_memory_mb),
         becomes_layer: true,
         owner: Some(format!("{OWNER}{}", recipe.name)),
-        ..NewMachine::from_template(app, std::sync::Arc::new(base))
+        // It is everybody's, and nobody's quota.
+        ..NewMachine::from_template(app, tenant::DEFAULT, std::sync::Arc::new(base))
     };
     let created = machine::create(app, new, None).await?;
     let (machine::Created::New(row) | machine::Created::Replayed(row)) = created;

@@ -170,7 +170,8 @@ impl Journal {
                     )?;
                 }
                 if !tags.is_empty() {
-                    templates::forget_claims(tx, recording.updated_at, Some(&recording.name))?;
+                    let built = (&*recording.tenant_id, &*recording.name);
+                    templates::forget_claims(tx, recording.updated_at, Some(built))?;
                 }
                 Ok::<_, StoreError>(())
             })

@@ -25,7 +25,7 @@ use sha2::{Digest, Sha256};
 
 use super::image;
 use crate::{
-    app::{App, agent, agent_artifact, bundle, machine},
+    app::{App, agent, agent_artifact, bundle, machine, tenant},
     error::{Error, Result},
 };
 
@@ -89,6 +89,16 @@ pub(super) fn key(parts: &[&str]) -> String {
         digest.update(part);
     }
     hex::encode(digest.finalize())
+}
+
+/// The key of what a step of a tenant's build leaves: it may have reached what others would not have, and so is nobody else's. Layers
+/// of images are what their digests say, whoever fetched them.
+#[must_use]
+pub(super) fn key_of_step(tenant_id: &str, key: &str) -> String {
+    match tenant_id {
+        tenant::DEFAULT => key.to_owned(),
+        _ => format!("{tenant_id}/{key}"),
+    }
 }
 
 /// The newest layer of a key for a build, if its tree is there.

@@ -7,7 +7,7 @@ use std::{collections::HashMap, sync::Arc};
 use nullspace_api::{
     error::code,
     id,
-    template::{BUILTIN_NAMESPACE, DEFAULT_TAG, NAMESPACE, TemplateInfo, TemplateTag, Visibility},
+    template::{BUILTIN_NAMESPACE, DEFAULT_TAG, TemplateInfo, TemplateTag, Visibility},
     template_build::BuildStatus,
     time,
 };
@@ -16,6 +16,7 @@ use nullspace_store::{
     rusqlite::Connection,
     template::{self as rows, TagRow, TemplateRow},
     template_build::{self as builds, BuildRow},
+    tenant as tenants,
 };
 use nullspace_templates::Layer;
 
@@ -32,8 +33,31 @@ use crate::{
 pub use naming::{aliases, claim, namespace, release, remove_alias, rename};
 pub(super) use naming::{check_free, taken};
 
-/// What references mean, for whoever cannot wait: see [`refresh`].
-pub(super) type Index = HashMap<String, Arc<Layer>>;
+/// What references mean, for whoever cannot wait: see [`refresh`]. The key is the template's id, or its name with that of its tenant
+/// or with its tenant's id before it, and a tag.
+pub(super) type Index = HashMap<String, Named>;
+
+/// What a reference means, and to whom.
+#[derive(Clone, Debug)]
+pub(super) struct Named {
+    pub(super) layer: Arc<Layer>,
+    pub(super) tenant_id: String,
+    pub(super) is_public: bool,
+}
+
+/// Where an index has a template: by id, and by the names that it has or had.
+pub(super) fn places<'a>(
+    template: &TemplateRow,
+    tenant: Option<&str>,
+    names: impl Iterator<Item = &'a str>,
+) -> Vec<String> {
+    let mut places = vec![template.id.clone()];
+    for name in names {
+        places.push(format!("{}/{name}", template.tenant_id));
+        places.extend(tenant.map(|tenant| format!("{tenant}/{name}")));
+    }
+    places
+}
 
 /// Reads what every reference means that names no build.
 ///
@@ -44,12 +68,20 @@ pub(super) async fn refresh(app: &App) -> Result<()> {
     let found = app
         .store
         .read(|db| {
+            let owners: HashMap<String, String> = tenants::list(db)?
+                .into_iter()
+                .map(|tenant| (tenant.id, tenant.name))
+                .collect();
             let mut found = Vec::new();
             for template in rows::list(db)? {
                 let aliases = rows::aliases(db, &template.id)?;
+                let names = aliases.iter().map(|(name, _)| name.as_str());
+                let names = std::iter::once(template.name.as_str()).chain(names);
+                let tenant = owners.get(&template.tenant_id).map(String::as_str);
+                let places = places(&template, tenant, names);
                 for tag in rows::tags(db, &template.id)? {
                     if let Some(build) = builds::get(db, &tag.build_id)? {
-                        found.push((template.clone(), aliases.clone(), tag.tag, build));
+                        found.push((template.clone(), places.clone(), tag.tag, build));
                     }
                 }
             }
@@ -57,34 +89,35 @@ pub(super) async fn refresh(app: &App) -> Result<()> {
         })
         .await?;
     let mut index = Index::new();
-    for (template, aliases, tag, build) in found {
+    for (template, places, tag, build) in found {
         let Some(artifact) = build::artifact(app, &build) else {
             continue;
         };
-        let layer = Arc::new(artifact.layer(&app.data_dir, &template.name));
-        let names = [template.id, template.name].into_iter();
-        for name in names.chain(aliases.into_iter().map(|(name, _)| name)) {
-            index.insert(format!("{name}:{tag}"), layer.clone());
+        let named = Named {
+            layer: Arc::new(artifact.layer(&app.data_dir, &template.name)),
+            is_public: visibility(&template) == Visibility::Public,
+            tenant_id: template.tenant_id,
+        };
+        for place in places {
+            index.insert(format!("{place}:{tag}"), named.clone());
         }
     }
     app.templates.set_named(index);
     Ok(())
 }
 
-/// What a reference means in the index.
-pub(super) fn look_up(index: &Index, reference: &Reference) -> Option<Arc<Layer>> {
+/// What a reference of a tenant means in the index.
+pub(super) fn look_up(index: &Index, tenant_id: &str, reference: &Reference) -> Option<Arc<Layer>> {
     let subject = match &reference.subject {
-        Subject::Id(id) => id,
-        Subject::Name(name) | Subject::Builtin(name) | Subject::Own(name) => name,
+        Subject::Id(id) => id.clone(),
+        Subject::Name(name) | Subject::Builtin(name) => format!("{tenant_id}/{name}"),
+        Subject::Of(namespace, name) => format!("{namespace}/{name}"),
     };
-    let tag = reference.tag()?;
-    index.get(&format!("{subject}:{tag}")).cloned().or_else(|| {
-        let default = format!("{subject}:{DEFAULT_TAG}");
-        index
-            .get(&default)
-            .filter(|_| reference.is_latest())
-            .cloned()
-    })
+    let get = |tag: &str| {
+        let named = index.get(&format!("{subject}:{tag}"))?;
+        (named.is_public || named.tenant_id == tenant_id).then(|| named.layer.clone())
+    };
+    get(reference.tag()?).or_else(|| reference.is_latest().then(|| get(DEFAULT_TAG)).flatten())
 }
 
 /// A template that was built.
@@ -112,8 +145,12 @@ impl Found {
                 .any(|tag| tag.tag == DEFAULT_TAG)
                 .then(|| DEFAULT_TAG.to_owned()),
             builtin: false,
-            canonical_ref: Some(canonical(&self.template.name)),
-            namespace_slug: Some(NAMESPACE.to_owned()),
+            canonical_ref: Some(canonical(
+                app,
+                &self.template.tenant_id,
+                &self.template.name,
+            )),
+            namespace_slug: Some(namespace_of(app, &self.template.tenant_id)),
             visibility: visibility(&self.template),
             runtime_defaults: artifact.map(|artifact| artifact.defaults()),
             created_at: Some(time::rfc3339(self.template.created_at)),
@@ -121,8 +158,14 @@ impl Found {
     }
 }
 
-pub(super) fn canonical(name: &str) -> String {
-    format!("{NAMESPACE}/{name}")
+/// The namespace of a tenant's templates.
+pub(super) fn namespace_of(app: &App, tenant_id: &str) -> String {
+    let tenant = app.keys.tenant(tenant_id);
+    tenant.map_or_else(|| tenant_id.to_owned(), |tenant| tenant.name.to_string())
+}
+
+pub(super) fn canonical(app: &App, tenant_id: &str, name: &str) -> String {
+    format!("{}/{name}", namespace_of(app, tenant_id))
 }
 
 pub(super) fn visibility(template: &TemplateRow) -> Visibility {
@@ -132,19 +175,26 @@ pub(super) fn visibility(template: &TemplateRow) -> Visibility {
     }
 }
 
-/// Finds what a reference means. With `any` a template without a build that is ready counts too.
+/// Finds what a reference of a tenant means: one of its own, or a public one. With `any` a template without a build that is ready
+/// counts too.
 pub(super) fn find_in(
     db: &Connection,
+    tenant_id: &str,
     reference: &Reference,
     any: bool,
 ) -> Result<Option<Found>, StoreError> {
     let template = match &reference.subject {
         Subject::Id(id) => rows::get(db, id)?,
-        Subject::Name(name) | Subject::Builtin(name) | Subject::Own(name) => {
-            rows::by_name(db, name)?
-        }
+        Subject::Name(name) | Subject::Builtin(name) => rows::by_name(db, tenant_id, name)?,
+        Subject::Of(namespace, name) => match tenants::find(db, namespace)? {
+            Some(tenant) => rows::by_name(db, &tenant.id, name)?,
+            None => None,
+        },
     };
-    let Some(template) = template else {
+    let may_see = |template: &TemplateRow| {
+        template.tenant_id == tenant_id || visibility(template) == Visibility::Public
+    };
+    let Some(template) = template.filter(may_see) else {
         return Ok(None);
     };
     let tags = rows::tags(db, &template.id)?;
@@ -177,15 +227,29 @@ pub(super) fn find_in(
     }))
 }
 
-async fn find(app: &App, text: &str, any: bool) -> Result<Found> {
+async fn find(app: &App, tenant_id: &str, text: &str, any: bool) -> Result<Found> {
     let reference = Reference::parse(text)?;
     if reference.builtin().is_some() {
         return Err(builtin(text));
     }
+    let tenant_id = tenant_id.to_owned();
     app.store
-        .read(move |db| find_in(db, &reference, any))
+        .read(move |db| find_in(db, &tenant_id, &reference, any))
         .await?
         .ok_or_else(|| reference::not_found(text))
+}
+
+/// The same for what is changed: it has to be the tenant's own.
+async fn find_own(app: &App, tenant_id: &str, text: &str, any: bool) -> Result<Found> {
+    let found = find(app, tenant_id, text, any).await?;
+    if found.template.tenant_id == tenant_id {
+        return Ok(found);
+    }
+    Err(Error::new(
+        Kind::Forbidden,
+        code::PERMISSION_DENIED,
+        format!("template {text} is another tenant's: it can be used, and not changed"),
+    ))
 }
 
 /// Built-in templates stay as they are.
@@ -201,8 +265,8 @@ fn builtin(text: &str) -> Error {
 ///
 /// # Errors
 /// `template_not_found`.
-pub(super) async fn exact(app: &App, text: &str) -> Result<(Artifact, String)> {
-    let found = find(app, text, false).await?;
+pub(super) async fn exact(app: &App, tenant_id: &str, text: &str) -> Result<(Artifact, String)> {
+    let found = find(app, tenant_id, text, false).await?;
     let artifact = found
         .build
         .as_ref()
@@ -217,8 +281,12 @@ pub(super) async fn exact(app: &App, text: &str) -> Result<(Artifact, String)> {
 ///
 /// # Errors
 /// `template_not_found`.
-pub(super) async fn meaning(app: &App, text: &str) -> Result<(Artifact, String, String, String)> {
-    let found = find(app, text, false).await?;
+pub(super) async fn meaning(
+    app: &App,
+    tenant_id: &str,
+    text: &str,
+) -> Result<(Artifact, String, String, String)> {
+    let found = find(app, tenant_id, text, false).await?;
     let build = found.build.ok_or_else(|| reference::not_found(text))?;
     let artifact = build::artifact(app, &build).ok_or_else(|| reference::not_found(text))?;
     Ok((artifact, found.template.name, found.template.id, build.id))
@@ -228,29 +296,33 @@ pub(super) async fn meaning(app: &App, text: &str) -> Result<(Artifact, String, 
 ///
 /// # Errors
 /// `template_not_found`.
-pub async fn get(app: &App, text: &str) -> Result<TemplateInfo> {
+pub async fn get(app: &App, tenant_id: &str, text: &str) -> Result<TemplateInfo> {
     let reference = Reference::parse(text)?;
     match reference.builtin() {
         Some(name) => Ok(builtin_info(app, name)),
-        None => Ok(find(app, text, false).await?.info(app)),
+        None => Ok(find(app, tenant_id, text, false).await?.info(app)),
     }
 }
 
-/// Every template: the built-in ones, and those that were built, newest first.
+/// Every template of a tenant: the built-in ones, and those that it built, newest first.
 ///
 /// # Errors
 /// When the record cannot be read.
-pub async fn list(app: &App) -> Result<Vec<TemplateInfo>> {
+pub async fn list(app: &App, tenant_id: &str) -> Result<Vec<TemplateInfo>> {
+    let tenant_id = tenant_id.to_owned();
     let found = app
         .store
-        .read(|db| {
+        .read(move |db| {
             let mut found = Vec::new();
             for template in rows::list(db)? {
+                if template.tenant_id != tenant_id {
+                    continue;
+                }
                 let reference = Reference {
                     subject: Subject::Id(template.id),
                     which: Which::Default,
                 };
-                found.extend(find_in(db, &reference, false)?);
+                found.extend(find_in(db, &tenant_id, &reference, false)?);
             }
             Ok::<_, StoreError>(found)
         })
@@ -262,7 +334,7 @@ pub async fn list(app: &App) -> Result<Vec<TemplateInfo>> {
 }
 
 fn builtin_info(app: &App, name: &str) -> TemplateInfo {
-    let layer = app.templates.find(name).ok();
+    let layer = app.templates.find_builtin(name).ok();
     TemplateInfo {
         id: format!("{}{name}", id::TEMPLATE),
         name: name.to_owned(),
@@ -287,8 +359,8 @@ fn builtin_info(app: &App, name: &str) -> TemplateInfo {
 ///
 /// # Errors
 /// `template_not_found`, `permission_denied` for a built-in one, `template_build_conflict` while it is built.
-pub async fn delete(app: &App, text: &str) -> Result<()> {
-    let template = find(app, text, true).await?.template;
+pub async fn delete(app: &App, tenant_id: &str, text: &str) -> Result<()> {
+    let template = find_own(app, tenant_id, text, true).await?.template;
     let id = template.id.clone();
     app.store
         .write(move |tx| {
@@ -313,8 +385,8 @@ pub async fn delete(app: &App, text: &str) -> Result<()> {
 ///
 /// # Errors
 /// `template_not_found`, `permission_denied` for a built-in one.
-pub async fn tags(app: &App, text: &str) -> Result<Vec<TemplateTag>> {
-    let found = find(app, text, false).await?;
+pub async fn tags(app: &App, tenant_id: &str, text: &str) -> Result<Vec<TemplateTag>> {
+    let found = find(app, tenant_id, text, false).await?;
     let shown = found.tags.into_iter().map(|tag| TemplateTag {
         tag: tag.tag,
         build_id: tag.build_id,
@@ -327,8 +399,13 @@ pub async fn tags(app: &App, text: &str) -> Result<Vec<TemplateTag>> {
 ///
 /// # Errors
 /// `invalid_request`, `template_not_found`, `permission_denied`.
-pub async fn assign_tags(app: &App, text: &str, tags: Vec<String>) -> Result<TemplateInfo> {
-    let found = find(app, text, false).await?;
+pub async fn assign_tags(
+    app: &App,
+    tenant_id: &str,
+    text: &str,
+    tags: Vec<String>,
+) -> Result<TemplateInfo> {
+    let found = find_own(app, tenant_id, text, false).await?;
     let build = found.build.ok_or_else(|| {
         Error::conflict(
             code::TEMPLATE_BUILD_CONFLICT,
@@ -363,15 +440,15 @@ pub(super) async fn set_tags(
         .await?;
     refresh(app).await?;
     let exact = format!("{}:{}", build.template_id, build.id);
-    Ok(find(app, &exact, false).await?.info(app))
+    Ok(find(app, &build.tenant_id, &exact, false).await?.info(app))
 }
 
 /// Takes a tag away. Builds stay, and can be named by id.
 ///
 /// # Errors
 /// `template_not_found`, `template_tag_not_found`, `permission_denied`.
-pub async fn remove_tag(app: &App, text: &str, tag: &str) -> Result<()> {
-    let template = find(app, text, true).await?.template;
+pub async fn remove_tag(app: &App, tenant_id: &str, text: &str, tag: &str) -> Result<()> {
+    let template = find_own(app, tenant_id, text, true).await?.template;
     let (id, wanted) = (template.id, tag.to_owned());
     let removed = app
         .store
@@ -389,12 +466,18 @@ pub async fn remove_tag(app: &App, text: &str, tag: &str) -> Result<()> {
 ///
 /// # Errors
 /// `template_not_found`, `permission_denied`.
-pub async fn set_visibility(app: &App, text: &str, visibility: Visibility) -> Result<TemplateInfo> {
-    let mut found = find(app, text, false).await?;
+pub async fn set_visibility(
+    app: &App,
+    tenant_id: &str,
+    text: &str,
+    visibility: Visibility,
+) -> Result<TemplateInfo> {
+    let mut found = find_own(app, tenant_id, text, false).await?;
     let id = found.template.id.clone();
     app.store
         .write(move |tx| rows::set_visibility(tx, &id, visibility.as_str()))
         .await?;
+    refresh(app).await?;
     found.template.visibility = visibility.as_str().to_owned();
     Ok(found.info(app))
 }

@@ -3,7 +3,7 @@
 use nullspace_api::{
     error::code,
     id,
-    template::{BUILTIN_NAMESPACE, DEFAULT_TAG, NAMESPACE},
+    template::{BUILTIN_NAMESPACE, DEFAULT_TAG},
 };
 
 use crate::error::{Error, Result};
@@ -33,8 +33,8 @@ pub(super) enum Subject {
     Name(String),
     /// By name: one that came with the program, or one that was built if there is none of that name.
     Builtin(String),
-    /// By name: one that was built.
-    Own(String),
+    /// By namespace, which is the name of a tenant, and name: one that was built there.
+    Of(String, String),
 }
 
 /// Which build a reference means.
@@ -72,8 +72,10 @@ impl Reference {
         let subject = match namespace {
             None => Subject::Name(name),
             Some(BUILTIN_NAMESPACE) => Subject::Builtin(name),
-            Some(NAMESPACE) => Subject::Own(name),
-            Some(_) => return Err(none()),
+            Some(namespace) => {
+                check_name(namespace).map_err(|_| none())?;
+                Subject::Of(namespace.to_owned(), name)
+            }
         };
         Ok(Self { subject, which })
     }
@@ -84,7 +86,7 @@ impl Reference {
         let name = match &self.subject {
             Subject::Name(name) | Subject::Builtin(name) => name.as_str(),
             Subject::Id(id) => id.strip_prefix(id::TEMPLATE)?,
-            Subject::Own(_) => return None,
+            Subject::Of(..) => return None,
         };
         let is_current = match &self.which {
             Which::Default => true,
@@ -99,7 +101,7 @@ impl Reference {
     pub(super) fn name(&self) -> Option<&str> {
         match &self.subject {
             Subject::Id(_) => None,
-            Subject::Name(name) | Subject::Builtin(name) | Subject::Own(name) => Some(name),
+            Subject::Name(name) | Subject::Builtin(name) | Subject::Of(_, name) => Some(name),
         }
     }
 
@@ -203,11 +205,15 @@ mod tests {
         assert_eq!(parse("mine").tag(), Some("default"));
         assert_eq!(parse("tmpl_1:v1").subject, Subject::Id("tmpl_1".into()));
         assert_eq!(parse("nullspace/mine:latest").name(), Some("mine"));
+        let other = Subject::Of("other".into(), "mine".into());
+        assert_eq!(parse("other/mine:v1").subject, other);
         for none in [
             "",
             "Mine",
             "a/b/c",
-            "other/mine",
+            "docker.io:80/mine",
+            "-a/mine",
+            "/mine",
             "mine:",
             ":v1",
             "-a",

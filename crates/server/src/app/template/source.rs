@@ -17,22 +17,32 @@ use crate::{app::AppState, error::Result};
 ///
 /// # Errors
 /// `template_not_found` for what can only be a template.
-pub(super) async fn template(app: &AppState, text: &str) -> Result<Option<Artifact>> {
+pub(super) async fn template(
+    app: &AppState,
+    tenant_id: &str,
+    text: &str,
+) -> Result<Option<Artifact>> {
     let reference = match Reference::parse(text) {
         Ok(reference) => reference,
         // A registry's name, or a path in one.
         Err(_) => return Ok(None),
     };
     if reference.builtin().is_some() {
-        super::ensure(app, text).await?;
-        let layer: Arc<Layer> = app.templates.find(text)?;
+        super::ensure(app, tenant_id, text).await?;
+        let layer: Arc<Layer> = app.templates.find(tenant_id, text)?;
         return Ok(Some(Artifact::of(&layer)));
     }
-    match named::exact(app, text).await {
+    match named::exact(app, tenant_id, text).await {
         Ok((artifact, _)) => Ok(Some(artifact)),
         Err(error) if error.code == code::TEMPLATE_NOT_FOUND => {
-            let is_image = matches!(reference.subject, Subject::Name(_))
-                && !matches!(reference.which, Which::Build(_));
+            // A namespace that is not the tenant's own may as well be part of an image's name.
+            let own = named::namespace_of(app, tenant_id);
+            let may_be = match &reference.subject {
+                Subject::Name(_) => true,
+                Subject::Of(namespace, _) => *namespace != own,
+                Subject::Id(_) | Subject::Builtin(_) => false,
+            };
+            let is_image = may_be && !matches!(reference.which, Which::Build(_));
             match is_image {
                 true => Ok(None),
                 false => Err(error),

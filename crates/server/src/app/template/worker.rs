@@ -318,7 +318,9 @@ impl Worker {
         binds: Vec<nullspace_engine::Bind>,
     ) -> Result<String> {
         let config = &self.job.request.build_config.clone().unwrap_or_default();
-        let defaults = machine::NewMachine::from_template(&self.app, Arc::new(layer));
+        let tenant_id = self.journal.row.tenant_id.clone();
+        let layer = Arc::new(layer);
+        let defaults = machine::NewMachine::from_template(&self.app, &tenant_id, layer);
         let new = machine::NewMachine {
             vcpus: config.vcpus.unwrap_or(2).min(self.app.config.max_vcpus),
             memory_mb: (config.memory_mib.unwrap_or(512)).min(self.app.config.max_memory_mb),

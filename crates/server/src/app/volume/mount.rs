@@ -13,7 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{count, of, open};
 use crate::{
-    app::{App, AppState, machine},
+    app::{
+        App, AppState, machine,
+        scope::{Access, Area, Need},
+    },
     error::{Error, Kind, Result},
 };
 
@@ -59,12 +62,17 @@ pub enum Change {
 /// # Errors
 /// `not_found`, `volume_invalid_mount_path`, `volume_overlapping_mounts`, `volume_limit_exceeded`,
 /// `volume_quota_exceeded`, `volume_backend_unavailable`.
-pub async fn plan(app: &AppState, wanted: &[VolumeMount], cwd: &str) -> Result<Vec<Mount>> {
+pub async fn plan(
+    app: &AppState,
+    tenant_id: &str,
+    wanted: &[VolumeMount],
+    cwd: &str,
+) -> Result<Vec<Mount>> {
     let mut mounts: Vec<Mount> = Vec::new();
     for wanted in wanted {
         let path = check_path(&wanted.mount_path)?;
         fits(mounts.iter().map(|mount| mount.mount_path.as_str()), &path)?;
-        mounts.push(plan_one(app, wanted, path).await?);
+        mounts.push(plan_one(app, tenant_id, wanted, path).await?);
     }
     for mount in &mounts {
         if let Some(rest) = beneath(&mount.mount_path, cwd).filter(|rest| !rest.is_empty()) {
@@ -76,6 +84,15 @@ pub async fn plan(app: &AppState, wanted: &[VolumeMount], cwd: &str) -> Result<V
     Ok(mounts)
 }
 
+/// What a key has to be for to have a volume mounted.
+#[must_use]
+pub fn need(wanted: &VolumeMount) -> Need {
+    match wanted.read_only.unwrap_or(false) {
+        true => Need(Area::Volumes, Access::Read),
+        false => Need(Area::Volumes, Access::Write),
+    }
+}
+
 /// Mounts a volume in a machine that runs.
 ///
 /// # Errors
@@ -84,12 +101,17 @@ pub async fn attach(app: &AppState, id: &str, wanted: &VolumeMount) -> Result<At
     let row = machine::get(app, id).await?;
     let path = check_path(&wanted.mount_path)?;
     fits(row.volumes.iter().map(|one| one.mount_path.as_str()), &path)?;
-    let mount = plan_one(app, wanted, path).await?;
+    let mount = plan_one(app, &row.tenant_id, wanted, path).await?;
     machine::change_volume(app, id, Change::Attach(mount)).await
 }
 
-async fn plan_one(app: &AppState, wanted: &VolumeMount, mount_path: String) -> Result<Mount> {
-    let volume = super::find(app, wanted.reference.trim()).await?;
+async fn plan_one(
+    app: &AppState,
+    tenant_id: &str,
+    wanted: &VolumeMount,
+    mount_path: String,
+) -> Result<Mount> {
+    let volume = super::find(app, tenant_id, wanted.reference.trim()).await?;
     let read_only = wanted.read_only.unwrap_or(false);
     if let Some(limits) = count::Limits::of(&volume).filter(|_| !read_only) {
         let (_, open) = open(app, &volume.id).await?;
@@ -148,7 +170,7 @@ pub(crate) async fn kept(app: &App, machine: &MachineRow) -> Result<Vec<Mount>> 
 ///
 /// # Errors
 /// `not_found` when one is gone; otherwise as [`plan`].
-pub(crate) async fn again(app: &AppState, kept: &[Mount]) -> Result<Vec<Mount>> {
+pub(crate) async fn again(app: &AppState, tenant_id: &str, kept: &[Mount]) -> Result<Vec<Mount>> {
     let mut mounts = Vec::with_capacity(kept.len());
     for one in kept {
         let wanted = VolumeMount {
@@ -157,7 +179,7 @@ pub(crate) async fn again(app: &AppState, kept: &[Mount]) -> Result<Vec<Mount>> 
             read_only: Some(one.read_only),
             subpath: one.subpath.clone(),
         };
-        let mount = plan_one(app, &wanted, one.mount_path.clone()).await;
+        let mount = plan_one(app, tenant_id, &wanted, one.mount_path.clone()).await;
         mounts.push(mount.map_err(|error| {
             match error.code {
                 code::NOT_FOUND => error

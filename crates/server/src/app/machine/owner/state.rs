@@ -11,7 +11,7 @@ use nullspace_api::time;
 use nullspace_engine::{Capabilities, EngineError, MachineSpec, Purpose};
 use nullspace_lifecycle::machine::{Input, State};
 use nullspace_store::{
-    StoreError, event as event_rows, idempotency,
+    event as event_rows, idempotency,
     snapshot::{self as snapshot_rows, SnapshotRow},
 };
 
@@ -21,6 +21,7 @@ use crate::{
         egress,
         machine::{key_used, salted},
         snapshot::{self, By, Kept, Kind, Shape, Wanted},
+        tenant::{self, Adding},
         volume::mount::{self, Mount},
     },
     error::{Error, Result},
@@ -94,6 +95,7 @@ impl Owner {
             .read(move |db| snapshot_rows::get(db, &wanted))
             .await?
             .ok_or_else(|| Error::internal(format!("the record has no snapshot {snapshot}")))?;
+        tenant::may_resume(&self.app, &self.row).await?;
         if self.place.is_none() {
             self.place = Some(self.app.machines.reserve(self.app.config.max_machines)?);
         }
@@ -164,7 +166,7 @@ impl Owner {
         let volumes = mount::kept(&self.app, &self.row).await?;
         if wanted.kind == Kind::Fork {
             // What the other machine would be refused is refused before anything is done.
-            mount::again(&self.app, &volumes).await?;
+            mount::again(&self.app, &self.row.tenant_id, &volumes).await?;
         }
         let mut snapshot = self.snapshot(wanted.kind, &wanted.by, volumes)?;
         snapshot.child_id.clone_from(&wanted.child);
@@ -203,6 +205,7 @@ impl Owner {
     ) -> Result<idempotency::Outcome> {
         let event = wanted.event(&self.row, &snapshot.id, "requested");
         let (claim, snapshot) = (wanted.claim.clone(), snapshot.clone());
+        let is_extra = wanted.kind == Kind::Snapshot;
         let subject = wanted.child.clone().unwrap_or_else(|| snapshot.id.clone());
         let outcome = self
             .app
@@ -215,9 +218,13 @@ impl Owner {
                         return Ok(outcome);
                     }
                 }
+                // How much it is to be is not known yet. One that a machine goes on from is kept in any case.
+                if is_extra {
+                    tenant::within(tx, &snapshot.tenant_id, Adding::Disk)?;
+                }
                 snapshot_rows::put(tx, &snapshot)?;
                 event_rows::append(tx, &event)?;
-                Ok::<_, StoreError>(idempotency::Outcome::New)
+                Ok::<_, Error>(idempotency::Outcome::New)
             })
             .await?;
         Ok(outcome)
@@ -242,6 +249,7 @@ impl Owner {
         Ok(SnapshotRow {
             id: nullspace_api::id::new(nullspace_api::id::SNAPSHOT),
             machine_id: self.row.id.clone(),
+            tenant_id: self.row.tenant_id.clone(),
             kind: kind.as_str().to_owned(),
             shape: shape.to_json()?,
             metadata: snapshot::lasting(false).to_string(),

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::kind;
 use crate::{
     app::{
-        AppState,
+        AppState, Caller,
         template::{
             definition::{self, Secrets},
             program::{Action, From, Program},
@@ -20,7 +20,11 @@ use crate::{
 };
 
 /// Whether a build could be begun, and what may not be what was meant.
-pub async fn validate(app: &AppState, mut request: BuildRequest) -> ValidateResponse {
+pub async fn validate(
+    app: &AppState,
+    caller: &Caller,
+    mut request: BuildRequest,
+) -> ValidateResponse {
     let secrets = Secrets::take(&mut request);
     let checked = secrets
         .check()
@@ -31,7 +35,7 @@ pub async fn validate(app: &AppState, mut request: BuildRequest) -> ValidateResp
     match checked {
         Ok(program) => {
             warnings.extend(program.warnings.clone());
-            if let Err(error) = bases(app, &program).await {
+            if let Err(error) = bases(app, &caller.tenant.id, &program).await {
                 errors.push(wrong(error));
             }
         }
@@ -53,14 +57,14 @@ fn wrong(error: Error) -> ValidationError {
 }
 
 /// Whether what it starts from can be there, as far as that can be told without a registry.
-async fn bases(app: &AppState, program: &Program) -> Result<()> {
+async fn bases(app: &AppState, tenant_id: &str, program: &Program) -> Result<()> {
     for stage in &program.stages {
         if let From::Reference(text) = &stage.from
             && !text.contains('$')
         {
             match Reference::parse(text) {
                 Ok(reference) if reference.builtin().is_some() => {}
-                _ => source::template(app, text).await.map(drop)?,
+                _ => source::template(app, tenant_id, text).await.map(drop)?,
             }
         }
     }
@@ -71,12 +75,16 @@ async fn bases(app: &AppState, program: &Program) -> Result<()> {
 ///
 /// # Errors
 /// Those of [`begin`].
-pub async fn plan(app: &AppState, mut request: BuildRequest) -> Result<PlanResponse> {
+pub async fn plan(
+    app: &AppState,
+    caller: &Caller,
+    mut request: BuildRequest,
+) -> Result<PlanResponse> {
     let secrets = Secrets::take(&mut request);
     secrets.check()?;
     definition::identity(&request)?;
     let program = definition::compile(app, &request)?;
-    let (source_type, build_backend) = kind(app, &request).await;
+    let (source_type, build_backend) = kind(app, &caller.tenant.id, &request).await;
     let context_digest = request.build_context.as_ref().map(|files| {
         hex::encode(Sha256::digest(
             serde_json::to_vec(files).unwrap_or_default(),

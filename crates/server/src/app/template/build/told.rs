@@ -42,7 +42,7 @@ pub async fn snapshot(app: &App, id: &str, offset: u64) -> Result<BuildSnapshot>
     let next_offset = log.last().map_or(offset, |(number, _, _)| number + 1);
     let entries = log.into_iter().map(|entry| told(&row, entry));
     Ok(BuildSnapshot {
-        build: shown(&row, template.as_ref())?,
+        build: shown(app, &row, template.as_ref())?,
         entries: entries.collect(),
         next_offset,
     })

@@ -4,17 +4,19 @@ use nullspace_api::{
     error::code,
     id,
     template::{
-        BUILTIN_NAMESPACE, NAMESPACE, TemplateAlias, TemplateInfo, TemplateNameClaim,
-        TemplateNamespace,
+        BUILTIN_NAMESPACE, TemplateAlias, TemplateInfo, TemplateNameClaim, TemplateNamespace,
     },
     time,
 };
-use nullspace_store::{rusqlite::Connection, template as rows};
+use nullspace_store::{
+    rusqlite::Connection,
+    template::{self as rows, TemplateRow},
+};
 
-use super::{canonical, find, refresh};
+use super::{canonical, find, find_own, refresh};
 use crate::{
     app::{
-        App,
+        App, Caller,
         template::reference::{self, BUILTINS, Reference, Subject, Which},
     },
     error::{Error, Result},
@@ -27,19 +29,23 @@ const CLAIM: i64 = 15 * 60 * 1_000_000;
 ///
 /// # Errors
 /// `invalid_request`, `template_not_found`, `template_name_conflict`, `permission_denied`.
-pub async fn rename(app: &App, text: &str, name: &str, key_id: &str) -> Result<TemplateInfo> {
+pub async fn rename(app: &App, caller: &Caller, text: &str, name: &str) -> Result<TemplateInfo> {
     reference::check_name(name)?;
-    let found = find(app, text, false).await?;
-    let (template, name, key_id) = (found.template.clone(), name.to_owned(), key_id.to_owned());
+    let found = find_own(app, &caller.tenant.id, text, false).await?;
+    let (template, name, key_id) = (
+        found.template.clone(),
+        name.to_owned(),
+        caller.key_id.to_string(),
+    );
     app.store
         .write(move |tx| {
             let now = time::now();
             // Its own old name it may have back.
-            let holder = rows::by_name(tx, &name)?;
+            let holder = rows::by_name(tx, &template.tenant_id, &name)?;
             if holder.is_some_and(|holder| holder.id != template.id) {
                 return Err(taken(&name));
             }
-            check_free(tx, &name, &key_id, None, now)?;
+            check_free(tx, &template.tenant_id, &name, &key_id, None, now)?;
             if name != template.name {
                 rows::rename(tx, &template, &name, now)?;
             }
@@ -47,12 +53,16 @@ pub async fn rename(app: &App, text: &str, name: &str, key_id: &str) -> Result<T
         })
         .await?;
     refresh(app).await?;
-    Ok(find(app, &found.template.id, true).await?.info(app))
+    let tenant_id = &*caller.tenant.id;
+    Ok(find(app, tenant_id, &found.template.id, true)
+        .await?
+        .info(app))
 }
 
 /// Whether a new template may have the name, as far as names go that are no template's.
 pub(in crate::app::template) fn check_free(
     db: &Connection,
+    tenant_id: &str,
     name: &str,
     key_id: &str,
     token: Option<&str>,
@@ -65,7 +75,7 @@ pub(in crate::app::template) fn check_free(
         )
         .with_action("choose another name"));
     }
-    match rows::claimed_by(db, name, now)? {
+    match rows::claimed_by(db, tenant_id, name, now)? {
         Some((holder, kept)) if holder != key_id && token != Some(&*kept) => {
             Err(taken(name).with_action("choose another name, or send the claim's token"))
         }
@@ -84,11 +94,11 @@ pub(in crate::app::template) fn taken(name: &str) -> Error {
 ///
 /// # Errors
 /// `template_not_found`, `permission_denied`.
-pub async fn aliases(app: &App, text: &str) -> Result<Vec<TemplateAlias>> {
-    let id = find(app, text, true).await?.template.id;
+pub async fn aliases(app: &App, tenant_id: &str, text: &str) -> Result<Vec<TemplateAlias>> {
+    let TemplateRow { id, tenant_id, .. } = find(app, tenant_id, text, true).await?.template;
     let aliases = app.store.read(move |db| rows::aliases(db, &id)).await?;
     let shown = aliases.into_iter().map(|(name, at)| TemplateAlias {
-        alias_ref: canonical(&name),
+        alias_ref: canonical(app, &tenant_id, &name),
         created_at: time::rfc3339(at),
     });
     Ok(shown.collect())
@@ -98,8 +108,8 @@ pub async fn aliases(app: &App, text: &str) -> Result<Vec<TemplateAlias>> {
 ///
 /// # Errors
 /// `template_not_found`, `template_alias_not_found`, `permission_denied`.
-pub async fn remove_alias(app: &App, text: &str, alias: &str) -> Result<()> {
-    let template = find(app, text, true).await?.template;
+pub async fn remove_alias(app: &App, tenant_id: &str, text: &str, alias: &str) -> Result<()> {
+    let template = find_own(app, tenant_id, text, true).await?.template;
     let name = Reference::parse(alias)
         .ok()
         .and_then(|reference| reference.name().map(str::to_owned))
@@ -121,32 +131,37 @@ pub async fn remove_alias(app: &App, text: &str, alias: &str) -> Result<()> {
 ///
 /// # Errors
 /// `invalid_request`, `template_name_conflict`.
-pub async fn claim(app: &App, text: &str, key_id: &str) -> Result<TemplateNameClaim> {
-    let reference = Reference::parse(text).map_err(|_| {
-        Error::invalid("template_ref: must be a name, or one in the namespace `default`")
-    })?;
-    let (Subject::Name(name) | Subject::Own(name), Which::Default) =
-        (reference.subject, reference.which)
-    else {
-        return Err(Error::invalid(
-            "template_ref: must be a name without a tag, in the namespace `default`",
-        ));
+pub async fn claim(app: &App, caller: &Caller, text: &str) -> Result<TemplateNameClaim> {
+    let own = &*caller.tenant.name;
+    let invalid = || {
+        Error::invalid(format!(
+            "template_ref: must be a name without a tag, alone or in the namespace {own:?}"
+        ))
     };
-    let (token, key_id) = (id::new(id::TEMPLATE_CLAIM), key_id.to_owned());
+    let reference = Reference::parse(text).map_err(|_| invalid())?;
+    let name = match (reference.subject, reference.which) {
+        (Subject::Name(name), Which::Default) => name,
+        (Subject::Of(namespace, name), Which::Default) if namespace == own => name,
+        _ => return Err(invalid()),
+    };
+    let token = id::new(id::TEMPLATE_CLAIM);
+    let (tenant_id, key_id) = (caller.tenant_id(), caller.key_id.to_string());
     let claim = TemplateNameClaim {
         claim_token: token.clone(),
-        canonical_ref: canonical(&name),
+        canonical_ref: canonical(app, &tenant_id, &name),
         expires_at: time::rfc3339(time::now() + CLAIM),
     };
     app.store
         .write(move |tx| {
             let now = time::now();
             rows::forget_claims(tx, now, None)?;
-            if rows::by_name(tx, &name)?.is_some() || rows::claimed_by(tx, &name, now)?.is_some() {
+            if rows::by_name(tx, &tenant_id, &name)?.is_some()
+                || rows::claimed_by(tx, &tenant_id, &name, now)?.is_some()
+            {
                 return Err(taken(&name));
             }
-            check_free(tx, &name, &key_id, None, now)?;
-            rows::claim(tx, &token, &name, &key_id, now + CLAIM)?;
+            check_free(tx, &tenant_id, &name, &key_id, None, now)?;
+            rows::claim(tx, &token, &tenant_id, &name, &key_id, now + CLAIM)?;
             Ok(())
         })
         .await?;
@@ -175,13 +190,14 @@ pub async fn release(app: &App, token: &str, key_id: &str) -> Result<()> {
     }
 }
 
-/// A namespace.
+/// A namespace: the caller's own, or that of the built-in templates.
 ///
 /// # Errors
 /// `template_namespace_not_found`.
-pub fn namespace(slug: &str) -> Result<TemplateNamespace> {
+pub fn namespace(caller: &Caller, slug: &str) -> Result<TemplateNamespace> {
+    let own = &*caller.tenant.name;
     let kind = match slug {
-        NAMESPACE => "user",
+        _ if slug == own => "user",
         BUILTIN_NAMESPACE => "system",
         _ => {
             let shown: String = slug.chars().take(64).collect();
@@ -194,6 +210,6 @@ pub fn namespace(slug: &str) -> Result<TemplateNamespace> {
     Ok(TemplateNamespace {
         slug: slug.to_owned(),
         kind: kind.into(),
-        is_default: slug == NAMESPACE,
+        is_default: slug == own,
     })
 }

@@ -1,10 +1,10 @@
 //! How a build ends: why, and on record.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use nullspace_api::{
     error::code,
-    template::{OciMetadata, TemplateInfo},
+    template::{OciMetadata, TemplateInfo, Visibility},
     template_build::{BuildFailure, BuildLogEntry, BuildStatus, ResultMetadata},
     time,
 };
@@ -19,7 +19,7 @@ use crate::{
     app::template::{
         artifact::Artifact,
         build,
-        named::{self, Found},
+        named::{self, Found, Named},
     },
     error::{Error, Kind, Result},
 };
@@ -211,8 +211,15 @@ impl Worker {
         let (Some(template), mut tags) = found else {
             return Err(Error::internal("the template of a build is gone"));
         };
-        let layer = artifact.layer(&self.app.data_dir, &template.name);
-        (self.app.templates).add_named(&[&template.id, &template.name], &self.view.tags, layer);
+        let named = Named {
+            layer: Arc::new(artifact.layer(&self.app.data_dir, &template.name)),
+            tenant_id: template.tenant_id.clone(),
+            is_public: named::visibility(&template) == Visibility::Public,
+        };
+        let namespace = named::namespace_of(&self.app, &template.tenant_id);
+        let names = std::iter::once(template.name.as_str());
+        let places = named::places(&template, Some(&namespace), names);
+        (self.app.templates).add_named(&places, &self.view.tags, &named);
         for tag in &self.view.tags {
             if !tags.iter().any(|known| known.tag == *tag) {
                 tags.push(TagRow {

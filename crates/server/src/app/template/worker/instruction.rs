@@ -317,8 +317,9 @@ impl Worker {
         self.journal
             .message("preparing", format!("starting from {text}"));
         let app = self.app.clone();
+        let tenant_id = self.journal.row.tenant_id.clone();
         let found = self
-            .unless_stopped(source::template(&app, text))
+            .unless_stopped(source::template(&app, &tenant_id, text))
             .await?
             .map_err(|error| End::of("prepare", &error))?;
         let mut state = match found {

@@ -57,7 +57,8 @@ impl Worker {
             self.cache("layer", "bypass", &instruction.text);
             return Ok(false);
         }
-        let found = layer::take(&self.app, &self.view.build_id, key.to_owned()).await;
+        let key = layer::key_of_step(&self.journal.row.tenant_id, key);
+        let found = layer::take(&self.app, &self.view.build_id, key).await;
         match found.map_err(|error| End::of("prepare", &error))? {
             Some(row) => {
                 self.cache("layer", "hit", &instruction.text);
@@ -136,6 +137,7 @@ impl Worker {
         let Some(id) = self.machine.take() else {
             return Ok(());
         };
+        let key = layer::key_of_step(&self.journal.row.tenant_id, &key);
         let kept = layer::keep(&self.app, &self.view.build_id, &id, key).await;
         self.caches = Caches::default();
         let row = kept.map_err(|error| End::of("snapshot", &error).retryable())?;
