@@ -165,6 +165,8 @@ fn hint_for(code: &str) -> Option<&'static str> {
         "agent_version_not_found" => "List versions with `nullspace agent versions`.",
         "agent_service_not_found" => "See the latest one with `nullspace agent status`.",
         "agent_run_not_found" => "See the latest run with `nullspace agent status`.",
+        "key_not_found" => "List keys with `nullspace key list`.",
+        "tenant_not_found" => "List tenants with `nullspace tenant list`.",
         "template_not_found" => "Templates that every server has: `base` and `host`.",
         "template_not_ready" => {
             "The server is still making it; try again in a minute, or use `--template host`."
@@ -175,6 +177,7 @@ fn hint_for(code: &str) -> Option<&'static str> {
         "capacity_exceeded" => {
             "End machines that are not needed: `nullspace machine list`, `nullspace machine kill`."
         }
+        "quota_exceeded" => "See what there is and what there may be with `nullspace tenant show`.",
         "rate_limit_exceeded" => "Wait a little and try again.",
         "not_implemented" => "This server does not offer it yet.",
         "internal_error" | "database_error" => "The server's log has more, under the request id.",

@@ -85,6 +85,12 @@ enum Command {
     Ssh(commands::ssh::Args),
     /// See all machines as they change and what they use
     Monitor(commands::monitor::Args),
+    /// Make API keys, replace them and take them back
+    Key(commands::key::Args),
+    /// Who shares nothing with others, and what each may have
+    Tenant(commands::tenant::Args),
+    /// See who asked the server for what
+    Audit(commands::audit::Args),
     /// Save the API key
     Auth(commands::auth::Args),
     /// Check this host, the configuration and the server
@@ -169,6 +175,9 @@ fn dispatch(command: Command, app: &App) -> Outcome {
                     Command::Template(args) => commands::template::run(args, app).await,
                     Command::Ssh(args) => commands::ssh::run(&args, app).await,
                     Command::Monitor(args) => commands::monitor::run(&args, app).await,
+                    Command::Key(args) => commands::key::run(args, app).await,
+                    Command::Tenant(args) => commands::tenant::run(args, app).await,
+                    Command::Audit(args) => commands::audit::run(args, app).await,
                     Command::Auth(args) => commands::auth::run(&args, app),
                     Command::Doctor(args) => commands::doctor::run(&args, app).await,
                     Command::Quickstart(args) => commands::quickstart::run(&args, app).await,

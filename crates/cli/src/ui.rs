@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal as _, Write};
 use std::time::Duration;
 
+use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
@@ -68,6 +69,24 @@ impl Ui {
             .map_err(|error| CliError::new("internal_error", error.to_string()))?;
         self.line(text);
         Ok(())
+    }
+
+    /// Rows of data, each below its name.
+    pub fn table<const N: usize>(
+        &self,
+        header: [&str; N],
+        rows: impl IntoIterator<Item = [String; N]>,
+    ) {
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING);
+        table.set_header(header);
+        for row in rows {
+            // A row is one line, whatever somebody named.
+            table.add_row(row.map(|cell| tame(&cell).replace(['\t', '\n'], " ")));
+        }
+        for line in table.lines() {
+            self.line(line.trim_end());
+        }
     }
 
     /// A line for people.

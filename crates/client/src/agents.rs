@@ -473,7 +473,7 @@ fn version_path(deployment: &str, id: &str) -> String {
 }
 
 /// The cursor of the next page, if there is one. A cursor that does not move on would have us ask forever.
-fn next_cursor(next: Option<String>, asked: Option<&String>) -> Option<String> {
+pub(crate) fn next_cursor(next: Option<String>, asked: Option<&String>) -> Option<String> {
     next.filter(|next| !next.is_empty() && asked != Some(next))
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Used by the CLI and by tests. [`config`] finds the address and the key as the published clients do; [`Client`]
 //! speaks: one file per noun ([`machines`], [`monitor`], [`processes`], [`pty`], [`files`], [`git`], [`uploads`], [`events`],
-//! [`webhooks`], [`agents`]) over one transport ([`transport`]) that
+//! [`webhooks`], [`agents`], [`keys`], [`tenants`], [`audit`]) over one transport ([`transport`]) that
 //! knows the time limits, the retries and the error bodies of the wire. Bodies of any size stream in both directions.
 //!
 //! ```no_run
@@ -17,6 +17,7 @@
 //! ```
 
 pub mod agents;
+pub mod audit;
 pub mod code;
 pub mod config;
 mod egress;
@@ -25,6 +26,7 @@ mod error;
 pub mod events;
 pub mod files;
 pub mod git;
+pub mod keys;
 pub mod machines;
 pub mod monitor;
 pub mod pools;
@@ -35,6 +37,7 @@ pub mod snapshots;
 pub mod socket;
 mod ssh;
 pub mod templates;
+pub mod tenants;
 pub mod transport;
 pub mod uploads;
 pub mod volumes;

@@ -1,6 +1,5 @@
 //! `nullspace machine list`
 
-use comfy_table::{Table, presets};
 use nullspace_api::machine::ListMachinesQuery;
 use serde_json::{Value, json};
 
@@ -71,13 +70,11 @@ pub(super) async fn run(args: &Args, app: &App) -> Outcome {
             .note("No machines. Make one with `nullspace machine create`.");
         return Ok(0);
     }
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header([
+    let header = [
         "ID", "STATUS", "TEMPLATE", "VCPUS", "MEMORY", "CREATED", "ENDS",
-    ]);
-    for machine in &machines {
-        table.add_row([
+    ];
+    let rows = machines.iter().map(|machine| {
+        [
             machine.id.clone(),
             machine.status.as_str().to_owned(),
             machine.template.clone(),
@@ -85,10 +82,8 @@ pub(super) async fn run(args: &Args, app: &App) -> Outcome {
             format!("{} MiB", machine.config.memory_mb),
             time(Some(&machine.created_at)),
             time(machine.timeout_at.as_deref()),
-        ]);
-    }
-    for line in table.lines() {
-        app.ui.line(line.trim_end());
-    }
+        ]
+    });
+    app.ui.table(header, rows);
     Ok(0)
 }
