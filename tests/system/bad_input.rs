@@ -71,7 +71,7 @@ const TABLE: &[&str] = &[
     r#"404 webhook_not_found: DELETE /v1/lifecycle/webhooks/none"#,
     r#"404 webhook_not_found: GET /v1/lifecycle/webhooks/none/deliveries"#,
     r#"404 webhook_not_found: GET /v1/lifecycle/webhooks/none/deliveries/none"#,
-    r#"400 invalid_request: GET /v1/lifecycle/webhooks/none/deliveries?limit=0"#,
+    r#"404 webhook_not_found: GET /v1/lifecycle/webhooks/none/deliveries?limit=0"#,
     // Finding them.
     r#"404 machine_not_found: GET /v1/machines/mch_none"#,
     r#"404 sandbox_not_found: GET /v1/sandboxes/mch_none"#,

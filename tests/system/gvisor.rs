@@ -128,6 +128,94 @@ async fn the_strongest_engine_that_works_is_used_and_its_machines_outlive_the_se
     }
 }
 
+/// A machine, or its template, says what keeps it apart; what is not there is refused and never replaced.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_or_its_template_chooses() {
+    if !is_here() {
+        return;
+    }
+    let hosts = std::fs::read_to_string("/proc/version").unwrap();
+    for usual in ["native", "gvisor"] {
+        let world = world(usual).await;
+        let made = async |more: Value| {
+            let mut body = json!({"template": "base"});
+            body.as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            let id = world.machine(body).await;
+            let (_, machine) = world.get(&format!("/v1/machines/{id}")).await;
+            let is_hosts = kernel(&world, &id).await == hosts.trim();
+            let said = machine["isolation"].as_str().unwrap().to_owned();
+            assert_eq!(said == "native", is_hosts, "{machine}");
+            said
+        };
+        assert_eq!(made(json!({})).await, usual);
+        for (asked, got) in [
+            ("native", "native"),
+            ("gvisor", "gvisor"),
+            ("strongest", "gvisor"),
+        ] {
+            assert_eq!(made(json!({"isolation": asked})).await, got);
+        }
+        let other = if usual == "native" {
+            "gvisor"
+        } else {
+            "native"
+        };
+        let build =
+            json!({"name": "other", "base_image": "base", "runtime_config": {"isolation": other}});
+        let (_, begun) = world.post("/v1/templates/builds", build).await;
+        let path = format!(
+            "/v1/templates/builds/{}",
+            begun["build_id"].as_str().unwrap()
+        );
+        let over = world
+            .until_at(&path, |seen| {
+                !["waiting", "building"].contains(&seen["build"]["status"].as_str().unwrap())
+            })
+            .await;
+        assert_eq!(over["build"]["status"], "ready", "{over:#}");
+        assert_eq!(made(json!({"template": "other"})).await, other);
+        assert_eq!(
+            made(json!({"template": "other", "isolation": usual})).await,
+            usual
+        );
+
+        // What an engine cannot do is said of the machine's own, whatever the usual one is.
+        let native = world
+            .machine(json!({"template": "base", "isolation": "native"}))
+            .await;
+        let (status, refused) = world
+            .post(&format!("/v1/machines/{native}/fork"), json!({}))
+            .await;
+        assert_eq!(status, StatusCode::NOT_IMPLEMENTED, "{refused}");
+        assert!(
+            refused["error"].as_str().unwrap().contains("native"),
+            "{refused}"
+        );
+        let own = world
+            .machine(json!({"template": "base", "isolation": "gvisor"}))
+            .await;
+        let (status, child) = world
+            .post(&format!("/v1/machines/{own}/fork"), json!({}))
+            .await;
+        assert_eq!(status, StatusCode::CREATED, "{child}");
+        assert_eq!(child["isolation"], "gvisor");
+        for body in [
+            json!({"isolation": "microvm"}),
+            json!({"isolation": "microvm", "template": "other"}),
+        ] {
+            let (status, refused) = world.post("/v1/machines", body).await;
+            assert_eq!(status, StatusCode::NOT_IMPLEMENTED, "{refused}");
+            assert_eq!(refused["code"], "not_implemented");
+        }
+        let (status, _) = world
+            .post("/v1/machines", json!({"isolation": "docker"}))
+            .await;
+        assert_eq!(status, StatusCode::BAD_REQUEST);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn neither_the_host_nor_the_guest_can_be_reached_from_inside() {
     if !is_here() {

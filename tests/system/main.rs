@@ -42,6 +42,7 @@ mod ssh;
 mod state;
 mod telemetry;
 mod templates;
+mod tenants;
 mod volumes;
 mod wire;
 mod world;

@@ -83,6 +83,9 @@ pub struct CreateMachineRequest {
     /// The most that may be written in the machine, outside its volumes, in MiB; the server's default if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_mb: Option<u64>,
+    /// What keeps it apart from the host. When absent: what its template says, else what the server takes for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Isolation>,
     /// Time limit in milliseconds, counted from when the machine runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
@@ -215,6 +218,9 @@ pub struct MachineInfo {
     pub status: MachineStatus,
     /// What it started from.
     pub template: String,
+    /// What keeps it apart from the host: `native`, `gvisor` or `microvm`. Absent for machines of before this was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<String>,
     /// Its size.
     pub config: MachineConfig,
     /// The caller's own words about it.
@@ -284,8 +290,44 @@ pub const MACHINE_FIELDS: &[&str] = &[
     "cwd",
     "failure_reason",
     "snapshot_id",
+    "isolation",
     "warm_pool_checkout",
 ];
+
+/// What keeps a machine apart from its host, the weakest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// Namespaces of the host's kernel.
+    Native,
+    /// A kernel of its own, in user space.
+    Gvisor,
+    /// A virtual machine.
+    Microvm,
+    /// The strongest of these that works on the server.
+    Strongest,
+}
+
+impl Isolation {
+    /// The word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Gvisor => "gvisor",
+            Self::Microvm => "microvm",
+            Self::Strongest => "strongest",
+        }
+    }
+
+    /// What a word means.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Native, Self::Gvisor, Self::Microvm, Self::Strongest]
+            .into_iter()
+            .find(|kind| kind.as_str() == word)
+    }
+}
 
 /// A machine's size.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

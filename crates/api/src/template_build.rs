@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
+use crate::machine::Isolation;
 use crate::template::{
     EntryType, Mode, OciMetadata, Readiness, RuntimeDefaults, TemplateInfo, Visibility, is_false,
 };
@@ -270,6 +271,9 @@ pub struct RuntimeConfig {
     /// When a machine counts as ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub readiness: Option<Readiness>,
+    /// What keeps its machines apart from the host, unless they ask for something else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Isolation>,
 }
 
 /// The machines that build.

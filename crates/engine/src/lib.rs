@@ -88,6 +88,11 @@ pub trait Engine: Send + Sync + 'static {
     /// ask for none by name.
     fn capabilities(&self) -> Capabilities;
 
+    /// The engines that a machine can ask for by name, and what each can do; the one for machines that ask for none first.
+    fn offers(&self) -> Vec<(&'static str, Capabilities)> {
+        vec![(self.name(), self.capabilities())]
+    }
+
     /// The same for one machine, where several engines are behind one.
     async fn capabilities_of(&self, _id: &str) -> Result<Capabilities, EngineError> {
         Ok(self.capabilities())

@@ -145,6 +145,11 @@ impl Engine for Several {
         self.engines[0].capabilities()
     }
 
+    fn offers(&self) -> Vec<(&'static str, Capabilities)> {
+        let engines = self.engines.iter();
+        engines.flat_map(|engine| engine.offers()).collect()
+    }
+
     async fn capabilities_of(&self, id: &str) -> Result<Capabilities, EngineError> {
         Ok(self.of(id).await?.capabilities())
     }

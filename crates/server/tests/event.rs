@@ -12,10 +12,14 @@ use nullspace_store::{
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+/// Half an hour, in microseconds.
+const HALF: i64 = 1_800_000_000;
+
+/// One of an hour ago: what is much older the server forgets as it starts.
 fn forked(number: i64) -> NewEvent {
     NewEvent {
         tenant_id: nullspace_store::tenant::DEFAULT.into(),
-        occurred_at: 1_700_000_000_000_000 + number,
+        occurred_at: nullspace_api::time::now() - 2 * HALF + number,
         operation: "fork",
         status: "succeeded",
         machine_id: Some("mch_target".into()),
@@ -87,6 +91,8 @@ async fn every_filter_narrows() {
     assert!(!fork.as_object().unwrap().values().any(Value::is_null));
 
     let fork = fork["id"].as_str().unwrap();
+    let half = nullspace_api::time::rfc3339(nullspace_api::time::now() - HALF);
+    let before = format!("/v1/lifecycle/events?to={half}");
     for path in [
         "/v1/lifecycle/events?operation=fork",
         "/v1/lifecycle/events?snapshot_id=snap_1",
@@ -94,7 +100,7 @@ async fn every_filter_narrows() {
         "/v1/lifecycle/events?sandbox_id=mch_source",
         "/v1/lifecycle/events?source_sandbox_id=mch_source",
         "/v1/lifecycle/events?target_machine_id=mch_target&status=succeeded",
-        "/v1/lifecycle/events?to=2023-12-01T00:00:00Z",
+        &before,
         "/v1/sandboxes/mch_source/lifecycle",
         "/v1/machines/mch_target/lifecycle?operation=fork&audience=customer",
         "/v1/snapshots/snap_1/lifecycle",

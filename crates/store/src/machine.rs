@@ -26,6 +26,8 @@ pub struct MachineRow {
     pub memory_mb: u64,
     /// MiB, if asked for.
     pub disk_mb: Option<u64>,
+    /// The engine that made it; unknown of machines of before this was recorded.
+    pub isolation: Option<String>,
     /// Time limit.
     pub timeout_ms: Option<u64>,
     /// `destroy` or `hibernate`.
@@ -72,7 +74,7 @@ pub struct MachineRow {
 const COLUMNS: &str = "seq, id, state, template, layer_digest, vcpus, memory_mb, disk_mb, timeout_ms, \
      timeout_action, timeout_at, auto_resume, internet_access, allow_public_traffic, cwd, metadata, \
      key_id, owner, failure_reason, created_at, started_at, ended_at, egress, mask_request_host, spec, snapshot_id, \
-     tenant_id, (SELECT json_group_array(json_object('id', a.id, 'volume_id', a.volume_id, 'machine_id', a.machine_id, \
+     tenant_id, isolation, (SELECT json_group_array(json_object('id', a.id, 'volume_id', a.volume_id, 'machine_id', a.machine_id, \
      'mount_path', a.mount_path, 'read_only', json(iif(a.read_only, 'true', 'false')), 'subpath', a.subpath, \
      'state', a.state, 'error_code', a.error_code, 'error_message', a.error_message, \
      'created_at', a.created_at, 'updated_at', a.updated_at) ORDER BY a.seq) \
@@ -107,6 +109,7 @@ fn from_row(row: &Row<'_>) -> rusqlite::Result<MachineRow> {
         spec: row.get(24)?,
         snapshot_id: row.get(25)?,
         tenant_id: row.get(26)?,
+        isolation: row.get(27)?,
         volumes: volume::of_a_machine(row.get_ref("volumes")?.as_str()?),
     })
 }
@@ -128,7 +131,7 @@ pub fn insert(tx: &Tx<'_>, row: &MachineRow) -> Result<i64, StoreError> {
         "INSERT INTO machine (id, state, template, layer_digest, vcpus, memory_mb, disk_mb, timeout_ms, \
          timeout_action, timeout_at, auto_resume, internet_access, allow_public_traffic, cwd, metadata, \
          key_id, owner, failure_reason, created_at, started_at, ended_at, egress, mask_request_host, spec, snapshot_id, \
-         tenant_id)          VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,?22,?23,?24,?25,?26)",
+         tenant_id, isolation)          VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,?22,?23,?24,?25,?26,?27)",
     )?
     .execute(params![
         row.id,
@@ -157,6 +160,7 @@ pub fn insert(tx: &Tx<'_>, row: &MachineRow) -> Result<i64, StoreError> {
         row.spec,
         row.snapshot_id,
         row.tenant_id,
+        row.isolation,
     ])?;
     Ok(tx.last_insert_rowid())
 }

@@ -23,6 +23,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0015_volumes.sql"),
     include_str!("../migrations/0016_warm_pools.sql"),
     include_str!("../migrations/0017_tenants.sql"),
+    include_str!("../migrations/0018_isolation.sql"),
 ];
 
 /// Brings the database to the newest schema, each step in a transaction of its own.

@@ -40,6 +40,7 @@ fn row(id: &str, state: &str) -> MachineRow {
         vcpus: 1,
         memory_mb: 512,
         disk_mb: None,
+        isolation: None,
         timeout_ms: None,
         timeout_action: "destroy".into(),
         timeout_at: None,

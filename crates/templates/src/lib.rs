@@ -32,7 +32,7 @@ pub use settings::OWN_SOURCES;
 
 use base::Plan;
 use kept::{Kept, Lock};
-use nullspace_api::template::Readiness;
+use nullspace_api::{machine::Isolation, template::Readiness};
 use settings::HostSettings;
 
 /// Where finished layers are shared between the data directories of one host, unless told otherwise.
@@ -70,6 +70,8 @@ pub struct Runtime {
     pub start_cmd: Option<String>,
     /// When the machine counts as ready.
     pub readiness: Option<Readiness>,
+    /// What keeps the machine apart from the host, unless it asks for something else.
+    pub isolation: Option<Isolation>,
 }
 
 /// A host path that a template shows inside a machine.

@@ -22,10 +22,12 @@ use std::{
 use nullspace_api::{
     error::code,
     id,
-    machine::{ListMachinesQuery, MachineConfig, MachineInfo, MachineStatus, TimeoutAction},
+    machine::{
+        Isolation, ListMachinesQuery, MachineConfig, MachineInfo, MachineStatus, TimeoutAction,
+    },
     page, time,
 };
-use nullspace_engine::{Engine, MachineSpec, egress::Rules};
+use nullspace_engine::{Checkpoint, Engine, MachineSpec, egress::Rules};
 use nullspace_lifecycle::machine::{self as lifecycle, State};
 use nullspace_protocol::GuestClient;
 use nullspace_store::{
@@ -363,7 +365,7 @@ pub(super) async fn check_out(
         let _wanting = Wanting::new(&app.machines);
         let user = new.runtime.user.clone();
         let Pooled { id, place, guest } = pooled;
-        let (row, spec) = new.into_record(app, id, time::now());
+        let (row, spec) = new.into_record(app, id, time::now())?;
         // It is recorded once, as what it is a moment later: that is half of what is waited for. See `adopt_handed_out`.
         let running = owner::stepped(&row, &built()?, time::now());
         let beginning = owner::Beginning::Pooled {
@@ -401,13 +403,17 @@ async fn make(app: &AppState, new: NewMachine, claim: Option<Claim>) -> Result<C
     let place = app.machines.reserve(app.config.max_machines)?;
     let id = id::new(id::MACHINE);
     let runtime = new.runtime.clone();
-    let (row, spec) = new.into_record(app, id, time::now());
+    let (row, spec) = new.into_record(app, id, time::now())?;
     build(app, row, spec, owner::Beginning::New(runtime), claim, place).await
 }
 
 /// What the engine is told of a machine that a pool makes.
-pub(super) fn pooled_spec(app: &App, new: NewMachine, id: &str) -> Box<MachineSpec> {
-    new.into_record(app, id.to_owned(), time::now()).1
+///
+/// # Errors
+/// `not_implemented` when it asks for an engine that is not here.
+pub(super) fn pooled_spec(app: &App, new: NewMachine, id: &str) -> Result<Box<MachineSpec>> {
+    let (_, spec) = new.into_record(app, id.to_owned(), time::now())?;
+    Ok(spec)
 }
 
 /// Makes a machine of a state that was kept; otherwise as [`create`].
@@ -419,6 +425,8 @@ pub(super) async fn create_from(
     user: Option<String>,
     claim: Option<Claim>,
 ) -> Result<Arc<MachineRow>> {
+    // Whoever wrote it reads it.
+    row.isolation = Checkpoint::read(&from).map(|made| made.engine);
     // Volumes come and go; they have records of their own.
     row.spec = plan::recorded(&spec);
     let volumes = row.volumes.iter();
@@ -792,7 +800,9 @@ pub async fn set_time_limit(
         plan::check_timeout(app, ms)?;
     }
     if let Some(action) = action {
-        plan::check_action(app, action)?;
+        let row = get(app, id).await?;
+        let isolation = row.isolation.as_deref().and_then(Isolation::parse);
+        plan::check_action(app, isolation, action)?;
     }
     let key_id = key_id.map(str::to_owned);
     ask(app, id, |reply| owner::Message::SetTimeLimit {
@@ -868,6 +878,7 @@ pub fn info(row: &MachineRow) -> MachineInfo {
     MachineInfo {
         id: row.id.clone(),
         status: MachineStatus::parse(&row.state).unwrap_or(MachineStatus::Error),
+        isolation: row.isolation.clone(),
         template: row.template.clone(),
         config: MachineConfig {
             vcpus: row.vcpus,

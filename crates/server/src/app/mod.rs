@@ -23,6 +23,7 @@ pub mod file;
 pub mod file_grant;
 pub mod git;
 pub mod health;
+pub(crate) mod isolation;
 pub mod key;
 pub mod machine;
 pub mod metrics;

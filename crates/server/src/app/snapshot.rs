@@ -168,13 +168,13 @@ pub(crate) fn describe(row: &mut SnapshotRow, kept: &Checkpoint) {
 }
 
 /// The refusal of what an engine does not have.
-pub(crate) fn cannot(app: &App, what: &str) -> Error {
+pub(crate) fn cannot(engine: &str, what: &str) -> Error {
     Error::new(
         crate::error::Kind::NotImplemented,
         code::NOT_IMPLEMENTED,
-        format!("the {} engine cannot {what}", app.engine.name()),
+        format!("the {engine} engine cannot {what}"),
     )
-    .with_action("that takes an engine that keeps memory: install runsc on the server, and start it with --isolation gvisor")
+    .with_action("that takes an engine that keeps memory: install runsc on the server, and make the machine with isolation gvisor")
 }
 
 /// Where a state is, when what is there is what is on record.

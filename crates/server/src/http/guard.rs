@@ -12,7 +12,7 @@ use axum::{
     extract::{RawPathParams, Request},
 };
 use http::{Method, StatusCode};
-use nullspace_api::{error::code, id};
+use nullspace_api::{error::code, id as ids};
 use nullspace_store::tenant::{Thing, owner_of};
 
 use crate::{
@@ -166,13 +166,13 @@ async fn is_own(app: &App, caller: &Caller, thing: Thing, id: &str) -> Result<bo
     let own = &*caller.tenant.id;
     let thing = match thing {
         // A snapshot is resumed where machines are.
-        Thing::Machine if id.starts_with(id::SNAPSHOT) => Thing::Snapshot,
+        Thing::Machine if id.starts_with(ids::SNAPSHOT) => Thing::Snapshot,
         Thing::Machine => match app.machines.get(id) {
             Some(handle) => return Ok(handle.row().tenant_id == own),
             None => thing,
         },
         // A name is looked for among the caller's.
-        Thing::Deployment if !id.starts_with(id::DEPLOYMENT) => return Ok(true),
+        Thing::Deployment if !id.starts_with(ids::DEPLOYMENT) => return Ok(true),
         thing => thing,
     };
     let wanted = id.to_owned();
@@ -187,6 +187,7 @@ async fn is_own(app: &App, caller: &Caller, thing: Thing, id: &str) -> Result<bo
 fn no(thing: Option<Thing>, id: &str) -> Error {
     match thing {
         None => pool::not_found(id),
+        Some(Thing::Machine) if id.starts_with(ids::SNAPSHOT) => snapshot::not_found(id),
         Some(Thing::Machine) => Error::no_machine(id),
         Some(Thing::Snapshot) => snapshot::not_found(id),
         Some(Thing::Volume) => crate::app::volume::no_volume(id),

@@ -3,7 +3,7 @@
 //! ```text
 //!  for each engine that works here:
 //!    a server of its own ─▶ a victim that has a secret, an attacker ─▶ attempts in the attacker     (inside.rs, probes.rs)
-//!                                                                    ─▶ requests to the server       (doors.rs)
+//!                                                                    ─▶ requests to the server       (doors.rs, strangers.rs)
 //!                                                                    ─▶ floods beside the victim     (floods.rs)
 //! ```
 //! The attempts are made by this program itself, carried into the machine: nothing has to be installed there.
@@ -14,6 +14,7 @@ mod inside;
 mod names;
 mod place;
 mod probes;
+mod strangers;
 
 use std::{
     collections::BTreeMap,

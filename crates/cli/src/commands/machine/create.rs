@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use nullspace_api::machine::{
-    CreateMachineRequest, LifecyclePolicy, NetworkPolicy, VolumeMount, WarmPoolMode,
+    CreateMachineRequest, Isolation, LifecyclePolicy, NetworkPolicy, VolumeMount, WarmPoolMode,
     WarmPoolRequest,
 };
 use serde_json::{Map, Value, json};
@@ -44,6 +44,9 @@ pub(super) struct Args {
     /// The most that may be written in it, in MiB [default: the server's].
     #[arg(long, value_name = "MB")]
     disk: Option<u64>,
+    /// What keeps it apart from the host [default: the template's, else the server's].
+    #[arg(long, value_parser = ["native", "gvisor", "microvm", "strongest"])]
+    isolation: Option<String>,
     /// Seconds after which the machine ends.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     timeout: u64,
@@ -139,6 +142,7 @@ fn request(args: &Args) -> Result<CreateMachineRequest, CliError> {
         vcpus: args.vcpus,
         memory_mb: args.memory,
         disk_mb: args.disk,
+        isolation: args.isolation.as_deref().and_then(Isolation::parse),
         timeout_ms: Some(args.timeout.saturating_mul(1000)),
         timeout_action: args.timeout_action.as_deref().map(timeout::action),
         lifecycle: args.on_timeout.as_deref().map(|word| LifecyclePolicy {
@@ -256,12 +260,12 @@ mod tests {
             json!({"template": "base", "timeout_ms": 300_000})
         );
         assert_eq!(
-            asked("--template t --vcpus 1 --memory 2 --disk 3 --timeout 4 --cwd /x --metadata a=b --env c=d \
+            asked("--template t --vcpus 1 --memory 2 --disk 3 --isolation gvisor --timeout 4 --cwd /x --metadata a=b --env c=d \
                    --network-json {\"allow_out\":[\"1.1.1.1/32\"]} --no-internet-access --on-timeout pause --auto-resume \
                    --volume ref=v,mount=/m,ro=true --resolution 1x2 --warm-pool-mode bypass")
                 .expect("fine"),
             json!({
-                "template": "t", "vcpus": 1, "memory_mb": 2, "disk_mb": 3, "timeout_ms": 4000, "cwd": "/x",
+                "template": "t", "vcpus": 1, "memory_mb": 2, "disk_mb": 3, "isolation": "gvisor", "timeout_ms": 4000, "cwd": "/x",
                 "metadata": {"a": "b"}, "envs": {"c": "d"}, "network": {"allow_out": ["1.1.1.1/32"]},
                 "internet_access": false, "lifecycle": {"on_timeout": "hibernate"}, "auto_resume": true,
                 "volumes": [{"ref": "v", "mount_path": "/m", "read_only": true}],

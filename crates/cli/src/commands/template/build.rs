@@ -65,6 +65,7 @@ async fn request(app: &App, mut asked: Asked, send: bool) -> Result<BuildRequest
         default_workdir: asked.workdir,
         default_envs: (!asked.runtime_envs.is_empty()).then_some(asked.runtime_envs),
         readiness: asked.readiness,
+        isolation: asked.isolation,
     };
     request.runtime_config = (runtime != RuntimeConfig::default()).then_some(runtime);
     let [values, envs, paths] = &asked.secrets;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use nullspace_api::machine::Isolation;
 use nullspace_api::template::{Mode, Readiness};
 use nullspace_api::template_build::{BuildStep, CopyItem, RegistryAuth, Secret};
 
@@ -27,7 +28,7 @@ Steps:
   --rename-src PATH --rename-dst PATH [--rename-force]  --remove PATH [--remove-recursive] [--remove-force]
   --set-workdir PATH  --set-user USER
 
-What machines have: --start-cmd COMMAND, --set-runtime-env NAME=VALUE, and --ready-port PORT, --ready-url URL,
+What machines have: --isolation KIND (native, gvisor, microvm, strongest), --start-cmd COMMAND, --set-runtime-env NAME=VALUE, and --ready-port PORT, --ready-url URL,
 --ready-cmd COMMAND, --ready-file PATH, --ready-process NAME or --ready-timeout-ms MS, with --ready-timeout-secs,
 --ready-interval-ms and --ready-startup-grace-secs.
 
@@ -81,6 +82,7 @@ pub(super) struct Asked {
     pub(super) vcpus: Option<u32>,
     pub(super) memory_mib: Option<u64>,
     pub(super) no_internet: bool,
+    pub(super) isolation: Option<Isolation>,
     pub(super) skip_cache: bool,
     pub(super) background: bool,
     pub(super) log_format: LogFormat,
@@ -194,6 +196,12 @@ impl Args {
                 "--backend" => drop(words.value(flag)?),
                 "--internet-access" => asked.no_internet = false,
                 "--no-internet-access" => asked.no_internet = true,
+                "--isolation" => {
+                    let word = words.value(flag)?;
+                    asked.isolation = Some(Isolation::parse(&word).ok_or_else(|| {
+                        CliError::usage("--isolation: native, gvisor, microvm or strongest")
+                    })?);
+                }
                 "--skip-cache" => asked.skip_cache = true,
                 "--background" => asked.background = true,
                 "--json" => *json = true,

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use nullspace_api::{
     error::code,
-    machine::{CreateMachineRequest, TimeoutAction},
+    machine::{CreateMachineRequest, Isolation, TimeoutAction},
 };
 use nullspace_engine::{Bind, MachineSpec, egress::Rules};
 use nullspace_lifecycle::machine::State;
@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     app::{
-        App, Caller, egress, preview, snapshot,
+        App, Caller, egress, isolation, preview, snapshot,
         volume::mount::{self, Mount},
     },
     error::{Error, Kind, Result},
@@ -57,6 +57,8 @@ pub struct NewMachine {
     pub memory_mb: u64,
     /// The most that may be written in it, in MiB; `None` for this server's default.
     pub disk_mb: Option<u64>,
+    /// What keeps it apart from the host, if that is said.
+    pub isolation: Option<Isolation>,
     /// Whether what is written in it becomes a layer of others. Then it has no limit of its own: it is moved, not copied.
     pub becomes_layer: bool,
     /// Time limit; `None` for none.
@@ -95,6 +97,7 @@ impl NewMachine {
             tenant_id: tenant_id.to_owned(),
             cwd: template.default_cwd.clone(),
             runtime: template.runtime.clone(),
+            isolation: template.runtime.isolation,
             template,
             layers: Vec::new(),
             binds: Vec::new(),
@@ -118,18 +121,23 @@ impl NewMachine {
 
     /// Splits it into what is recorded and what the engine gets. Values of environment variables go to
     /// the engine alone.
+    ///
+    /// # Errors
+    /// `not_implemented` when it asks for an engine that is not here.
     pub(super) fn into_record(
         self,
         app: &App,
         id: String,
         now: i64,
-    ) -> (MachineRow, Box<MachineSpec>) {
+    ) -> Result<(MachineRow, Box<MachineSpec>)> {
+        let (engine, _) = isolation::engine(app, self.isolation)?;
         let mut row = MachineRow {
             template: self.template.name.clone(),
             layer_digest: self.template.digest.clone(),
             vcpus: self.vcpus,
             memory_mb: self.memory_mb,
             disk_mb: self.disk_mb,
+            isolation: Some(engine.to_owned()),
             auto_resume: self.auto_resume,
             allow_public_traffic: self.allow_public_traffic,
             mask_request_host: self.mask_request_host,
@@ -186,14 +194,14 @@ impl NewMachine {
             }
             .map(|mb| mb << 20),
             egress: self.egress,
-            engine: None,
+            engine: Some(engine.to_owned()),
         };
         // Volumes come and go; they have records of their own.
         row.spec = recorded(&MachineSpec {
             binds,
             ..spec.clone()
         });
-        (row, Box::new(spec))
+        Ok((row, Box::new(spec)))
     }
 }
 
@@ -214,6 +222,7 @@ pub(super) fn blank(
         vcpus: 0,
         memory_mb: 0,
         disk_mb: None,
+        isolation: None,
         timeout_ms,
         timeout_action: "destroy".into(),
         timeout_at: None,
@@ -272,6 +281,7 @@ pub fn plan_from_snapshot(
         ("vcpus", request.vcpus.is_some()),
         ("memory_mb", request.memory_mb.is_some()),
         ("disk_mb", request.disk_mb.is_some()),
+        ("isolation", request.isolation.is_some()),
         ("cwd", request.cwd.is_some()),
         (
             "envs",
@@ -284,7 +294,7 @@ pub fn plan_from_snapshot(
         )));
     }
     refuse_later_features(&request)?;
-    let (action, auto_resume) = at_the_limit(app, &request)?;
+    let (action, auto_resume) = at_the_limit(app, &request, None)?;
     let timeout_ms = request.timeout_ms.unwrap_or(app.config.default_timeout_ms);
     check_timeout(app, timeout_ms)?;
     let mut row = blank(
@@ -318,9 +328,10 @@ fn checked_metadata(metadata: Option<Map<String, Value>>) -> Result<String> {
 /// `no_eligible_runtime_host` when the disk is too full.
 pub fn plan(app: &App, request: CreateMachineRequest, caller: &Caller) -> Result<NewMachine> {
     refuse_later_features(&request)?;
-    let (timeout_action, auto_resume) = at_the_limit(app, &request)?;
     let template = request.template.as_deref().unwrap_or("base");
     let template = app.templates.find(&caller.tenant.id, template)?;
+    let isolation = request.isolation.or(template.runtime.isolation);
+    let (timeout_action, auto_resume) = at_the_limit(app, &request, isolation)?;
     let vcpus = request.vcpus.unwrap_or(app.config.default_vcpus);
     check_vcpus(app, vcpus)?;
     let memory_mb = request
@@ -346,6 +357,7 @@ pub fn plan(app: &App, request: CreateMachineRequest, caller: &Caller) -> Result
         vcpus,
         memory_mb,
         disk_mb: request.disk_mb,
+        isolation,
         timeout_ms: Some(timeout_ms),
         timeout_action,
         auto_resume,
@@ -389,7 +401,11 @@ fn refuse_later_features(request: &CreateMachineRequest) -> Result<()> {
 }
 
 /// What happens at the time limit, and whether use wakes the machine then.
-fn at_the_limit(app: &App, request: &CreateMachineRequest) -> Result<(TimeoutAction, bool)> {
+fn at_the_limit(
+    app: &App,
+    request: &CreateMachineRequest,
+    isolation: Option<Isolation>,
+) -> Result<(TimeoutAction, bool)> {
     let on_timeout = request.lifecycle.as_ref().and_then(|l| l.on_timeout);
     if let (Some(a), Some(b)) = (request.timeout_action, on_timeout)
         && a != b
@@ -399,7 +415,7 @@ fn at_the_limit(app: &App, request: &CreateMachineRequest) -> Result<(TimeoutAct
         ));
     }
     let action = request.timeout_action.or(on_timeout).unwrap_or_default();
-    check_action(app, action)?;
+    check_action(app, isolation, action)?;
     let auto_resume = request.auto_resume.unwrap_or(false);
     if auto_resume && action != TimeoutAction::Hibernate {
         return Err(Error::invalid(
@@ -410,10 +426,14 @@ fn at_the_limit(app: &App, request: &CreateMachineRequest) -> Result<(TimeoutAct
 }
 
 /// An engine that cannot hibernate machines is not asked to when their time is over.
-pub(super) fn check_action(app: &App, action: TimeoutAction) -> Result<()> {
-    let can = app.engine.capabilities();
+pub(super) fn check_action(
+    app: &App,
+    isolation: Option<Isolation>,
+    action: TimeoutAction,
+) -> Result<()> {
+    let (engine, can) = isolation::engine(app, isolation)?;
     if action == TimeoutAction::Hibernate && !can.hibernate && !can.pause {
-        return Err(snapshot::cannot(app, "hibernate machines"));
+        return Err(snapshot::cannot(engine, "hibernate machines"));
     }
     Ok(())
 }

@@ -140,13 +140,13 @@ async fn make(
     };
     let id = row.machine_id.clone();
     let (runtime, tenant_id) = (new.runtime.clone(), new.tenant_id.clone());
-    let spec = machine::pooled_spec(app, new, &id);
     let broken = |error: Error| {
         Failure::Broken(match error.context {
             Some(context) => format!("{}: {context}", error.message),
             None => error.message,
         })
     };
+    let spec = machine::pooled_spec(app, new, &id).map_err(broken)?;
     app.store
         .write(move |tx| {
             rows::insert_instance(tx, &row)?;

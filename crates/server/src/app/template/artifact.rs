@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use nullspace_api::template::{OciMetadata, Readiness, RuntimeDefaults};
+use nullspace_api::{
+    machine::Isolation,
+    template::{OciMetadata, Readiness, RuntimeDefaults},
+};
 use nullspace_templates::{Bind, Layer, Runtime};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -30,6 +33,9 @@ pub(super) struct Artifact {
     pub(super) start_cmd: Option<String>,
     /// When a machine counts as ready.
     pub(super) readiness: Option<Readiness>,
+    /// What keeps a machine apart from the host, unless it asks for something else.
+    #[serde(default)]
+    pub(super) isolation: Option<Isolation>,
     /// Kept to be shown.
     pub(super) oci: OciMetadata,
 }
@@ -47,6 +53,7 @@ impl Artifact {
             env: layer.env.clone(),
             cwd: layer.default_cwd.clone(),
             user: layer.runtime.user.clone(),
+            isolation: layer.runtime.isolation,
             ..Self::default()
         }
     }
@@ -72,6 +79,7 @@ impl Artifact {
                 user: self.user.clone(),
                 start_cmd: self.start_cmd.clone(),
                 readiness: self.readiness.clone(),
+                isolation: self.isolation,
             },
         }
     }
@@ -89,7 +97,11 @@ impl Artifact {
             &self.start_cmd,
             &self.readiness,
         );
-        let text = serde_json::to_vec(&counted).unwrap_or_default();
+        let mut text = serde_json::to_vec(&counted).unwrap_or_default();
+        // One without a word about it is what it was before there was one.
+        if let Some(isolation) = self.isolation {
+            text.extend(isolation.as_str().bytes());
+        }
         hex::encode(Sha256::digest(text))
     }
 

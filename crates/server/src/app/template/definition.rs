@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::{archive, context, dockerfile, program::Program, reference};
 use crate::{
-    app::{App, machine},
+    app::{App, isolation, machine},
     error::{Error, Result},
 };
 
@@ -295,6 +295,8 @@ pub(super) fn compile(app: &App, request: &BuildRequest) -> Result<Program> {
         if let Some(readiness) = &runtime.readiness {
             check_readiness(readiness)?;
         }
+        isolation::engine(app, runtime.isolation)
+            .map_err(|error| error.with_message_prefix("runtime_config."))?;
     }
     check_config(app, request.build_config.as_ref())?;
     Ok(program)

@@ -227,6 +227,7 @@ impl Worker {
                 artifact.set_env(name, value.clone());
             }
             artifact.readiness.clone_from(&runtime.readiness);
+            artifact.isolation = runtime.isolation.or(artifact.isolation);
         }
         if matches!(artifact.user.as_deref(), Some("root" | "0" | "")) {
             artifact.user = None;

@@ -15,6 +15,7 @@ use super::{
     inside::PORT,
     place::{AT, Place, text},
     probes::Group,
+    strangers,
 };
 use crate::error::CliError;
 
@@ -37,10 +38,11 @@ pub(super) async fn all(scene: &Scene<'_>) -> Result<Vec<Row>, CliError> {
     scene.archives(&mut rows).await?;
     scene.keys(&mut rows).await?;
     scene.host_names(&mut rows).await?;
+    rows.extend(strangers::all(scene).await?);
     Ok(rows)
 }
 
-fn row(name: &str, what: &str, how: How) -> Row {
+pub(super) fn row(name: &str, what: &str, how: How) -> Row {
     Row {
         group: Group::Doors,
         name: name.to_owned(),
@@ -311,7 +313,7 @@ fn refused(answer: &str, secret: &str) -> How {
 }
 
 /// An answer's status, with its code if it is a refusal.
-fn said(status: u16, answer: &Value) -> String {
+pub(super) fn said(status: u16, answer: &Value) -> String {
     match answer["code"].as_str() {
         Some(code) => format!("{status} {code}"),
         None => status.to_string(),

@@ -9,6 +9,7 @@ use std::{
 };
 
 use nullspace_api::id;
+use reqwest::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -231,6 +232,21 @@ impl Place {
         .await
     }
 
+    /// Any request, with another key than the operator's if one is given.
+    pub(super) async fn ask(
+        &self,
+        key: Option<&str>,
+        method: Method,
+        path: &str,
+        body: Value,
+    ) -> Result<(u16, Value), CliError> {
+        let request = self.http.request(method, format!("{}{path}", self.base));
+        let request = request
+            .header("content-type", "application/json")
+            .body(body.to_string());
+        self.answer_to(request, key.unwrap_or(&self.key)).await
+    }
+
     /// Puts bytes somewhere. `digest` is that of a bundle, where they are one.
     pub(super) async fn put(
         &self,
@@ -247,7 +263,15 @@ impl Place {
 
     /// Bytes that are no JSON are answered as text.
     async fn answer(&self, request: reqwest::RequestBuilder) -> Result<(u16, Value), CliError> {
-        let sent = request.bearer_auth(&self.key).send().await;
+        self.answer_to(request, &self.key).await
+    }
+
+    async fn answer_to(
+        &self,
+        request: reqwest::RequestBuilder,
+        key: &str,
+    ) -> Result<(u16, Value), CliError> {
+        let sent = request.bearer_auth(key).send().await;
         let response = sent.map_err(|error| failed("the server does not answer", error))?;
         let status = response.status().as_u16();
         let bytes = response.bytes().await;

@@ -32,7 +32,7 @@ impl Owner {
     pub(super) async fn hibernate(&mut self, input: Input, by: By) -> Result<SnapshotRow> {
         let can = self.may_be_kept().await?;
         if !can.hibernate && !can.pause {
-            return Err(snapshot::cannot(&self.app, "hibernate machines"));
+            return Err(snapshot::cannot(self.engine(), "hibernate machines"));
         }
         let mut snapshot = self.snapshot(Kind::Hibernate, &by, Vec::new())?;
         snapshot.in_place = !can.hibernate;
@@ -161,7 +161,7 @@ impl Owner {
             Kind::Hibernate | Kind::Snapshot => (can.hibernate, Purpose::Snapshot),
         };
         if !able {
-            return Err(snapshot::cannot(&self.app, wanted.kind.verb()));
+            return Err(snapshot::cannot(self.engine(), wanted.kind.verb()));
         }
         let volumes = mount::kept(&self.app, &self.row).await?;
         if wanted.kind == Kind::Fork {
@@ -228,6 +228,12 @@ impl Owner {
             })
             .await?;
         Ok(outcome)
+    }
+
+    /// The name of its engine.
+    fn engine(&self) -> &str {
+        let recorded = self.row.isolation.as_deref();
+        recorded.unwrap_or_else(|| self.app.engine.name())
     }
 
     /// Whether its state may be kept at all, and what its engine can do.
