@@ -288,6 +288,8 @@ pub fn owner_of(db: &Connection, thing: Thing, id: &str) -> Result<Option<String
             "SELECT tenant_id FROM machine WHERE id = ?1",
             "SELECT tenant_id FROM agent_deployment WHERE id = (SELECT deployment_id FROM agent_run WHERE machine_id = ?1)",
             "SELECT tenant_id FROM event WHERE machine_id = ?1 LIMIT 1",
+            "SELECT tenant_id FROM event WHERE source_machine_id = ?1 LIMIT 1",
+            "SELECT tenant_id FROM event WHERE target_machine_id = ?1 LIMIT 1",
             // Those of a pool are nobody's machines until they are handed out.
             "SELECT tenant_id FROM warm_pool WHERE id = (SELECT pool_id FROM warm_instance WHERE machine_id = ?1)",
         ],
