@@ -1,6 +1,6 @@
 //! One request to the server under test, and what may have become of it.
 
-use std::{cell::Cell, time::Duration};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
@@ -8,6 +8,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 
+/// The operator's key.
 pub(crate) const KEY: &str = "ns_live_soak";
 /// The longest that anything takes here, many times over.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -25,11 +26,34 @@ pub(crate) fn wrong<T>(what: impl Into<String>) -> Result<T, Stop> {
     Err(Stop::Wrong(what.into()))
 }
 
-/// The way to the server.
+/// The way to the server with one key.
+#[derive(Clone)]
 pub(crate) struct Api {
     address: String,
-    /// Its launcher was killed: errors of the server's own are what comes of that.
-    is_disturbed: Cell<bool>,
+    key: String,
+    /// What the server needs was hit: errors of the server's own are what comes of that. The same for all keys.
+    is_disturbed: Rc<Cell<bool>>,
+}
+
+/// What is sent besides method and path.
+struct Sent<'a> {
+    headers: Vec<(&'a str, &'a str)>,
+    bytes: Bytes,
+}
+
+impl<'a> Sent<'a> {
+    fn json(key: Option<&'a str>, body: Option<Value>) -> Self {
+        let mut headers = Vec::new();
+        if let Some(key) = key {
+            headers.push(("idempotency-key", key));
+        }
+        let mut bytes = Bytes::new();
+        if let Some(body) = body {
+            headers.push(("content-type", "application/json"));
+            bytes = Bytes::from(body.to_string());
+        }
+        Self { headers, bytes }
+    }
 }
 
 /// What the server said.
@@ -39,7 +63,7 @@ pub(crate) struct Answer {
     pub(crate) body: Value,
     /// What was asked.
     what: String,
-    /// Whether anything may come of it, because the launcher was killed.
+    /// Whether anything may come of it, because of what was hit.
     is_disturbed: bool,
 }
 
@@ -73,10 +97,20 @@ impl Answer {
 }
 
 impl Api {
+    /// The operator's.
     pub(crate) fn new(address: String) -> Self {
         Self {
             address,
-            is_disturbed: Cell::new(false),
+            key: KEY.to_owned(),
+            is_disturbed: Rc::default(),
+        }
+    }
+
+    /// Another's, who is disturbed by the same.
+    pub(crate) fn with_key(&self, key: String) -> Self {
+        Self {
+            key,
+            ..self.clone()
         }
     }
 
@@ -88,7 +122,7 @@ impl Api {
         self.is_disturbed.set(false);
     }
 
-    /// Whether the launcher was killed in this round.
+    /// Whether something else than the server was hit in this round.
     pub(crate) fn is_disturbed(&self) -> bool {
         self.is_disturbed.get()
     }
@@ -99,10 +133,11 @@ impl Api {
 
     /// Asks for what may fail in any way.
     pub(crate) async fn try_to(&self, method: Method, path: &str, body: Value) -> Option<Answer> {
-        self.send(method, path, None, Some(body), true).await.ok()
+        let sent = Sent::json(None, Some(body));
+        self.send(method, path, sent, true).await.ok()
     }
 
-    /// Asks. Errors of the server's own are wrong at any time, but after its launcher was killed.
+    /// Asks. Errors of the server's own are wrong at any time, but after something else was hit that it needs.
     pub(crate) async fn ask(
         &self,
         method: Method,
@@ -110,19 +145,32 @@ impl Api {
         key: Option<&str>,
         body: Option<Value>,
     ) -> Result<Answer, Stop> {
-        self.send(method, path, key, body, false).await
+        self.send(method, path, Sent::json(key, body), false).await
+    }
+
+    /// Sends what is no JSON.
+    pub(crate) async fn upload(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+        bytes: Vec<u8>,
+    ) -> Result<Answer, Stop> {
+        let sent = Sent {
+            headers: headers.to_vec(),
+            bytes: Bytes::from(bytes),
+        };
+        self.send(Method::PUT, path, sent, false).await
     }
 
     async fn send(
         &self,
         method: Method,
         path: &str,
-        key: Option<&str>,
-        body: Option<Value>,
+        sent: Sent<'_>,
         may_fail: bool,
     ) -> Result<Answer, Stop> {
         let what = format!("{method} {path}");
-        let exchanged = tokio::time::timeout(PATIENCE, self.exchange(method, path, key, body));
+        let exchanged = tokio::time::timeout(PATIENCE, self.exchange(method, path, sent));
         let Ok(exchanged) = exchanged.await else {
             return wrong(format!("{what}: no answer in {PATIENCE:?}"));
         };
@@ -153,8 +201,7 @@ impl Api {
         &self,
         method: Method,
         path: &str,
-        key: Option<&str>,
-        body: Option<Value>,
+        sent: Sent<'_>,
     ) -> anyhow::Result<(StatusCode, Bytes)> {
         let stream = tokio::net::TcpStream::connect(&self.address).await?;
         stream.set_nodelay(true)?;
@@ -164,18 +211,11 @@ impl Api {
             .method(method)
             .uri(path)
             .header("host", &self.address)
-            .header("authorization", format!("Bearer {KEY}"));
-        if let Some(key) = key {
-            request = request.header("idempotency-key", key);
+            .header("authorization", format!("Bearer {}", self.key));
+        for (name, value) in sent.headers {
+            request = request.header(name, value);
         }
-        let bytes = match body {
-            Some(body) => {
-                request = request.header("content-type", "application/json");
-                serde_json::to_vec(&body)?
-            }
-            None => Vec::new(),
-        };
-        let request = request.body(Full::new(Bytes::from(bytes)))?;
+        let request = request.body(Full::new(sent.bytes))?;
         let answered = async {
             let response = sender.send_request(request).await?;
             let status = response.status();

@@ -1,6 +1,7 @@
 //! One caller: it does one thing after the other, as its random numbers say, and knows what it has.
 
 use std::{
+    collections::BTreeSet,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -9,7 +10,8 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
     Shared,
-    api::{Stop, wrong},
+    api::{Api, Stop, wrong},
+    losses::Loss,
     machines::{From, New},
     model::{Inside, Kind, Own, State},
     volumes::Mounted,
@@ -20,6 +22,7 @@ const MACHINES: usize = 3;
 const SNAPSHOTS: usize = 2;
 const VOLUMES: usize = 2;
 const TEMPLATES: usize = 2;
+const DEPLOYMENTS: usize = 2;
 
 /// Something to do. All that it takes to do it again is in it.
 #[derive(Clone, Debug)]
@@ -56,6 +59,15 @@ pub(crate) enum Op {
         version: u64,
     },
     DeleteTemplate(String),
+    Deploy {
+        name: String,
+        version: u64,
+    },
+    Run {
+        name: String,
+        key: String,
+    },
+    DeleteDeployment(String),
     Collect,
 }
 
@@ -86,32 +98,41 @@ impl Op {
             Self::Build { .. } => Kind::Build,
             Self::Pull { .. } => Kind::Pull,
             Self::DeleteTemplate(_) => Kind::DeleteTemplate,
+            Self::Deploy { .. } => Kind::Deploy,
+            Self::Run { .. } => Kind::Run,
+            Self::DeleteDeployment(_) => Kind::DeleteDeployment,
             Self::Collect => Kind::Collect,
         }
     }
 }
 
 pub(crate) struct Client {
-    number: u32,
+    pub(crate) number: u32,
     pub(crate) shared: Rc<Shared>,
+    /// With a key of its own where each is a tenant.
+    pub(crate) api: Api,
     pub(crate) rng: StdRng,
     pub(crate) own: Own,
     /// What was begun and not answered.
-    cut: Option<Op>,
+    pub(crate) cut: Option<Op>,
+    /// The snapshots that it had when the round began.
+    pub(crate) had: BTreeSet<String>,
     /// Counts names and keys.
     next: u64,
-    /// In this round the launcher was killed.
+    /// In this round the launcher was killed, or the disk was full: what was under way may have failed.
     pub(crate) is_lossy: bool,
 }
 
 impl Client {
-    pub(crate) fn new(number: u32, seed: u64, shared: Rc<Shared>) -> Self {
+    pub(crate) fn new(number: u32, seed: u64, shared: Rc<Shared>, api: Api) -> Self {
         Self {
             number,
             shared,
+            api,
             rng: StdRng::seed_from_u64(seed.wrapping_mul(1000).wrapping_add(u64::from(number))),
             own: Own::default(),
             cut: None,
+            had: BTreeSet::new(),
             next: 0,
             is_lossy: false,
         }
@@ -135,7 +156,10 @@ impl Client {
 
     /// Does one thing after the other until it is told to stop, or the server is gone.
     pub(crate) async fn work(&mut self) -> Result<(), Stop> {
+        self.is_lossy = false;
+        self.had = self.own.snapshots.keys().cloned().collect();
         while !self.shared.is_over.get() {
+            self.tell_what_runs();
             let op = self.choose();
             let kind = op.kind();
             self.note(format!("begins {op:?}"));
@@ -162,12 +186,24 @@ impl Client {
         Ok(())
     }
 
+    /// For whoever chooses a machine to end: what is this one's is lent out while it works.
+    fn tell_what_runs(&self) {
+        let machines = self.own.machines.iter();
+        let running = machines.filter(|(_, machine)| machine.state == State::Running);
+        let running = running.map(|(id, _)| id.clone()).collect();
+        let mut all = self.shared.running.borrow_mut();
+        all.insert(self.number, running);
+    }
+
     /// Finds out what became of what was cut off, and looks at everything that there must be.
-    pub(crate) async fn recover(&mut self, is_lossy: bool) -> Result<(), Stop> {
-        self.is_lossy = is_lossy;
-        // A server that lost its launcher needs a moment to see it.
-        if is_lossy {
-            self.bury().await?;
+    pub(crate) async fn recover(&mut self, loss: &Loss) -> Result<(), Stop> {
+        self.is_lossy = matches!(loss, Loss::Machines | Loss::Writes);
+        match loss {
+            Loss::Nothing => {}
+            // A server that lost its launcher needs a moment to see it.
+            Loss::Machines => self.bury().await?,
+            Loss::Machine(id) => self.mourn(id).await?,
+            Loss::Writes => self.sift().await?,
         }
         if let Some(op) = self.cut.take() {
             match self.perform(&op, true).await {
@@ -175,6 +211,11 @@ impl Client {
                 Err(Stop::Cut) => return wrong(format!("the server is gone, again, at {op:?}")),
                 Err(stop) => return Err(stop),
             }
+        }
+        if *loss == Loss::Writes {
+            // What that found may have been made while there was no room.
+            self.sift().await?;
+            self.drop_young_snapshots().await?;
         }
         self.look().await
     }
@@ -185,6 +226,9 @@ impl Client {
         }
         for id in self.own.volumes.keys().cloned().collect::<Vec<_>>() {
             self.look_at_volume(&id).await?;
+        }
+        for name in self.own.deployments.keys().cloned().collect::<Vec<_>>() {
+            self.look_at_deployment(&name).await?;
         }
         Ok(())
     }
@@ -201,6 +245,9 @@ impl Client {
         }
         for name in self.own.templates.keys().cloned().collect::<Vec<_>>() {
             self.perform(&Op::DeleteTemplate(name), false).await?;
+        }
+        for name in self.own.deployments.keys().cloned().collect::<Vec<_>>() {
+            self.perform(&Op::DeleteDeployment(name), false).await?;
         }
         Ok(())
     }
@@ -226,6 +273,9 @@ impl Client {
             Op::Build { name, version } => self.build(name, *version, again).await,
             Op::Pull { name, version } => self.pull(name, *version, again).await,
             Op::DeleteTemplate(name) => self.delete_template(name, again).await,
+            Op::Deploy { name, version } => self.deploy(name, *version).await,
+            Op::Run { name, key } => self.run(name, key).await,
+            Op::DeleteDeployment(name) => self.delete_deployment(name, again).await,
             Op::Collect => self.collect().await,
         }
     }
@@ -263,7 +313,9 @@ impl Client {
                 all.push((weight, Op::Make(new)));
             };
             make(6, From::Base);
-            make(6, From::Pool);
+            if self.shared.pool.borrow().is_some() {
+                make(6, From::Pool);
+            }
             for name in own.templates.keys() {
                 make(3, From::Template(name.clone()));
             }
@@ -392,6 +444,35 @@ impl Client {
                 )),
             }
             all.push((1, Op::DeleteTemplate(name)));
+        }
+        if own.deployments.len() < DEPLOYMENTS {
+            let name = tag.replace("machine", "agent");
+            all.push((
+                3,
+                Op::Deploy {
+                    name,
+                    version: number,
+                },
+            ));
+        }
+        for name in own.deployments.keys() {
+            let name = name.clone();
+            let key = format!("{name}-r-{number}");
+            all.push((
+                3,
+                Op::Run {
+                    name: name.clone(),
+                    key,
+                },
+            ));
+            all.push((
+                2,
+                Op::Deploy {
+                    name: name.clone(),
+                    version: number,
+                },
+            ));
+            all.push((1, Op::DeleteDeployment(name)));
         }
         all.push((1, Op::Collect));
         let sum: u32 = all.iter().map(|(weight, _)| *weight).sum();

@@ -51,5 +51,5 @@ impl History {
 
 /// Ids begin with what they are ids of; names of ours with `soak-`.
 fn is_name(word: &str) -> bool {
-    word.starts_with("soak-") || (word.len() > 12 && word.find('_').is_some_and(|at| at <= 4))
+    word.starts_with("soak-") || (word.len() > 12 && word.find('_').is_some_and(|at| at <= 5))
 }

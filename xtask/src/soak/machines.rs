@@ -13,7 +13,7 @@ use super::{
 /// Two weeks: none ends by itself.
 const TIME: u64 = 14 * 24 * 3600 * 1000;
 /// Where files are that must stay.
-const PLACE: &str = "/workspace/soak";
+pub(crate) const PLACE: &str = "/workspace/soak";
 
 /// What a machine is made of.
 #[derive(Clone, Debug)]
@@ -41,7 +41,6 @@ impl Client {
     async fn tagged(&self, tag: &str) -> Result<Vec<String>, Stop> {
         let wanted = format!("%7B%22soak%22%3A%22{tag}%22%7D");
         let page = self
-            .shared
             .api
             .get(&format!("/v1/machines?limit=200&metadata={wanted}"))
             .await?
@@ -159,8 +158,7 @@ impl Client {
             From::Fork(id) => format!("/v1/machines/{id}/fork"),
         };
         let body = (!matches!(new.from, From::Fork(_))).then_some(body);
-        self.shared
-            .api
+        self.api
             .ask(Method::POST, &path, Some(&new.key), body)
             .await
     }
@@ -170,13 +168,12 @@ impl Client {
         let body = json!({"command": line, "shell": true, "timeout_secs": 60});
         let path = format!("/v1/machines/{id}/exec");
         let done = self
-            .shared
             .api
             .ask(Method::POST, &path, None, Some(body))
             .await?
             .expect(&[200])?;
         if done.body["exit_code"] != 0 {
-            if self.shared.api.is_disturbed() {
+            if self.api.is_disturbed() {
                 return Err(Stop::Cut);
             }
             return wrong(format!("{id}: {line}: {}", done.body));
@@ -219,7 +216,6 @@ impl Client {
         }
         let path = format!("/v1/machines/{id}/hibernate");
         let kept = self
-            .shared
             .api
             .ask(Method::POST, &path, None, Some(json!({})))
             .await?
@@ -240,7 +236,6 @@ impl Client {
         }
         let path = format!("/v1/machines/{id}/resume");
         let woken = self
-            .shared
             .api
             .ask(Method::POST, &path, None, Some(json!({})))
             .await?
@@ -264,7 +259,7 @@ impl Client {
         Ok(())
     }
 
-    fn is_now(&mut self, id: &str, state: State) {
+    pub(crate) fn is_now(&mut self, id: &str, state: State) {
         if state == State::Running {
             self.own.kept_as.remove(id);
         }
@@ -279,7 +274,6 @@ impl Client {
             return Ok(());
         }
         let told = self
-            .shared
             .api
             .get(&format!("/v1/machines/{id}"))
             .await?
@@ -289,7 +283,6 @@ impl Client {
             "paused" => {
                 let snapshot = told.text("snapshot_id")?;
                 let kept = self
-                    .shared
                     .api
                     .get(&format!("/v1/snapshots/{snapshot}"))
                     .await?
@@ -313,7 +306,6 @@ impl Client {
 
     pub(crate) async fn destroy(&mut self, id: &str, again: bool) -> Result<(), Stop> {
         let gone = self
-            .shared
             .api
             .ask(Method::DELETE, &format!("/v1/machines/{id}"), None, None)
             .await?;
@@ -331,11 +323,7 @@ impl Client {
         };
         let path = format!("/v1/machines/{id}/snapshots");
         let answer = until(key, async || {
-            let answer = self
-                .shared
-                .api
-                .ask(Method::POST, &path, Some(key), None)
-                .await?;
+            let answer = self.api.ask(Method::POST, &path, Some(key), None).await?;
             Ok((answer.code() != "transition_in_progress").then_some(answer))
         })
         .await?;
@@ -351,7 +339,6 @@ impl Client {
     /// The machine was lost while its state was being kept: that may have been done.
     async fn find_snapshot(&mut self, machine: &str) -> Result<(), Stop> {
         let all = self
-            .shared
             .api
             .get(&format!("/v1/snapshots?machine_id={machine}"))
             .await?
@@ -373,11 +360,7 @@ impl Client {
 
     pub(crate) async fn delete_snapshot(&mut self, id: &str, again: bool) -> Result<(), Stop> {
         let path = format!("/v1/snapshots/{id}");
-        let gone = self
-            .shared
-            .api
-            .ask(Method::DELETE, &path, None, None)
-            .await?;
+        let gone = self.api.ask(Method::DELETE, &path, None, None).await?;
         gone.expect(if again { &[204, 404] } else { &[204] })?;
         self.own.snapshots.remove(id);
         Ok(())
@@ -391,7 +374,6 @@ impl Client {
             }
             let told = until(&id, async || {
                 let told = self
-                    .shared
                     .api
                     .get(&format!("/v1/machines/{id}"))
                     .await?
@@ -412,7 +394,7 @@ impl Client {
         Ok(())
     }
 
-    fn lost(&mut self, id: &str, told: &Answer) -> Result<(), Stop> {
+    pub(crate) fn lost(&mut self, id: &str, told: &Answer) -> Result<(), Stop> {
         let why = told.text("failure_reason")?;
         self.note(format!("{id} was lost: {why}"));
         self.own.forget_machine(id);
@@ -422,7 +404,7 @@ impl Client {
     async fn answers(&self, id: &str) -> bool {
         let body = json!({"command": "true", "timeout_secs": 20});
         let path = format!("/v1/machines/{id}/exec");
-        let done = self.shared.api.try_to(Method::POST, &path, body).await;
+        let done = self.api.try_to(Method::POST, &path, body).await;
         done.is_some_and(|answer| answer.status == 200)
     }
 
@@ -431,7 +413,6 @@ impl Client {
             return Ok(());
         };
         let told = self
-            .shared
             .api
             .get(&format!("/v1/machines/{id}"))
             .await?
@@ -454,7 +435,7 @@ impl Client {
             return Ok(());
         }
         let mut line = format!(
-            "echo \"env ${{SOAK-none}}\"; cd {PLACE} 2>/dev/null || exit 0; for f in *; do [ -f \"$f\" ] && echo \"$f $(cat $f)\"; done"
+            "echo \"env ${{SOAK-none}}\"; cd {PLACE} 2>/dev/null || exit 0; for f in *; do [ -f \"$f\" ] && echo \"$f $(cat $f)\"; done; true"
         );
         if let Some(process) = &machine.inside.process {
             line.push_str(&format!(

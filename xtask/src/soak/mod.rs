@@ -2,20 +2,33 @@
 //! answered must hold.
 //!
 //! ```text
-//!  round:  clients work ──▶ kill -9 (serve, at times the launcher) ──▶ start
+//!  round:  clients work ──▶ one of these ──▶ start, if it was killed
 //!            ──▶ each client asks again for what it has no answer to, and looks at all that is its own
 //!            ──▶ the record, the kernel and the disk have that, and nothing else
 //!  end:    everything is deleted ──▶ nothing is left on the host
 //! ```
-//! What is asked for follows from the seed; what is under way when the kill comes also from how fast this host is. A
-//! violation ends the soak with an error: it says what happened to the thing in question, and keeps the data directory.
+//! What is asked for follows from the seed; what is under way when something happens comes also from how fast this host
+//! is. A violation ends the soak with an error: it says what happened to the thing in question, and keeps the data directory.
 //!
-//! What must hold is in `docs/design/`. A killed server: nothing acknowledged is lost or changed, machines run on;
-//! what was not acknowledged is there whole or not at all, and asked for again with the same key it is there once. A
-//! killed launcher: its machines are lost, and their record says so; what is on the disk stays.
+//! What must hold is in `docs/design/`, and depends on what is hit (`killer.rs`, `losses.rs`):
+//!
+//! - `serve` is killed: nothing acknowledged is lost or changed, machines and runs go on; what was not acknowledged is
+//!   there whole or not at all, and asked for again with the same key it is there once.
+//! - The launcher is killed: its machines are lost, and their record says so; what is on the disk stays.
+//! - The processes of one machine are killed: it is lost, and its record says so. Nothing else is.
+//! - The disk is full for a moment (`--disk`), and at times the server is killed then: what machines wrote may be lost
+//!   (SECURITY.md), and one whose file system broke is deleted by who has it. All else holds as after a kill of `serve`,
+//!   what was acknowledged of volumes too.
+//! - The clock jumps (`--clock`), and at times the server is killed then: as after a kill of `serve`.
+//!
+//! With `--tenants` each client is a tenant of its own, which must be shown what is its own and nothing else. There is no
+//! warm pool then: one is a tenant's too.
 
+mod agents;
 mod api;
 mod client;
+mod clock;
+mod disk;
 mod history;
 #[allow(
     clippy::unwrap_used,
@@ -26,6 +39,8 @@ mod history;
 )]
 #[path = "../../../tests/system/host.rs"]
 mod host;
+mod killer;
+mod losses;
 mod machines;
 mod model;
 mod registry;
@@ -43,15 +58,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use futures_util::future::join_all;
 use http::Method;
-use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::json;
 
 use self::{
     api::{Api, Stop},
     client::Client,
     history::History,
+    killer::Killer,
     model::Kind,
     registry::Registry,
     server::Server,
@@ -60,18 +74,19 @@ use self::{
 /// What takes longer counts as so long when the moment of a kill is chosen.
 const MOST: Duration = Duration::from_secs(5);
 /// Machines that the pool keeps ready.
-pub(crate) const POOL: u64 = 2;
-/// One in so many kills hits the launcher too or alone.
-const LAUNCHER: u32 = 16;
-/// One in so many starts is killed as well.
-const START: u32 = 8;
+const POOL: u64 = 2;
+/// How it goes is told whenever so many were killed.
+const TOLD: u32 = 25;
 
 /// How long, and over what.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Processes to kill.
+    /// How often to kill something.
     #[arg(long, default_value_t = 100)]
     kills: u32,
+    /// Goes on until so many operations were answered, however many kills that takes.
+    #[arg(long)]
+    operations: Option<u32>,
     /// What is asked for follows from it; the time of day when absent.
     #[arg(long)]
     seed: Option<u64>,
@@ -87,25 +102,39 @@ pub(crate) struct Args {
     /// Where the data directory is made.
     #[arg(long, default_value_os_t = std::env::temp_dir())]
     dir: PathBuf,
+    /// It is on a file system of its own, of so many MB, which is full now and then. `base`, images and machines have to fit.
+    #[arg(long, value_name = "MB")]
+    disk: Option<u64>,
+    /// The server is shown a clock that jumps now and then; needs libfaketime.
+    #[arg(long)]
+    clock: bool,
+    /// Each client is a tenant of its own.
+    #[arg(long)]
+    tenants: bool,
 }
 
 /// What all parts of a soak see.
 pub(crate) struct Shared {
+    /// The operator's.
     pub(crate) api: Api,
     pub(crate) history: History,
     /// Whether memory is kept on the disk, and machines can be branched.
     pub(crate) keeps_memory: bool,
-    /// The warm pool.
-    pub(crate) pool: RefCell<String>,
+    /// Whether each client is a tenant.
+    pub(crate) has_tenants: bool,
+    /// The warm pool, while there is one.
+    pub(crate) pool: RefCell<Option<String>>,
     /// Where images are.
     pub(crate) registry: Option<Registry>,
     /// Nothing new is begun.
     pub(crate) is_over: Cell<bool>,
     /// What each client does now.
     pub(crate) under_way: RefCell<BTreeMap<u32, Kind>>,
+    /// The machines of each client that ran when it began what it does now.
+    pub(crate) running: RefCell<BTreeMap<u32, Vec<String>>>,
     /// How long each takes: sum and count of those that were answered.
     pub(crate) times: RefCell<BTreeMap<Kind, (Duration, u32)>>,
-    /// Kills that came while it was under way.
+    /// How often something was hit while it was under way.
     hits: RefCell<BTreeMap<Kind, u32>>,
 }
 
@@ -115,6 +144,19 @@ impl Shared {
         let times = self.times.borrow();
         let known = times.get(&kind).map(|(sum, count)| *sum / *count);
         known.unwrap_or(Duration::from_millis(300)).min(MOST)
+    }
+
+    /// How many operations were answered.
+    fn operations(&self) -> u32 {
+        self.times.borrow().values().map(|(_, count)| count).sum()
+    }
+
+    /// How many machines wait for somebody to want them.
+    fn waiting(&self) -> u64 {
+        match *self.pool.borrow() {
+            Some(_) => POOL,
+            None => 0,
+        }
     }
 
     fn hit(&self) {
@@ -152,39 +194,38 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 async fn soak(args: &Args, program: PathBuf, seed: u64) -> Result<()> {
     let began = Instant::now();
-    let mut server = Server::start(program, &args.isolation, &args.dir).await?;
+    let mut server = Server::start(program, args).await?;
     let api = Api::new(server.address.clone());
     let shared = Rc::new(Shared {
         history: History::default(),
         keeps_memory: server.keeps_memory(&api).await?,
         api,
+        has_tenants: args.tenants,
         pool: RefCell::default(),
         registry: Registry::start().await?,
         is_over: Cell::new(false),
         under_way: RefCell::default(),
+        running: RefCell::default(),
         times: RefCell::default(),
         hits: RefCell::default(),
     });
-    let mut clients: Vec<Client> = (0..args.clients)
-        .map(|number| Client::new(number, seed, shared.clone()))
-        .collect();
-    let mut killer = Killer {
-        shared: shared.clone(),
-        rng: StdRng::seed_from_u64(seed ^ 0x6b69_6c6c),
-        kills: 0,
-        launchers: 0,
-        starts: 0,
-    };
+    let mut killer = Killer::new(shared.clone(), seed);
     let outcome = async {
+        let mut clients = make_clients(args, seed, &shared).await?;
         make_pool(&shared).await?;
-        while killer.kills < args.kills {
+        let is_enough = |killer: &Killer| match args.operations {
+            Some(operations) => shared.operations() >= operations,
+            None => killer.kills >= args.kills,
+        };
+        while !is_enough(&killer) {
+            let before = killer.kills;
             killer.round(&mut server, &mut clients).await?;
-            if killer.kills.is_multiple_of(25) {
+            if killer.kills / TOLD > before / TOLD {
                 println!("{} after {:.0?}", killer.line(), began.elapsed());
             }
         }
         delete_all(&shared, &mut clients).await?;
-        whole::settled(&shared, &mut server, &[], 0).await
+        whole::settled(&shared, &mut server, &clients, 0).await
     };
     let outcome = match outcome.await {
         Ok(()) => server
@@ -214,7 +255,35 @@ async fn soak(args: &Args, program: PathBuf, seed: u64) -> Result<()> {
     Ok(())
 }
 
+async fn make_clients(args: &Args, seed: u64, shared: &Rc<Shared>) -> Result<Vec<Client>, Stop> {
+    let mut clients = Vec::new();
+    for number in 0..args.clients {
+        let api = match args.tenants {
+            true => shared.api.with_key(make_tenant(&shared.api, number).await?),
+            false => shared.api.clone(),
+        };
+        clients.push(Client::new(number, seed, shared.clone(), api));
+    }
+    Ok(clients)
+}
+
+/// A key of a new one.
+async fn make_tenant(operator: &Api, number: u32) -> Result<String, Stop> {
+    let name = format!("soak-{number}");
+    let body = json!({"name": name});
+    let made = operator.ask(Method::POST, "/v1/tenants", None, Some(body));
+    made.await?.expect(&[201])?;
+    let path = format!("/v1/tenants/{name}/keys");
+    let body = json!({"scope": "write"});
+    let made = operator.ask(Method::POST, &path, None, Some(body));
+    made.await?.expect(&[201])?.text("key")
+}
+
+/// None where each client is a tenant: it would be one tenant's.
 async fn make_pool(shared: &Shared) -> Result<(), Stop> {
+    if shared.has_tenants {
+        return Ok(());
+    }
     let body = json!({
         "template_ref": "base", "name": "soak", "min_ready": POOL, "max_ready": POOL,
         "resources": {"vcpus": 1, "memory_mb": 256}, "stale_after_seconds": 86_400,
@@ -223,7 +292,17 @@ async fn make_pool(shared: &Shared) -> Result<(), Stop> {
         .api
         .ask(Method::POST, "/v1/template-warm-pools", None, Some(body))
         .await?;
-    *shared.pool.borrow_mut() = made.text("id")?;
+    *shared.pool.borrow_mut() = Some(made.text("id")?);
+    Ok(())
+}
+
+async fn delete_pool(shared: &Shared) -> Result<(), Stop> {
+    let Some(pool) = shared.pool.take() else {
+        return Ok(());
+    };
+    let path = format!("/v1/template-warm-pools/{pool}");
+    let gone = shared.api.ask(Method::DELETE, &path, None, None).await?;
+    gone.expect(&[200])?;
     Ok(())
 }
 
@@ -231,12 +310,7 @@ async fn delete_all(shared: &Shared, clients: &mut [Client]) -> Result<(), Stop>
     for client in clients {
         client.delete_all().await?;
     }
-    let pool = format!("/v1/template-warm-pools/{}", shared.pool.borrow());
-    shared
-        .api
-        .ask(Method::DELETE, &pool, None, None)
-        .await?
-        .expect(&[200])?;
+    delete_pool(shared).await?;
     let all = json!({"dry_run": false});
     shared
         .api
@@ -244,125 +318,4 @@ async fn delete_all(shared: &Shared, clients: &mut [Client]) -> Result<(), Stop>
         .await?
         .expect(&[200])?;
     Ok(())
-}
-
-/// What a round does to the server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Aim {
-    Serve,
-    Launcher,
-    Both,
-}
-
-struct Killer {
-    shared: Rc<Shared>,
-    rng: StdRng,
-    kills: u32,
-    launchers: u32,
-    starts: u32,
-}
-
-impl Killer {
-    async fn round(&mut self, server: &mut Server, clients: &mut [Client]) -> Result<(), Stop> {
-        let shared = self.shared.clone();
-        let aim = match self.rng.random_range(0..LAUNCHER * 2) {
-            0 => Aim::Launcher,
-            1 => Aim::Both,
-            _ => Aim::Serve,
-        };
-        shared.is_over.set(false);
-        shared.api.calm();
-        let work = join_all(clients.iter_mut().map(Client::work));
-        let kill = async {
-            // Until each has begun, so that there is something to choose among.
-            tokio::task::yield_now().await;
-            let moment = self.moment();
-            tokio::time::sleep(moment).await;
-            if aim != Aim::Serve {
-                shared.api.disturb();
-            }
-            shared.hit();
-            let names: Vec<&str> = shared
-                .under_way
-                .borrow()
-                .values()
-                .map(|kind| kind.name())
-                .collect();
-            shared.history.note(format!(
-                "kill {aim:?} after {moment:.0?}, under way {names:?}"
-            ));
-            if aim != Aim::Launcher {
-                server.kill();
-                self.kills += 1;
-            }
-            if aim != Aim::Serve {
-                server.kill_launcher();
-                self.kills += 1;
-                self.launchers += 1;
-            }
-            shared.is_over.set(true);
-            Ok::<_, Stop>(())
-        };
-        let (worked, killed) = tokio::join!(work, kill);
-        killed?;
-        worked.into_iter().collect::<Result<Vec<()>, Stop>>()?;
-        if aim != Aim::Launcher {
-            if self.rng.random_range(0..START) == 0 {
-                let moment = self.rng.random_range(Duration::ZERO..server.start_time());
-                server.begin()?;
-                tokio::time::sleep(moment).await;
-                shared
-                    .history
-                    .note(format!("kill while it starts, after {moment:.0?}"));
-                server.kill();
-                self.kills += 1;
-                self.starts += 1;
-            }
-            server.begin()?;
-            server.until_ready().await?;
-        }
-        shared.api.calm();
-        if aim == Aim::Launcher {
-            server.until_makes(&shared.api).await?;
-        }
-        shared.history.note("up again");
-        let is_lossy = aim != Aim::Serve;
-        let recovered = join_all(clients.iter_mut().map(|client| client.recover(is_lossy))).await;
-        recovered.into_iter().collect::<Result<Vec<()>, Stop>>()?;
-        let own: Vec<_> = clients.iter().map(|client| &client.own).collect();
-        whole::settled(&shared, server, &own, POOL).await
-    }
-
-    /// When to kill: at any moment of what one of the clients is doing, or a little later.
-    fn moment(&mut self) -> Duration {
-        let under_way: Vec<Kind> = self.shared.under_way.borrow().values().copied().collect();
-        let time = match under_way.is_empty() {
-            true => Duration::from_millis(300),
-            false => self
-                .shared
-                .time(under_way[self.rng.random_range(0..under_way.len())]),
-        };
-        // At times it gets to what comes next.
-        let times = if self.rng.random_range(0..3) == 0 {
-            4.0
-        } else {
-            1.1
-        };
-        time.mul_f64(times * self.rng.random::<f64>())
-    }
-
-    fn line(&self) -> String {
-        let hits = self.shared.hits.borrow();
-        let hits: Vec<String> = hits
-            .iter()
-            .map(|(kind, count)| format!("{} {count}", kind.name()))
-            .collect();
-        format!(
-            "{} kills ({} of the launcher, {} during a start); under way: {}",
-            self.kills,
-            self.launchers,
-            self.starts,
-            hits.join(", ")
-        )
-    }
 }

@@ -30,6 +30,9 @@ pub(crate) enum Kind {
     Build,
     Pull,
     DeleteTemplate,
+    Deploy,
+    Run,
+    DeleteDeployment,
     Collect,
 }
 
@@ -58,6 +61,9 @@ impl Kind {
             Self::Build => "template build",
             Self::Pull => "image pull",
             Self::DeleteTemplate => "template delete",
+            Self::Deploy => "deploy",
+            Self::Run => "agent run",
+            Self::DeleteDeployment => "deployment delete",
             Self::Collect => "garbage collection",
         }
     }
@@ -111,13 +117,26 @@ pub(crate) struct Template {
     pub(crate) files: Files,
 }
 
-/// Everything of one client, by id (templates by name).
+/// A job that can be run.
+#[derive(Clone, Debug)]
+pub(crate) struct Deployment {
+    pub(crate) id: String,
+    /// What a run of it prints follows from this.
+    pub(crate) version: u64,
+    /// The id of that.
+    pub(crate) version_id: String,
+    /// The runs that were asked for, by key.
+    pub(crate) runs: BTreeMap<String, String>,
+}
+
+/// Everything of one client, by id (templates and deployments by name).
 #[derive(Debug, Default)]
 pub(crate) struct Own {
     pub(crate) machines: BTreeMap<String, Machine>,
     pub(crate) snapshots: BTreeMap<String, Inside>,
     pub(crate) volumes: BTreeMap<String, Volume>,
     pub(crate) templates: BTreeMap<String, Template>,
+    pub(crate) deployments: BTreeMap<String, Deployment>,
     /// What sleeping machines are kept as, as they said last.
     pub(crate) kept_as: BTreeMap<String, String>,
 }

@@ -1,6 +1,8 @@
 //! The server under test: started, killed, started again over the same data.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     fs::File,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -9,10 +11,14 @@ use std::{
 
 use anyhow::{Context, Result};
 use http::Method;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use super::{
+    Args,
     api::{Api, KEY, Stop, wrong},
+    clock::Clock,
+    disk::Disk,
     host::Host,
 };
 
@@ -22,8 +28,14 @@ const PATIENCE: Duration = Duration::from_secs(900);
 pub(crate) struct Server {
     program: PathBuf,
     isolation: String,
+    /// What the data directory is on, if it is its own. It is in the directory below, and so has to go before it.
+    pub(crate) disk: Option<Disk>,
+    /// What the server is shown, if it is not the host's.
+    pub(crate) clock: Option<Clock>,
     /// Taken away when it is to be kept.
     dir: Option<tempfile::TempDir>,
+    /// Where that is.
+    place: PathBuf,
     pub(crate) data: PathBuf,
     pub(crate) address: String,
     pub(crate) host: Host,
@@ -35,19 +47,28 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) async fn start(program: PathBuf, isolation: &str, dir: &Path) -> Result<Self> {
+    pub(crate) async fn start(program: PathBuf, args: &Args) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("nullspace-soak-")
-            .tempdir_in(dir)?;
-        let data = dir.path().canonicalize()?.join("data");
+            .tempdir_in(&args.dir)?;
+        let place = dir.path().canonicalize()?;
+        let clock = match args.clock {
+            true => Clock::make(&place)?,
+            false => None,
+        };
+        let disk = args.disk.map(|mb| Disk::make(&place, mb)).transpose()?;
+        let data = disk.as_ref().map_or(&*place, Disk::root).join("data");
         let port = std::net::TcpListener::bind("127.0.0.1:0")?
             .local_addr()?
             .port();
         let mut server = Self {
             program,
-            isolation: isolation.to_owned(),
+            isolation: args.isolation.clone(),
             host: Host::new(&data),
+            disk,
+            clock,
             dir: Some(dir),
+            place,
             data,
             address: format!("127.0.0.1:{port}"),
             child: None,
@@ -65,20 +86,19 @@ impl Server {
         }
     }
 
-    fn place(&self) -> &Path {
-        // `data` is in it.
-        self.data.parent().unwrap_or(&self.data)
-    }
-
     fn log(&self) -> PathBuf {
-        self.place().join(format!("serve-{}.log", self.starts))
+        self.place.join(format!("serve-{}.log", self.starts))
     }
 
     fn spawn(&mut self) -> Result<()> {
         self.starts += 1;
         let log = File::create(self.log())?;
         self.began = Instant::now();
-        let child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        if let Some(clock) = &self.clock {
+            command.envs(clock.variables());
+        }
+        let child = command
             .args(["serve", "--listen", &self.address, "--ssh-addr", "off"])
             .args(["--isolation", &self.isolation, "--data-dir"])
             .arg(&self.data)
@@ -135,12 +155,59 @@ impl Server {
         self.host.look();
         // There is none for a moment when the one before was killed while it started.
         let launcher = self.host.launcher();
-        if let Some(pid) = launcher.and_then(rustix::process::Pid::from_raw) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        if let Some(pid) = launcher.and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::KILL);
         }
     }
 
-    /// Waits until it has another launcher.
+    /// The same for every process of one machine, if it can be told which these are.
+    pub(crate) fn kill_machine(&self, id: &str) -> bool {
+        let name = id.replacen('_', "-", 1);
+        // By the name of its control groups, of which there is one in each hierarchy.
+        let mut found: BTreeMap<OsString, BTreeSet<i32>> = BTreeMap::new();
+        for group in self.groups() {
+            let members = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+            let members: Vec<i32> = members.lines().filter_map(|pid| pid.parse().ok()).collect();
+            let is_its = members.iter().any(|pid| {
+                std::fs::read_to_string(format!("/proc/{pid}/root/etc/hosts"))
+                    .is_ok_and(|hosts| hosts.split_whitespace().any(|word| word == name))
+            });
+            if is_its && let Some(group) = group.file_name() {
+                found.entry(group.to_owned()).or_default().extend(members);
+            }
+        }
+        // One that goes on from this one's state has its name where the host looks.
+        if found.len() != 1 {
+            return false;
+        }
+        for pid in found.into_values().flatten().filter_map(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        true
+    }
+
+    /// The control groups of machines, in every hierarchy.
+    fn groups(&self) -> Vec<PathBuf> {
+        let name = format!("nullspace-{}", self.host.instance());
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+        let bases = mounts.lines().filter_map(|line| {
+            let mut words = line.split(' ');
+            let (at, kind) = (words.nth(1)?, words.next()?);
+            let base = kind
+                .starts_with("cgroup")
+                .then(|| Path::new(at).join(&name))?;
+            std::fs::read_dir(base).ok()
+        });
+        bases
+            .flatten()
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|entry| entry.path())
+            .collect()
+    }
+
+    /// Waits until it can make machines again: with another launcher, or on a disk that has room again. What was prepared
+    /// for one before is used up by that.
     pub(crate) async fn until_makes(&mut self, api: &Api) -> Result<(), Stop> {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
@@ -156,7 +223,7 @@ impl Server {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return wrong("no machine can be made a minute after the launcher was killed");
+                return wrong("no machine can be made for a minute");
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -187,8 +254,7 @@ impl Server {
     pub(crate) fn stop(&mut self) -> Result<(), Stop> {
         self.host.look();
         if let Some(child) = &mut self.child {
-            let pid = rustix::process::Pid::from_child(child);
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            let _ = kill_process(Pid::from_child(child), Signal::TERM);
             match child.wait() {
                 Ok(status) if status.success() => {}
                 other => return wrong(format!("serve, told to end: {other:?}")),
@@ -216,11 +282,15 @@ impl Server {
         if let Err(error) = nullspace_engine_native::shutdown(&self.data) {
             println!("ending the launcher: {error}");
         }
-        let place = self.place().to_owned();
         if let Some(dir) = self.dir.take() {
             let _ = dir.keep();
         }
-        place
+        if let Some(disk) = &self.disk {
+            // It is unmounted when this ends.
+            let image = disk.image().display();
+            println!("the data directory is in {image}: mount -o loop");
+        }
+        self.place.clone()
     }
 }
 

@@ -50,7 +50,6 @@ impl Client {
         if again {
             // Of a build that was cut off there is a record or there is none; what it says is final.
             let listed = self
-                .shared
                 .api
                 .get(&format!("/v1/templates/refs/{name}/builds?limit=1"))
                 .await?
@@ -73,7 +72,6 @@ impl Client {
                             id.as_str().unwrap_or_default()
                         );
                         let retried = self
-                            .shared
                             .api
                             .ask(Method::POST, &path, None, Some(json!({})))
                             .await?;
@@ -93,7 +91,6 @@ impl Client {
             Some(id) => id,
             None => {
                 let begun = self
-                    .shared
                     .api
                     .ask(
                         Method::POST,
@@ -108,14 +105,13 @@ impl Client {
         let over = self.until_over(&id).await?;
         if over["status"] != "ready" {
             // Its machine was lost with the launcher.
-            if self.shared.api.is_disturbed() {
+            if self.api.is_disturbed() {
                 return Err(Stop::Cut);
             }
             if !(again && self.is_lossy) {
                 return wrong(format!("{name}: {id} is {over}"));
             }
             let begun = self
-                .shared
                 .api
                 .ask(Method::POST, "/v1/templates/builds", None, Some(body))
                 .await?;
@@ -134,7 +130,6 @@ impl Client {
     async fn until_over(&self, id: &str) -> Result<Value, Stop> {
         let over = until(id, async || {
             let told = self
-                .shared
                 .api
                 .get(&format!("/v1/templates/builds/{id}"))
                 .await?
@@ -153,16 +148,13 @@ impl Client {
 
     pub(crate) async fn delete_template(&mut self, name: &str, again: bool) -> Result<(), Stop> {
         let path = format!("/v1/templates/refs/{name}");
-        let gone = self
-            .shared
-            .api
-            .ask(Method::DELETE, &path, None, None)
-            .await?;
+        let gone = self.api.ask(Method::DELETE, &path, None, None).await?;
         gone.expect(if again { &[204, 404] } else { &[204] })?;
         self.own.templates.remove(name);
         Ok(())
     }
 
+    /// Which is for the operator alone.
     pub(crate) async fn collect(&mut self) -> Result<(), Stop> {
         let body = json!({"dry_run": false});
         self.shared

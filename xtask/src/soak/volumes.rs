@@ -21,7 +21,6 @@ pub(crate) struct Mounted {
 impl Client {
     pub(crate) async fn create_volume(&mut self, name: &str, again: bool) -> Result<(), Stop> {
         let made = self
-            .shared
             .api
             .ask(
                 Method::POST,
@@ -31,12 +30,7 @@ impl Client {
             )
             .await?;
         let made = match made.status {
-            409 if again => {
-                self.shared
-                    .api
-                    .get(&format!("/v1/volumes/by-name/{name}"))
-                    .await?
-            }
+            409 if again => self.api.get(&format!("/v1/volumes/by-name/{name}")).await?,
             _ => made,
         };
         let id = made.expect(&[200])?.text("id")?;
@@ -54,8 +48,7 @@ impl Client {
         let content = format!("content-of-{file}");
         let body = json!({"path": format!("/{file}"), "content": format!("{content}\n")});
         let path = format!("/v1/volumes/{id}/files/write");
-        self.shared
-            .api
+        self.api
             .ask(Method::POST, &path, None, Some(body))
             .await?
             .expect(&[200, 201])?;
@@ -94,7 +87,6 @@ impl Client {
         let body = json!({"ref": id, "mount_path": format!("/mnt/{id}"), "read_only": false});
         let path = format!("/v1/machines/{machine}/volumes");
         let made = self
-            .shared
             .api
             .ask(Method::POST, &path, None, Some(body))
             .await?
@@ -112,7 +104,6 @@ impl Client {
     /// Where a volume is mounted: machine, mount, state.
     async fn mounts(&self, id: &str) -> Result<Vec<(String, String, String)>, Stop> {
         let all = self
-            .shared
             .api
             .get(&format!("/v1/volumes/{id}/attachments"))
             .await?
@@ -153,11 +144,7 @@ impl Client {
             return Ok(());
         };
         let path = format!("/v1/machines/{machine}/volumes/{mount}");
-        let gone = self
-            .shared
-            .api
-            .ask(Method::DELETE, &path, None, None)
-            .await?;
+        let gone = self.api.ask(Method::DELETE, &path, None, None).await?;
         gone.expect(if again { &[200, 404] } else { &[200] })?;
         self.mounted(id, None);
         Ok(())
@@ -172,14 +159,12 @@ impl Client {
         for file in volume.files.keys() {
             let path = format!("/v1/volumes/{id}/files/remove");
             let body = json!({"path": format!("/{file}")});
-            self.shared
-                .api
+            self.api
                 .ask(Method::POST, &path, None, Some(body))
                 .await?
                 .expect(allowed)?;
         }
         let mut gone = self
-            .shared
             .api
             .ask(Method::DELETE, &format!("/v1/volumes/{id}"), None, None)
             .await?;
@@ -187,7 +172,6 @@ impl Client {
             // What writers that were cut off left behind, under names that say so.
             self.remove_unfinished(id).await?;
             gone = self
-                .shared
                 .api
                 .ask(Method::DELETE, &format!("/v1/volumes/{id}"), None, None)
                 .await?;
@@ -199,7 +183,6 @@ impl Client {
 
     async fn remove_unfinished(&mut self, id: &str) -> Result<(), Stop> {
         let listed = self
-            .shared
             .api
             .get(&format!("/v1/volumes/{id}/files?path=/"))
             .await?
@@ -218,8 +201,7 @@ impl Client {
             }
             let path = format!("/v1/volumes/{id}/files/remove");
             let body = json!({"path": format!("/{name}")});
-            self.shared
-                .api
+            self.api
                 .ask(Method::POST, &path, None, Some(body))
                 .await?
                 .expect(&[200, 204])?;
@@ -232,7 +214,6 @@ impl Client {
             return Ok(());
         };
         let found = self
-            .shared
             .api
             .get(&format!("/v1/volumes/by-name/{}", volume.name))
             .await?
@@ -262,7 +243,6 @@ impl Client {
         for (file, content) in &volume.files {
             let path = format!("/v1/volumes/{id}/files/read");
             let read = self
-                .shared
                 .api
                 .ask(
                     Method::POST,

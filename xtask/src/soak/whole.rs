@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use super::{
     Shared,
-    api::{Stop, wrong},
+    api::{Api, Stop, wrong},
+    client::Client,
     model::{Own, State},
     server::Server,
 };
@@ -24,7 +25,7 @@ type Names = BTreeSet<String>;
 pub(crate) async fn settled(
     shared: &Shared,
     server: &mut Server,
-    clients: &[&Own],
+    clients: &[Client],
     waiting: u64,
 ) -> Result<(), Stop> {
     let deadline = Instant::now() + PATIENCE;
@@ -46,86 +47,36 @@ pub(crate) async fn settled(
 async fn differences(
     shared: &Shared,
     server: &mut Server,
-    clients: &[&Own],
+    clients: &[Client],
     waiting: u64,
 ) -> Result<Vec<String>, Stop> {
-    let api = &shared.api;
+    let owns: Vec<&Own> = clients.iter().map(|client| &client.own).collect();
     let mut found = Vec::new();
-    let mut compare = |what: &str, expected: &Names, there: &Names| {
-        if expected != there {
-            let missing: Vec<_> = expected.difference(there).collect();
-            let strange: Vec<_> = there.difference(expected).collect();
-            found.push(format!(
-                "{what}: missing {missing:?}, not asked for {strange:?}"
-            ));
+    if shared.has_tenants {
+        // Nothing of a tenant is another's, and nothing the operator's.
+        found.extend(on_record("the operator", &shared.api, &[]).await?);
+        for client in clients {
+            let who = format!("client {}", client.number);
+            found.extend(on_record(&who, &client.api, &[&client.own]).await?);
         }
-    };
-    let machines: Names = names(clients, |own| own.machines.keys());
-    let listed = api.get("/v1/machines?limit=200").await?.expect(&[200])?;
-    compare(
-        "machines on record",
-        &machines,
-        &ids(&listed.body["items"], "id"),
-    );
-
-    let kept: Names = names(clients, |own| own.kept_as.values());
-    let snapshots: Names = names(clients, |own| own.snapshots.keys());
-    let listed = api.get("/v1/snapshots").await?.expect(&[200])?;
-    compare(
-        "snapshots on record",
-        &(&snapshots | &kept),
-        &ids(&listed.body, "id"),
-    );
-    // Those of machines that stand still are in memory.
-    let on_disk: Names = clients
-        .iter()
-        .flat_map(|own| {
-            own.kept_as
-                .iter()
-                .filter(|(id, _)| state(own, id) == Some(State::Kept))
-        })
-        .map(|(_, snapshot)| snapshot.clone())
-        .collect();
-    compare(
-        "snapshots on disk",
-        &(&snapshots | &on_disk),
-        &entries(&server.data, "snapshots"),
-    );
-
-    let volumes: Names = names(clients, |own| own.volumes.keys());
-    let listed = api.get("/v1/volumes").await?.expect(&[200])?;
-    compare("volumes on record", &volumes, &ids(&listed.body, "id"));
-    compare(
-        "volumes on disk",
-        &volumes,
-        &entries(&server.data, "volumes"),
-    );
-
-    let templates: Names = names(clients, |own| own.templates.keys());
-    let listed = api.get("/v1/templates").await?.expect(&[200])?;
-    let built: Names = ids(&listed.body, "name")
-        .into_iter()
-        .filter(|name| name.starts_with("soak-"))
-        .collect();
-    compare("templates on record", &templates, &built);
-    for place in ["template-layers", "image-layers"] {
-        let unfinished: Names = entries(&server.data, place)
-            .into_iter()
-            .filter(|name| is_unfinished(name))
-            .collect();
-        compare(place, &Names::new(), &unfinished);
+    } else {
+        found.extend(on_record("everybody", &shared.api, &owns).await?);
     }
+    found.extend(on_disk(server, &owns));
 
-    let path = format!("/v1/template-warm-pools/{}", shared.pool.borrow());
-    let pool = api.get(&path).await?.expect(&[200])?;
-    let counts = &pool.body["status"];
+    let pool = shared.pool.borrow().clone();
     if waiting > 0
-        && (counts["ready"] != waiting || counts["warming"] != 0 || counts["draining"] != 0)
+        && let Some(pool) = pool
     {
-        found.push(format!("the pool: {}", pool.body));
-        return Ok(found);
+        let path = format!("/v1/template-warm-pools/{pool}");
+        let pool = shared.api.get(&path).await?.expect(&[200])?;
+        let counts = &pool.body["status"];
+        if counts["ready"] != waiting || counts["warming"] != 0 || counts["draining"] != 0 {
+            found.push(format!("the pool: {}", pool.body));
+            return Ok(found);
+        }
     }
-    let alive: Names = clients
+    let alive: Names = owns
         .iter()
         .flat_map(|own| {
             own.machines
@@ -154,6 +105,88 @@ async fn differences(
     }
     found.extend(server.host.uneven());
     Ok(found)
+}
+
+/// What one key is shown, where these have what was made with it.
+async fn on_record(who: &str, api: &Api, owns: &[&Own]) -> Result<Vec<String>, Stop> {
+    let mut found = Vec::new();
+    let mut compare = |what: &str, expected: &Names, there: &Names| {
+        found.extend(difference(
+            &format!("{what} on record, for {who}"),
+            expected,
+            there,
+        ));
+    };
+    let machines = names(owns, |own| own.machines.keys());
+    let listed = api.get("/v1/machines?limit=200").await?.expect(&[200])?;
+    compare("machines", &machines, &ids(&listed.body["items"], "id"));
+
+    let kept = names(owns, |own| own.kept_as.values());
+    let snapshots = names(owns, |own| own.snapshots.keys());
+    let listed = api.get("/v1/snapshots").await?.expect(&[200])?;
+    compare("snapshots", &(&snapshots | &kept), &ids(&listed.body, "id"));
+
+    let volumes = names(owns, |own| own.volumes.keys());
+    let listed = api.get("/v1/volumes").await?.expect(&[200])?;
+    compare("volumes", &volumes, &ids(&listed.body, "id"));
+
+    let templates = names(owns, |own| own.templates.keys());
+    let listed = api.get("/v1/templates").await?.expect(&[200])?;
+    let built: Names = ids(&listed.body, "name")
+        .into_iter()
+        .filter(|name| name.starts_with("soak-"))
+        .collect();
+    compare("templates", &templates, &built);
+
+    let deployments = names(owns, |own| own.deployments.keys());
+    let listed = api.get("/v1/agent-deployments?limit=200").await?;
+    let listed = listed.expect(&[200])?;
+    compare(
+        "deployments",
+        &deployments,
+        &ids(&listed.body["items"], "name"),
+    );
+    Ok(found)
+}
+
+/// What is in the data directory, but for what machines have there.
+fn on_disk(server: &Server, owns: &[&Own]) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut compare = |place: &str, expected: &Names, there: &Names| {
+        found.extend(difference(&format!("{place} on disk"), expected, there));
+    };
+    // Those of machines that stand still are in memory.
+    let kept: Names = owns
+        .iter()
+        .flat_map(|own| {
+            own.kept_as
+                .iter()
+                .filter(|(id, _)| state(own, id) == Some(State::Kept))
+        })
+        .map(|(_, snapshot)| snapshot.clone())
+        .collect();
+    let snapshots = names(owns, |own| own.snapshots.keys());
+    compare(
+        "snapshots",
+        &(&snapshots | &kept),
+        &entries(&server.data, "snapshots"),
+    );
+    let volumes = names(owns, |own| own.volumes.keys());
+    compare("volumes", &volumes, &entries(&server.data, "volumes"));
+    for place in ["template-layers", "image-layers"] {
+        let unfinished: Names = entries(&server.data, place)
+            .into_iter()
+            .filter(|name| is_unfinished(name))
+            .collect();
+        compare(place, &Names::new(), &unfinished);
+    }
+    found
+}
+
+fn difference(what: &str, expected: &Names, there: &Names) -> Option<String> {
+    let missing: Vec<_> = expected.difference(there).collect();
+    let strange: Vec<_> = there.difference(expected).collect();
+    (expected != there).then(|| format!("{what}: missing {missing:?}, not asked for {strange:?}"))
 }
 
 fn state(own: &Own, machine: &str) -> Option<State> {
