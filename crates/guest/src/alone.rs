@@ -7,6 +7,7 @@
 //! let in meanwhile. What it says and hears is in `nullspace_protocol::alone`.
 
 use std::{
+    ffi::CString,
     io::{self, Read, Write},
     net::Ipv4Addr,
     path::Path,
@@ -16,6 +17,7 @@ use std::{
 
 use nullspace_protocol::alone::{MAX_SETUP, PORT, READY, REFUSED, SECRET_BYTES, Setup};
 use nullspace_sys::namespace;
+use rustix::mount::MountFlags;
 use tokio::{
     io::AsyncReadExt,
     net::{TcpListener, TcpStream},
@@ -58,6 +60,7 @@ pub fn main() -> io::Result<()> {
             return output.flush();
         }
     }
+    mount_shared_memory(setup.memory_bytes)?;
     memory::keep_within(setup.memory_bytes)?;
     if setup.pids_max > 0 {
         pids::keep_to(setup.pids_max)?;
@@ -142,6 +145,15 @@ fn apply(setup: &Setup) -> io::Result<()> {
     if !Path::new(&setup.cwd).is_dir() {
         std::fs::create_dir_all(&setup.cwd)?;
     }
+    Ok(())
+}
+
+/// Files in memory have an end, as on a native machine: half of it. What is there already knows none, because the machine was prepared
+/// before it was known how much memory it has.
+fn mount_shared_memory(bytes: u64) -> io::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let options = CString::new(format!("mode=1777,size={}", bytes / 2))?;
+    rustix::mount::mount("tmpfs", "/dev/shm", "tmpfs", flags, options.as_c_str())?;
     Ok(())
 }
 

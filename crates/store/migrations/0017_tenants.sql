@@ -33,8 +33,7 @@ ALTER TABLE api_key ADD COLUMN rotated_from TEXT;
 CREATE INDEX api_key_by_tenant ON api_key (tenant_id);
 
 ALTER TABLE machine ADD COLUMN tenant_id TEXT NOT NULL DEFAULT 'tnt_default' REFERENCES tenant (id);
-CREATE INDEX machine_by_tenant ON machine (tenant_id, seq);
-CREATE INDEX machine_unfinished ON machine (tenant_id) WHERE ended_at IS NULL;
+CREATE INDEX machine_by_tenant ON machine (tenant_id, state, seq);
 ALTER TABLE snapshot ADD COLUMN tenant_id TEXT NOT NULL DEFAULT 'tnt_default' REFERENCES tenant (id);
 CREATE INDEX snapshot_by_tenant ON snapshot (tenant_id, seq);
 ALTER TABLE warm_pool ADD COLUMN tenant_id TEXT NOT NULL DEFAULT 'tnt_default' REFERENCES tenant (id);

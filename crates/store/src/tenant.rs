@@ -177,7 +177,7 @@ pub fn holdings(db: &Connection, id: &str) -> Result<Vec<&'static str>, StoreErr
     let kinds = [
         (
             "machines",
-            "SELECT 1 FROM machine WHERE tenant_id = ?1 AND ended_at IS NULL",
+            "SELECT 1 FROM machine WHERE tenant_id = ?1 AND state IN ('creating', 'running', 'paused')",
         ),
         ("snapshots", "SELECT 1 FROM snapshot WHERE tenant_id = ?1"),
         ("volumes", "SELECT 1 FROM volume WHERE tenant_id = ?1"),
@@ -219,7 +219,7 @@ pub fn usage(db: &Connection, id: &str) -> Result<Usage, StoreError> {
             "SELECT COUNT(*), COALESCE(SUM(iif(state = 'paused', 0, vcpus)), 0), \
              COALESCE(SUM(iif(state = 'paused', 0, memory_mb)), 0), \
              COALESCE(SUM(COALESCE(json_extract(spec, '$.disk_bytes') / 1048576, disk_mb, 0)), 0) \
-             FROM machine WHERE tenant_id = ?1 AND ended_at IS NULL",
+             FROM machine WHERE tenant_id = ?1 AND state IN ('creating', 'running', 'paused')",
         )?
         .query_row([id], |row| {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))

@@ -147,14 +147,6 @@ impl Ring {
         self.read().tenants.get(id).cloned()
     }
 
-    /// A tenant, by name.
-    #[must_use]
-    pub fn tenant_named(&self, name: &str) -> Option<Arc<Tenant>> {
-        let known = self.read();
-        let mut tenants = known.tenants.values();
-        tenants.find(|tenant| *tenant.name == *name).cloned()
-    }
-
     /// Whether a key was not taken back, whatever its time.
     pub(crate) fn is_kept(&self, key_id: &str) -> bool {
         self.read().kept.contains(key_id)
