@@ -401,7 +401,8 @@ async fn too_much_memory_ends_the_program_and_not_the_machine() {
     );
     // Files in memory have an end, also where the machine was prepared before it was known how much memory it has.
     for _ in 0..3 {
-        let line = "head -c 1G /dev/zero > /dev/shm/x; echo $?; stat -c %s /dev/shm/x; rm /dev/shm/x";
+        let line =
+            "head -c 1G /dev/zero > /dev/shm/x; echo $?; stat -c %s /dev/shm/x; rm /dev/shm/x";
         assert_eq!(world.out(&id, line).await, format!("1\n{}", 128 << 20));
     }
     world.out(&id, &format!("kill -0 {pid}")).await;

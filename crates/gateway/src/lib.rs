@@ -8,6 +8,7 @@
 //! for requests that came in elsewhere. Used by `nullspace-server`, whose API is served by the same [`accept`].
 
 mod body;
+mod domain;
 mod door;
 mod eager;
 mod guard;
@@ -19,6 +20,7 @@ mod traffic;
 mod upstream;
 
 pub use body::Body;
+pub use domain::{Addressee, NOBODY, PreviewDomain};
 pub use door::{Access, Door, Route};
 pub use eager::Eager;
 pub use guard::{Account, Guard, Pass, Refusal, SESSION_COOKIE_PREFIX, Visitor};

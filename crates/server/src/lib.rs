@@ -17,7 +17,7 @@ mod serve;
 mod ssh;
 mod trace;
 
-pub use app::preview::PreviewDomain;
 pub use app::template::Source as TemplateSource;
 pub use config::Config;
+pub use nullspace_gateway::PreviewDomain;
 pub use serve::{KeySink, ServeError, ServeOptions, Server, SshListen, SshOptions, serve};

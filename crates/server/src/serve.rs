@@ -19,13 +19,12 @@ use hyper::{
 };
 use hyper_util::service::TowerToHyperService;
 use nullspace_engine::Engine;
-use nullspace_gateway::{pass, refuse};
+use nullspace_gateway::{Addressee, NOBODY, PreviewDomain, pass, refuse};
 use nullspace_store::{Store, StoreError};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    app::preview::Addressee,
     app::{self, App, AppState, key, machine, preview, template, upload},
     config::Config,
     error::Error,
@@ -57,7 +56,7 @@ pub struct ServeOptions {
     /// Logging in to machines.
     pub ssh: SshOptions,
     /// The domain below which ports of machines have names; without one each has a port of this host.
-    pub preview_domain: Option<preview::PreviewDomain>,
+    pub preview_domain: Option<PreviewDomain>,
     /// What machines start from.
     pub templates: template::Source,
     /// The program and first arguments that run `nullspace_keeper::main`; a directory follows.
@@ -404,9 +403,8 @@ fn accept(
         service_fn(move |request: Request<Incoming>| {
             let (app, api) = (app.clone(), api.clone());
             async move {
-                let named = |domain: &preview::PreviewDomain| {
-                    domain.addressee(request.uri(), request.headers())
-                };
+                let named =
+                    |domain: &PreviewDomain| domain.addressee(request.uri(), request.headers());
                 let (machine, port) = match app.previews.domain.as_ref().map(named) {
                     None | Some(Ok(Addressee::Api)) => {
                         return api.call(from(client, request)).await;
@@ -416,7 +414,7 @@ fn accept(
                 };
                 Ok(match app.previews.route(&machine, port) {
                     Some(route) => pass(&route, client, request).await,
-                    None => refuse(&preview::NOBODY),
+                    None => refuse(&NOBODY),
                 }
                 .map(Body::new))
             }

@@ -7,7 +7,6 @@
 //! ```
 //! A way stays until its machine ends, and is opened again when the server starts. Called by `http::preview`.
 
-mod address;
 mod credential;
 mod grant;
 mod guard;
@@ -35,8 +34,6 @@ use nullspace_store::{
     preview::{self as rows, PreviewGrantRow},
 };
 
-pub use address::PreviewDomain;
-pub(crate) use address::{Addressee, NOBODY};
 pub use readiness::readiness;
 use token::{Claims, Kind};
 use way::Way;

@@ -14,15 +14,12 @@ use std::{
 use async_trait::async_trait;
 use http::HeaderValue;
 use nullspace_api::error::code;
-use nullspace_gateway::{Access, Dial, Door, Route, Upstream};
+use nullspace_gateway::{Access, Dial, Door, PreviewDomain, Route, Upstream};
 use nullspace_protocol::BoxedIo;
 use nullspace_store::preview::{PreviewGrantRow, PreviewPortRow};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    address::PreviewDomain, credential::cookie_name, grant::LiveGrant, guard::PortGuard, masked,
-    traffic_token,
-};
+use super::{credential::cookie_name, grant::LiveGrant, guard::PortGuard, masked, traffic_token};
 use crate::{
     app::{
         AppState,

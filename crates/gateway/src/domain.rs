@@ -1,10 +1,11 @@
 //! How ports of machines are called from outside: by a port of this host, or by a name.
 
-use std::str::FromStr;
+use std::{net::Ipv6Addr, str::FromStr};
 
 use http::{HeaderMap, StatusCode, Uri, header, uri::Authority};
 use nullspace_api::{error::code, id};
-use nullspace_gateway::Refusal;
+
+use crate::Refusal;
 
 /// The longest domain; a name below it has up to 35 more.
 const MAX_DOMAIN: usize = 200;
@@ -73,7 +74,7 @@ impl FromStr for PreviewDomain {
 
 /// Whom a request is for.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Addressee {
+pub enum Addressee {
     /// The API.
     Api,
     /// A port of a machine, which may not be there.
@@ -82,12 +83,14 @@ pub(crate) enum Addressee {
 
 impl PreviewDomain {
     /// `http` or `https`.
-    pub(super) fn is_https(&self) -> bool {
+    #[must_use]
+    pub fn is_https(&self) -> bool {
         self.https
     }
 
     /// The name of a port, with a port if its users have to say one. `api` is the port of the API.
-    pub(super) fn authority(&self, machine: &str, port: u16, api: u16) -> String {
+    #[must_use]
+    pub fn authority(&self, machine: &str, port: u16, api: u16) -> String {
         let name = format!("{port}-{}.{}", machine.replacen('_', "-", 1), self.name);
         match self.port {
             Port::Default => name,
@@ -100,7 +103,7 @@ impl PreviewDomain {
     ///
     /// # Errors
     /// For one that names none or several, or a name under the domain that no machine can have.
-    pub(crate) fn addressee(&self, uri: &Uri, headers: &HeaderMap) -> Result<Addressee, Refusal> {
+    pub fn addressee(&self, uri: &Uri, headers: &HeaderMap) -> Result<Addressee, Refusal> {
         let invalid = |message| Refusal {
             status: StatusCode::BAD_REQUEST,
             code: code::INVALID_REQUEST,
@@ -115,8 +118,17 @@ impl PreviewDomain {
             .ok()
             .filter(|host| !host.contains('@'))
             .and_then(|host| host.parse().ok())
-            // What stands for a port may be anything to the parser.
-            .filter(|host: &Authority| host.as_str() == host.host() || host.port_u16().is_some())
+            // What stands behind it may be anything to the parser.
+            .filter(
+                |host: &Authority| match host.as_str().strip_prefix(host.host()) {
+                    Some("") => true,
+                    Some(rest) => rest
+                        .strip_prefix(':')
+                        .is_some_and(|port| port.parse::<u16>().is_ok()),
+                    None => false,
+                },
+            )
+            .filter(|host| is_name_or_address(host.host()))
             .ok_or_else(|| invalid("host: is not the name of a host"))?;
         if uri.authority().is_some_and(|named| *named != host) {
             return Err(invalid("host: the request names two"));
@@ -136,11 +148,21 @@ impl PreviewDomain {
 }
 
 /// Nobody has this name.
-pub(crate) const NOBODY: Refusal = Refusal {
+pub const NOBODY: Refusal = Refusal {
     status: StatusCode::NOT_FOUND,
     code: code::NOT_FOUND,
     message: "no preview has this name: its machine has ended, or the port was never previewed",
 };
+
+/// In brackets there is an address, and not what the parser takes for one.
+fn is_name_or_address(host: &str) -> bool {
+    match host.strip_prefix('[') {
+        Some(rest) => rest
+            .strip_suffix(']')
+            .is_some_and(|address| address.parse::<Ipv6Addr>().is_ok()),
+        None => true,
+    }
+}
 
 /// `8080-mch-…`.
 fn parse(label: &str) -> Option<(String, u16)> {
@@ -228,6 +250,8 @@ mod tests {
         for host in [
             "p.example",
             "127.0.0.1:3000",
+            "[::1]:3000",
+            "[::1]",
             "xp.example",
             "8080-mch-a1.p.example.org",
             "localhost",
@@ -261,6 +285,12 @@ mod tests {
             vec!["a/b"],
             vec!["user@8080-mch-a1.p.example"],
             vec!["8080-mch-a1.p.example:x"],
+            vec!["8080-mch-a1.p.example:"],
+            vec!["[].p.example"],
+            vec!["[]8080-mch-a1.p.example:80"],
+            vec!["[::1]:80.p.example"],
+            vec!["[8080-mch-a1.p.example:80]"],
+            vec!["[v1.p.example]"],
         ] {
             let refused = ask("/", &hosts).unwrap_err();
             assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{hosts:?}");
