@@ -1,12 +1,16 @@
 //! Tenants with the programs that people use: our command line, the published clients, OpenSSH.
 
-use std::process::Output;
+use std::{
+    process::Output,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 
 use crate::{
+    gvisor,
     python::{next_python, published, python},
-    world::World,
+    world::{KEY, World},
 };
 
 fn text(bytes: &[u8]) -> String {
@@ -180,4 +184,53 @@ async fn what_a_revoked_key_opened_is_shut() {
     assert_eq!(look().await, 401);
     // The machine is the tenant's, and goes on.
     assert_eq!(world.out(id, "echo there").await, "there");
+}
+
+/// When all processors are busy a tenant with one machine has as much of them as one with many.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_machines_of_one_tenant_do_not_outweigh_one_of_another() {
+    const MANY: usize = 6;
+    for isolation in ["native", "gvisor"] {
+        if isolation == "gvisor" && !gvisor::is_here() {
+            continue;
+        }
+        let world = gvisor::world(isolation).await;
+        fine(world.nullspace(&["tenant", "create", "many"]));
+        let many = key(&world, "many", "write");
+        let create = ["machine", "create", "--template", "host", "--vcpus", "2"];
+        let script = "while :; do :; done & while :; do :; done";
+        let mut all = Vec::new();
+        for key in std::iter::repeat_n(many.as_str(), MANY).chain([KEY]) {
+            let id = json(with_key(&world, key, &create))["id"]
+                .as_str()
+                .unwrap()
+                .to_owned();
+            let busy = ["machine", "exec", &id, "--background", "--shell", script];
+            fine(with_key(&world, key, &busy));
+            all.push((key.to_owned(), id));
+        }
+        let (own, others) = all.split_last().unwrap();
+        let load = |(key, id): &(String, String)| {
+            let told = json(with_key(&world, key, &["machine", "metrics", id, "--json"]));
+            told[0]["cpu_percent"].as_f64().unwrap()
+        };
+        // By machine it would be a seventh.
+        let deadline = Instant::now() + Duration::from_secs(120);
+        loop {
+            let theirs: f64 = others.iter().map(load).sum();
+            let part = load(own) / (load(own) + theirs);
+            if (0.35..0.65).contains(&part) {
+                break;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{isolation}: it has {part:.2} of what is used"
+            );
+        }
+        // Once nobody else is there a tenant's machines are as they were.
+        fine(with_key(&world, &own.0, &["machine", "kill", &own.1]));
+        for (key, id) in others {
+            fine(with_key(&world, key, &["machine", "kill", id]));
+        }
+    }
 }

@@ -582,6 +582,10 @@ impl Engine for GvisorEngine {
         self.host.usage(id, KERNEL_MEMORY).await
     }
 
+    async fn set_share(&self, id: &str, share: u32) -> Result<(), EngineError> {
+        self.host.set_share(id, share).await
+    }
+
     async fn set_egress(&self, id: &str, rules: &Rules) -> Result<(), EngineError> {
         self.host.set_egress(id, rules).await
     }

@@ -100,6 +100,10 @@ impl Engine for NativeEngine {
         self.host.usage(id, 0).await
     }
 
+    async fn set_share(&self, id: &str, share: u32) -> Result<(), EngineError> {
+        self.host.set_share(id, share).await
+    }
+
     async fn set_egress(&self, id: &str, rules: &Rules) -> Result<(), EngineError> {
         self.host.set_egress(id, rules).await
     }

@@ -32,7 +32,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     disk::Disks,
-    freezer, launcher, layer,
+    freezer, launcher, layer, share,
     tied::Tied,
     usage,
     wire::{
@@ -812,6 +812,24 @@ impl Host {
         // It may be on the network now, or off it.
         lock(&link.addresses).remove(id);
         done.map(drop)
+    }
+
+    /// Says how much of busy processors a machine gets.
+    ///
+    /// # Errors
+    /// Those of [`nullspace_engine::Engine::set_share`].
+    pub async fn set_share(&self, id: &str, share: u32) -> Result<(), EngineError> {
+        if !is_id(id) {
+            return Err(EngineError::NotFound(id.to_owned()));
+        }
+        let meters = self.meters(id).await?;
+        share::set(&meters.processors, share).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => EngineError::NotFound(id.to_owned()),
+            _ => EngineError::Step {
+                step: "share processors".into(),
+                reason: error.to_string(),
+            },
+        })
     }
 
     /// The group that stops a machine's processes.

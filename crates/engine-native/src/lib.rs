@@ -19,6 +19,7 @@ mod freezer;
 mod host;
 mod launcher;
 pub mod layer;
+mod share;
 mod tied;
 mod usage;
 mod wire;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// The most bytes one message may have: a spec with a large environment.
 pub(crate) const MAX_MESSAGE: usize = 8 << 20;
 /// Version of these messages. The launcher outlives `serve`, so a newer `serve` may meet an older one.
-pub(crate) const VERSION: u32 = 7;
+pub(crate) const VERSION: u32 = 8;
 
 /// What a launcher must know; given to it on its standard input, in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,6 +173,8 @@ pub(crate) enum Answer {
 pub(crate) struct Meters {
     /// The group that counts processor time; `None` where the host counts it for no group.
     pub(crate) cpu: Option<Counter>,
+    /// The group that gets processors.
+    pub(crate) processors: Counter,
     /// The group that counts memory.
     pub(crate) memory: Counter,
     /// The group that stops its processes where they stand; `None` where the host has none.

@@ -204,6 +204,14 @@ pub trait Engine: Send + Sync + 'static {
     /// [`EngineError::NotFound`] when it is not alive.
     async fn usage(&self, id: &str) -> Result<Usage, EngineError>;
 
+    /// Says how much of the host's processors a live machine gets beside others when all are busy: twice the share is twice the time,
+    /// 100 is what one has that nothing was said of. It is a share and no limit. An engine that cannot leaves it at that.
+    ///
+    /// [`EngineError::NotFound`] when it is not alive.
+    async fn set_share(&self, _id: &str, _share: u32) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// Replaces what a live machine may reach, as a whole: at no moment are some of the old rules and some of the new
     /// ones in force. When this returns the new ones are, for open connections too. When it fails and the new rules
     /// are tighter, the machine reaches nothing until a later call succeeds. The same rules again are fine.

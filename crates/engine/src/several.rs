@@ -255,6 +255,10 @@ impl Engine for Several {
         self.of(id).await?.usage(id).await
     }
 
+    async fn set_share(&self, id: &str, share: u32) -> Result<(), EngineError> {
+        self.of(id).await?.set_share(id, share).await
+    }
+
     async fn set_egress(&self, id: &str, rules: &Rules) -> Result<(), EngineError> {
         self.of(id).await?.set_egress(id, rules).await
     }

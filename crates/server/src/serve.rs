@@ -293,6 +293,7 @@ impl Server {
         app.tasks.spawn(preview::keep_up(app.clone()));
         app.tasks.spawn(app::volume::keep_up(app.clone()));
         app.tasks.spawn(app::pool::keep_up(app.clone()));
+        app.tasks.spawn(app::share::keep_up(app.clone()));
         let connections = TaskTracker::new();
         let accepting = accept(&app, listener, connections.clone());
         let metrics_address = metrics_listener.as_ref().map(|(_, address)| *address);

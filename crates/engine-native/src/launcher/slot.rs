@@ -248,6 +248,7 @@ impl Slot {
     pub(super) fn meters(&self) -> Option<Meters> {
         Some(Meters {
             cpu: self.group.cpu_counter(),
+            processors: self.group.counter("cpu")?,
             memory: self.group.counter("memory")?,
             freezer: self.group.freezer(),
             interface: self.link.name.clone(),

@@ -36,6 +36,7 @@ pub mod pty;
 pub mod scope;
 pub(crate) mod seal;
 pub mod search;
+pub(crate) mod share;
 pub mod snapshot;
 pub(crate) mod socket;
 pub mod ssh;
