@@ -20,7 +20,7 @@ pub struct ListAuditQuery {
     /// Only what is about this: any part of the path, such as an id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub about: Option<String>,
-    /// Only of this tenant, by id. A key that is no operator's has only its own.
+    /// Only of this tenant, by id. A key that is no operator's is refused any but its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant_id: Option<String>,
 }

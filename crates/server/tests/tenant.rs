@@ -1102,6 +1102,11 @@ async fn the_audit_log_has_who_did_what() {
                 .all(|item| item["tenant_id"] == paged[0]["tenant_id"])
         );
         assert_eq!(
+            team.refused(Method::GET, "/v1/audit?tenant_id=tnt_default", json!({}))
+                .await,
+            denied("permission_denied")
+        );
+        assert_eq!(
             team.refused(Method::GET, "/v1/audit?cursor=x", json!({}))
                 .await,
             (400, "invalid_request".to_owned())

@@ -217,19 +217,23 @@ async fn layered(server: &Server, table: &mut Table) -> Result<()> {
     let mut client = server.client().await?;
     let id = client.create().await?;
     let path = format!("/v1/machines/{id}");
-    let write = format!(
-        "python3 -c 'import os\npiece = os.urandom(1 << 20)\nfor n in range({FILES}):\n    d = f\"/srv/{{n // 100}}\"\n    os.makedirs(d, exist_ok=True)\n    open(f\"{{d}}/{{n}}\", \"wb\").write(piece[n:n + {FILE}])'"
-    );
-    let body = json!({"command": write, "shell": true, "timeout_secs": 600});
+    let write = |place: &str| {
+        format!(
+            "import os\npiece = os.urandom(1 << 20)\nfor n in range({FILES}):\n    d = f'{place}/{{n // 100}}'\n    os.makedirs(d, exist_ok=True)\n    open(f'{{d}}/{{n}}', 'wb').write(piece[n:n + {FILE}])"
+        )
+    };
+    let body = json!({"command": "python3", "args": ["-c", write("/srv")], "timeout_secs": 600});
     let done = client
         .call(Method::POST, &format!("{path}/exec"), Some(body))
         .await?;
     ensure!(done["exit_code"] == 0, "{done}");
     let data = server.data_dir.path();
-    let (layer, copy) = (
-        data.join("machines").join(&id).join("fs/upper"),
-        data.join("bench-copy"),
-    );
+    // What a machine writes is in a file system of its own: the same files again, where the host has them.
+    let (layer, copy) = (data.join("bench-layer"), data.join("bench-copy"));
+    let written = Command::new("python3")
+        .args(["-c", &write(&layer.display().to_string())])
+        .status()?;
+    ensure!(written.success(), "python3: {written}");
     let (mut ours, mut theirs, mut synced) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..KEPT {
         // What was written before is on the disk: neither waits for it.

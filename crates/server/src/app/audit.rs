@@ -20,11 +20,12 @@ use std::{
 use governor::{DefaultDirectRateLimiter, Quota};
 use nullspace_api::{
     audit::{AuditEntry, AuditPage, ListAuditQuery},
+    error::code,
     page,
 };
 
 use super::{AppState, Caller};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// Bytes of one file, about.
 const FILE: u64 = 16 << 20;
@@ -203,7 +204,7 @@ impl Place {
 /// A page of the log, newest first.
 ///
 /// # Errors
-/// `invalid_request`.
+/// `invalid_request`; `permission_denied` for another tenant's, unless the operator asks.
 pub async fn list(app: &AppState, caller: &Caller, query: ListAuditQuery) -> Result<AuditPage> {
     let limit = query.limit.unwrap_or(page::DEFAULT_LIMIT);
     if limit == 0 || limit > page::MAX_LIMIT {
@@ -214,11 +215,19 @@ pub async fn list(app: &AppState, caller: &Caller, query: ListAuditQuery) -> Res
     }
     let cursor = query.cursor.filter(|text| !text.is_empty());
     let from = cursor.as_deref().map(Place::parse).transpose()?;
+    let own = caller.tenant_id();
     let wanted = Wanted {
         // What belongs to nobody is the operator's.
-        tenant_id: match caller.is_operator() {
-            true => query.tenant_id,
-            false => Some(caller.tenant.id.to_string()),
+        tenant_id: match query.tenant_id.filter(|id| !id.is_empty()) {
+            asked if caller.is_operator() => asked,
+            Some(other) if other != own => {
+                return Err(Error::new(
+                    Kind::Forbidden,
+                    code::PERMISSION_DENIED,
+                    "tenant_id: this api key is of another tenant",
+                ));
+            }
+            _ => Some(own),
         },
         key_id: query.key_id,
         about: query.about,
