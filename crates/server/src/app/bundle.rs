@@ -12,7 +12,7 @@ use std::{
     io::Read,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::body::Bytes;
@@ -39,6 +39,10 @@ const DRAIN_BYTES: u64 = 256 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(20);
 /// Up to this many files are synced one by one; for more the file system is synced as a whole.
 const SYNC_ONE_BY_ONE: usize = 64;
+
+/// How long a program may go on writing in a tree that is being removed, and the pause until it is tried again.
+const STILL_WRITTEN: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// The directory that holds the trees.
 pub(super) fn root(data_dir: &Path) -> PathBuf {
@@ -78,14 +82,25 @@ pub(super) fn remove_incoming(root: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes a tree whose directories may be closed to their owner.
+/// Removes a tree whose directories may be closed to their owner. Of a server that was killed a program may be left that still writes
+/// in it, copying: that fails once its directories are gone.
 pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            open_up(path)?;
-            fs::remove_dir_all(path)
+    let deadline = Instant::now() + STILL_WRITTEN;
+    let mut is_opened = false;
+    loop {
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !is_opened => {
+                open_up(path)?;
+                is_opened = true;
+            }
+            Err(error)
+                if error.kind() == io::ErrorKind::DirectoryNotEmpty
+                    && Instant::now() < deadline =>
+            {
+                std::thread::sleep(PAUSE);
+            }
+            other => return other,
         }
-        other => other,
     }
 }
 
@@ -388,6 +403,23 @@ mod tests {
         }
         let other = Failed::Disk(io::ErrorKind::PermissionDenied.into());
         assert_eq!(refused(other).code, code::INTERNAL_ERROR);
+    }
+
+    #[test]
+    fn what_is_still_written_is_removed_all_the_same() {
+        let root = tempfile::tempdir().unwrap();
+        let tree = root.path().join("tree");
+        let place = tree.join("a/b");
+        fs::create_dir_all(&place).unwrap();
+        let (began, begun) = std::sync::mpsc::channel();
+        let writer = std::thread::spawn(move || {
+            let written = (0..).take_while(|n| fs::write(place.join(n.to_string()), "x").is_ok());
+            written.inspect(|_| drop(began.send(()))).count()
+        });
+        begun.iter().take(100).for_each(drop);
+        remove_tree(&tree).unwrap();
+        assert!(!tree.exists());
+        assert!(writer.join().unwrap() >= 100);
     }
 
     #[test]
