@@ -412,9 +412,16 @@ mod tests {
         let place = tree.join("a/b");
         fs::create_dir_all(&place).unwrap();
         let (began, begun) = std::sync::mpsc::channel();
+        // It ends by itself, as what copies does: against one that never ends nothing is promised.
         let writer = std::thread::spawn(move || {
-            let written = (0..).take_while(|n| fs::write(place.join(n.to_string()), "x").is_ok());
-            written.inspect(|_| drop(began.send(()))).count()
+            let until = Instant::now() + Duration::from_millis(300);
+            let names = (0..).take_while(|_| Instant::now() < until);
+            let written = names.take_while(|n| fs::write(place.join(n.to_string()), "x").is_ok());
+            written
+                .inspect(|_| {
+                    let _ = began.send(());
+                })
+                .count()
         });
         begun.iter().take(100).for_each(drop);
         remove_tree(&tree).unwrap();
