@@ -227,7 +227,6 @@ async fn many_machines_of_one_tenant_do_not_outweigh_one_of_another() {
                 "{isolation}: it has {part:.2} of what is used"
             );
         }
-        // Once nobody else is there a tenant's machines are as they were.
         fine(with_key(&world, &own.0, &["machine", "kill", &own.1]));
         for (key, id) in others {
             fine(with_key(&world, key, &["machine", "kill", id]));

@@ -26,6 +26,8 @@ use super::{
 const TICK: Duration = Duration::from_secs(2);
 /// What a machine has that nothing is said of.
 const USUAL: u32 = 100;
+/// What is taken for said of machines that were there before this server: an earlier one may have said anything.
+const UNKNOWN: u32 = 0;
 /// From what load on a machine counts as working, 100 being one processor.
 const WORKS: f64 = 5.0;
 /// Readings that others took are as good.
@@ -38,15 +40,22 @@ const AGE: Age = Age {
 pub(crate) async fn keep_up(app: AppState) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut said = HashMap::new();
+    let there = app.machines.all();
+    let mut said: HashMap<_, _> = there
+        .iter()
+        .map(|handle| (handle.id.clone(), UNKNOWN))
+        .collect();
     loop {
         tokio::select! {
             _ = tick.tick() => {}
             () = app.stopping.cancelled() => return,
         }
         let mut running = app.machines.all();
-        running.retain(|handle| handle.row().state == machine::RUNNING);
+        // What sleeps in place keeps its group, and with it what was said; what hibernates comes back in a new one.
+        running
+            .retain(|handle| [machine::RUNNING, machine::PAUSED].contains(&&*handle.row().state));
         said.retain(|id: &String, _| running.iter().any(|handle| handle.id == *id));
+        running.retain(|handle| handle.row().state == machine::RUNNING);
         let wanted = wanted(&app, &running, !said.is_empty()).await;
         for (id, share) in wanted {
             if said.get(&id).copied().unwrap_or(USUAL) == share {
